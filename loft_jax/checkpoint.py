@@ -1,0 +1,105 @@
+"""States on disk, with Orbax: checkpoints to resume from (the newest few) and snapshots for tickets (all of them).
+
+A checkpoint is {"variables", "training", "round"}: "variables" = {"params", "batch_stats"} are the full CNN's, with norm
+statistics re-estimated on training batches, ready to evaluate; "training" holds what only the next round needs (running
+norm statistics, carried momentum). A snapshot is {"variables", "round"}.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding
+
+from loft_jax.errors import UserError
+from loft_jax.mesh import REPLICATED
+from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS
+
+Tree = dict[str, Any]
+
+# Orbax and absl narrate every save at a level below error.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Store:
+    """One directory of states by round. Saving is asynchronous, and a state is there whole or not at all."""
+
+    def __init__(self, directory: Path, keep: int | None = None):
+        self._directory = directory.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The newest round, or None."""
+        return self._manager.latest_step()
+
+    def save(self, round_number: int, tree: Tree) -> None:
+        """Begin to save; returns when the arrays may be overwritten."""
+        self._manager.save(round_number, args=ocp.args.PyTreeSave(tree))
+
+    def restore(self, round_number: int, like: Tree, mesh: Mesh) -> Tree:
+        """The state of a round, a copy on every device of the mesh; `like` gives structure, shapes and dtypes."""
+        sharding = NamedSharding(mesh, REPLICATED)
+        arguments = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype), like
+        )
+        return self._manager.restore(round_number, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+    def drop_after(self, round_number: int) -> None:
+        """Delete what a run wrote after the round it now resumes from: it will be written again."""
+        for later in [r for r in self._manager.all_steps() if r > round_number]:
+            self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Return when everything saved is on disk; raises what saving raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
+    """The variables of a run at a round, from its checkpoints or snapshots; needs no mesh.
+
+    Args:
+      run_dir: directory of a run.
+      round: completed rounds (0 = initialisation); None for the newest.
+
+    Returns:
+      {"variables": {"params": ..., "batch_stats": ...}, "round": int}: nested dicts of numpy arrays, float32. The norm
+      statistics are those re-estimated for the full CNN, so `model.apply(variables, x)` evaluates as the run did.
+
+    Raises:
+      UserError: nothing is saved there, or not that round.
+    """
+    directories = {int(p.name): p for kind in (SNAPSHOTS, CHECKPOINTS) for p in _saved(Path(run_dir) / kind)}
+    if not directories:
+        raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")
+    if round is not None and round not in directories:
+        rounds = ", ".join(str(r) for r in sorted(directories))
+        raise UserError(f"{run_dir}: round {round} is not saved; saved are {rounds}")
+    path = directories[max(directories) if round is None else round]
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        item = path.resolve() / "default"
+        metadata = reader.metadata(item).item_metadata
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.tree))
+        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return {"variables": tree["variables"], "round": int(tree["round"])}
+
+
+def saved_rounds(directory: Path) -> list[int]:
+    """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
+    return sorted(int(p.name) for p in _saved(directory))
+
+
+def _saved(directory: Path) -> list[Path]:
+    # What is being written, or was when the process died, has a suffix to its name.
+    return [p for p in directory.glob("*") if p.name.isdigit()] if directory.is_dir() else []

@@ -1,0 +1,199 @@
+"""From a command line and a YAML file to a validated `Config`, or to one message that says what to change.
+
+Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from loft_jax.config import Config, Section
+from loft_jax.errors import RunStopped, UserError
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main; a deliberate stop becomes one message and an exit code (2: bad input, 1: stopped)."""
+    try:
+        main()
+    except (UserError, RunStopped) as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(2 if isinstance(stop, UserError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class CommandLine:
+    """An argument parser with `--config`, every config field as a dotted option, and the options a command adds."""
+
+    def __init__(self, prog: str, description: str):
+        self.parser = argparse.ArgumentParser(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+        )
+        self.parser.add_argument("--config", metavar="FILE", help="YAML file of settings; what it leaves out is default")
+        self._fields = dict(_fields(Config))
+        group = self.parser.add_argument_group("settings (each overrides the file)")
+        for key, field in self._fields.items():
+            group.add_argument(f"--{key}", metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS)
+
+    def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
+        """The command's own options, and the config. Raises UserError."""
+        arguments, unknown = self.parser.parse_known_args(argv)
+        if unknown:
+            raise UserError(self._unknown_argument(unknown[0]))
+        given = {key: value for key, value in vars(arguments).items() if key in self._fields}
+        settings = read_yaml(arguments.config) if arguments.config else {}
+        for key, value in given.items():
+            _override(settings, key, yaml_scalar(value))
+        return arguments, validated(settings, source=arguments.config or "command line")
+
+    def _unknown_argument(self, argument: str) -> str:
+        name = argument.split("=")[0]
+        known = [option for action in self.parser._actions for option in action.option_strings]
+        if not name.startswith("-"):
+            return f"argument {argument!r} is not expected here; options start with --, see --help"
+        return f"unknown option {name}{_nearest(name, known)}; see --help"
+
+
+def validated(settings: dict[str, Any], source: str) -> Config:
+    """The config of nested settings. Raises UserError naming each wrong key, its value, the rule and what to use."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise UserError("\n       ".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError if it is missing, does not parse or is no mapping."""
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file{_nearest_file(Path(path))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: must be a mapping of keys to values, not a {type(settings).__name__}")
+    return settings
+
+
+def yaml_scalar(text: str) -> Any:
+    """An override's text, with `null`, `true` and `false` as YAML reads them; pydantic reads the numbers."""
+    return {"null": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def type_name(field: FieldInfo) -> str:
+    """A field's type for people: its choices, or int, float, bool, str, and null where it may be absent."""
+    return "|".join(_type_names(field.annotation))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader, but a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{key}.")
+        else:
+            yield prefix + key, field
+
+
+def _type_names(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if annotation in (int, float, bool, str):
+        return [annotation.__name__]
+    if annotation is type(None):
+        return ["null"]
+    # A union's members, or the first argument of Annotated.
+    return [name for part in get_args(annotation) if isinstance(part, type) or get_origin(part) for name in _type_names(part)]
+
+
+def _help(field: FieldInfo) -> str:
+    default = "null" if field.default is None else field.default
+    assert field.default is not PydanticUndefined and field.description, "every field has a default and a meaning"
+    return f"{field.description} (default: {default})".replace("%", "%%")
+
+
+def _override(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if settings.get(section) is None:
+            settings[section] = {}
+        settings = settings[section]
+        if not isinstance(settings, dict):
+            raise UserError(f"{section}={settings!r}: must be a mapping of keys to values")
+    settings[leaf] = value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    known = list(dict(_fields(Config)))
+    # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
+    while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
+        path.pop()
+    key, value = ".".join(path), error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(Config.model_fields)
+            top = list(Config.model_fields) if "." not in key else []
+            return f"unknown key {key}{_nearest(key, siblings + top + known)}; see --help"
+        case "literal_error":
+            choices = type_name(dict(_fields(Config))[key]).split("|")
+            return f"{key}={value}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+        case "model_type":
+            return f"{key}={value!r}: must be a mapping of keys to values"
+        case "value_error":
+            rule = str(error["ctx"]["error"])
+            return f"{key}={value}: {rule}" if key else rule
+        case "string_type":
+            return f"{key}={value!r}: must be text; put it in quotes"
+    rule = error["msg"][0].lower() + error["msg"][1:].replace("Input should", "should")
+    rule = rule.replace("input should", "must")
+    return f"{key}={value!r}: {rule}{_nearest_bound(error)}"
+
+
+def _nearest_bound(error: dict[str, Any]) -> str:
+    context = error.get("ctx", {})
+    for bound in ("ge", "le"):
+        if bound in context:
+            return f"; try {context[bound]}"
+    return ""
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        # A right key in the wrong section is closest in its last part.
+        close = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _nearest_file(path: Path) -> str:
+    siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return _nearest(str(path), siblings)

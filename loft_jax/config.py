@@ -1,0 +1,184 @@
+"""Every setting: one field each, with its type, default, bounds and meaning. `--help` and validation read this file.
+
+Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, and a boolean is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = str(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError("a boolean is not valid here")
+        return value
+
+
+class Model(Section):
+    name: Literal["preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34"] = Field(
+        "preresnet20", description="architecture"
+    )
+    width: PositiveInt | None = Field(
+        None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
+    )
+    stem: Literal["cifar", "imagenet"] = Field("cifar", description="3x3, or 7x7 stride 2 with max-pooling")
+
+
+class Data(Section):
+    name: str = Field("digits", min_length=1, description="digits, or any TFDS image-classification data set")
+    data_dir: str | None = Field(None, description="TFDS data directory; null: TFDS's default")
+    batch_size: PositiveInt = Field(32, description="images per worker and local step")
+    split: Literal["shared", "disjoint"] = Field(
+        "shared", description="every worker passes over the whole training set, or each over its own part of an epoch"
+    )
+    augment: bool = Field(True, description="random crop, and flip (digits: crop only) of training images")
+
+
+class Loft(Section):
+    workers: PositiveInt = Field(4, description="sub-CNNs trained side by side; 1 is plain SGD")
+    local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
+    sync: Literal["psum"] = Field("psum", description="how owned slices travel: summed into every device's full CNN")
+    partition: Literal["paper", "all", "none"] = Field(
+        "paper", description="groups to split: those the model declares, every group, or none (local SGD)"
+    )
+    momentum: Literal["carry", "reset"] = Field(
+        "carry", description="at a sync, momentum travels with its filters, or starts at zero"
+    )
+    rescale: bool = Field(
+        False, description="multiply the residual branch of a split block by the number of workers in local training"
+    )
+
+
+class Optimizer(Section):
+    learning_rate: PositiveFloat = Field(0.1, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="SGD momentum")
+    weight_decay: NonNegativeFloat = Field(5e-4, description="L2 penalty's gradient factor, on kernels only")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="local steps of linear warm-up")
+    label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
+
+
+class Train(Section):
+    rounds: PositiveInt = Field(100, description="rounds of the run")
+    eval_every: PositiveInt = Field(10, description="rounds between evaluations; the last round always is evaluated")
+    checkpoint_every: PositiveInt = Field(10, description="rounds between checkpoints to resume from")
+    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
+    snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
+    norm_batches: PositiveInt = Field(
+        32, description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation"
+    )
+    eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
+    deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")
+
+
+class Mesh(Section):
+    worker: PositiveInt | None = Field(
+        None, description="devices over which workers are spread; null: the largest divisor of loft.workers available"
+    )
+    data: PositiveInt = Field(1, description="devices that share the batch of one worker")
+    cpu_devices: PositiveInt = Field(1, description="virtual devices when JAX runs on the CPU")
+
+
+class Config(Section):
+    """A run's settings."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the computation; variables are float32 in either"
+    )
+    model: Model = Model()
+    data: Data = Data()
+    loft: Loft = Loft()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.data.batch_size % self.mesh.data:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size}: must be a multiple of mesh.data={self.mesh.data}; "
+                f"try {nearest_multiple(self.data.batch_size, self.mesh.data)}"
+            )
+        if self.mesh.worker is not None and self.loft.workers % self.mesh.worker:
+            fitting = max(d for d in divisors(self.loft.workers) if d <= self.mesh.worker)
+            raise ValueError(
+                f"mesh.worker={self.mesh.worker}: must divide loft.workers={self.loft.workers}; try {fitting}"
+            )
+        if self.optimizer.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps}: must be below the run's {self.total_steps} "
+                f"local steps (train.rounds * loft.local_steps); try {self.total_steps // 10}"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Local steps of one worker over the whole run."""
+        return self.train.rounds * self.loft.local_steps
+
+    def hash(self) -> str:
+        """12 hex digits of the settings that differ from their defaults and can change the result.
+
+        A new field leaves the hashes of old configs as they are, as long as its default changes nothing.
+        """
+        defaults, settings = flatten(Config()), flatten(self)
+        named = {k: v for k, v in settings.items() if k not in RESUMABLE and v != defaults[k]}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+    def epochs(self, rounds: int, examples: int) -> float:
+        """Passes over a training set of `examples` images made by `rounds` rounds, as paper.md counts them."""
+        readers = self.loft.workers if self.data.split == "disjoint" else 1
+        return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
+
+
+# What may differ between a run's first start and its resume: nothing that changes the result.
+RESUMABLE = frozenset(
+    {
+        "data.data_dir",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.snapshot_every",
+        "train.eval_batch_size",
+        "mesh.worker",
+        "mesh.data",
+        "mesh.cpu_devices",
+    }
+)
+
+
+def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of every field."""
+    flat = {}
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Section) else {prefix + key: value}
+    return flat
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, ascending."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def nearest_multiple(value: int, factor: int) -> int:
+    """The positive multiple of `factor` nearest to `value`."""
+    return max(1, round(value / factor)) * factor

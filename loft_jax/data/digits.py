@@ -1,0 +1,25 @@
+"""Handwritten digits, 8x8 grey, 10 classes, 1,797 images: real data that ships with scikit-learn."""
+
+import numpy as np
+import sklearn.datasets
+from sklearn.model_selection import train_test_split
+
+from loft_jax.data.dataset import Dataset
+
+
+def load_digits(seed: int) -> Dataset:
+    """80 % training and 20 % test images, stratified by class; the split is a function of `seed`."""
+    digits = sklearn.datasets.load_digits()
+    images = digits.images.astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
+    return Dataset(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        num_classes=10,
+        crop_padding=1,
+        flip=False,
+    )

@@ -1,0 +1,9 @@
+"""The two ways a command stops on purpose; anything else that is raised is a bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """What the user asked for cannot be done; the message says what to change. Commands exit with code 2."""
+
+
+class RunStopped(Exception):
+    """The run cannot go on, for a reason found while it ran. Commands exit with code 1."""

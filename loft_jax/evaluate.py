@@ -1,0 +1,146 @@
+"""Norm statistics and accuracy of the full CNN, spread over all devices of the mesh."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from loft_jax.config import Config
+from loft_jax.data.batches import Augmentation, normalise
+from loft_jax.data.dataset import Dataset
+from loft_jax.device_loop import DeviceLoop, vary
+from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, settle
+from loft_jax.randomness import Purpose, key_for
+
+Tree = dict[str, Any]
+
+
+class NormEstimator:
+    """Population statistics of every norm, from the statistics of `train.norm_batches` training batches.
+
+    Running statistics gathered by sub-CNNs do not fit the full CNN: a sub-CNN's residual branch sums n/S filters, the
+    full one n. The batches are the same at every call, so the result is a function of the parameters.
+    """
+
+    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
+        # Weight 0 for the old value: the updated statistics are those of the batch.
+        self._model = model.clone(norm_momentum=0.0)
+        self._seed, self._mesh = config.seed, mesh
+        self._batches, self._batch_size = config.train.norm_batches, config.data.batch_size
+        self._examples = len(dataset.train_labels)
+        self._augmentation = Augmentation(dataset.crop_padding, dataset.flip) if config.data.augment else None
+        self._mean, self._std = dataset.channel_statistics()
+        self._loop = DeviceLoop(
+            mesh,
+            self._begin,
+            self._step,
+            math.ceil(self._batches / mesh.size),
+            in_specs=(REPLICATED, REPLICATED),
+            carry_spec=PER_DEVICE,
+            fused=fused,
+        )
+        self._combine = jax.jit(_statistics, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def __call__(self, variables: Tree, images: jax.Array) -> Tree:
+        """{"params", "batch_stats"} and the training images on the mesh -> the same with new "batch_stats"."""
+        carry = settle(self._loop(variables, images), self._mesh)
+        return {"params": variables["params"], "batch_stats": settle(self._combine(carry["moments"]), self._mesh)}
+
+    def _begin(self, variables: Tree, images: jax.Array) -> Tree:
+        permutation = jax.random.permutation(key_for(self._seed, Purpose.NORM_STATISTICS), self._examples)
+        same = {
+            "moments": jax.tree.map(jnp.zeros_like, flatten_dict(variables["batch_stats"], sep="/")),
+            "order": jnp.resize(permutation, (self._batches, self._batch_size)),
+        }
+        return vary(same, (WORKER, DATA)) | {"batch": jax.lax.axis_index((WORKER, DATA))}
+
+    def _step(self, carry: Tree, variables: Tree, images: jax.Array) -> Tree:
+        number = carry["batch"]
+        batch = images[carry["order"][jnp.minimum(number, self._batches - 1)]]
+        if self._augmentation is not None:
+            key = key_for(self._seed, Purpose.NORM_STATISTICS, number)
+            batch = self._augmentation.apply(batch, self._augmentation.draw(key, self._batch_size))
+        batch = normalise(batch, jnp.asarray(self._mean), jnp.asarray(self._std))
+        _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"])
+        # The devices may not divide the batches; what is past the last one counts nothing.
+        weight = jnp.where(number < self._batches, 1.0 / self._batches, 0.0)
+        moments = jax.tree.map(lambda total, m: total + weight * m, carry["moments"], _moments(updated["batch_stats"]))
+        return carry | {"moments": moments, "batch": number + self._mesh.size}
+
+
+class Evaluator:
+    """Loss and accuracy on the test set, every example counted once whatever the number of devices."""
+
+    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
+        examples = len(dataset.test_labels)
+        per_device = math.ceil(examples / mesh.size)
+        self._batch = min(config.train.eval_batch_size, per_device)
+        steps = math.ceil(per_device / self._batch)
+        padding = steps * self._batch * mesh.size - examples
+        self._model, self._mesh, self._examples = model, mesh, examples
+        self._mean, self._std = dataset.channel_statistics()
+        sharding = NamedSharding(mesh, PER_DEVICE)
+        self._images = jax.device_put(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
+        # A label of -1 marks the padding.
+        self._labels = jax.device_put(np.pad(dataset.test_labels, (0, padding), constant_values=-1), sharding)
+        self._loop = DeviceLoop(
+            mesh,
+            self._begin,
+            self._step,
+            steps,
+            in_specs=(REPLICATED, PER_DEVICE, PER_DEVICE),
+            carry_spec=PER_DEVICE,
+            fused=fused,
+        )
+        self._total = jax.jit(
+            lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED)
+        )
+
+    def __call__(self, variables: Tree) -> dict[str, float]:
+        """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
+        carry = settle(self._loop(variables, self._images, self._labels), self._mesh)
+        total = jax.device_get(self._total(carry))
+        return {
+            "test/loss": float(total["loss"]) / self._examples,
+            "test/accuracy": int(total["correct"]) / self._examples,
+        }
+
+    def _begin(self, *_: Any) -> Tree:
+        return vary({"step": jnp.int32(0), "loss": jnp.float32(0), "correct": jnp.int32(0)}, (WORKER, DATA))
+
+    def _step(self, carry: Tree, variables: Tree, images: jax.Array, labels: jax.Array) -> Tree:
+        start = carry["step"] * self._batch
+        images, labels = (jax.lax.dynamic_slice_in_dim(a, start, self._batch) for a in (images, labels))
+        batch = normalise(images, jnp.asarray(self._mean), jnp.asarray(self._std))
+        logits = self._model.apply(variables, batch, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return {
+            "step": carry["step"] + 1,
+            "loss": carry["loss"] + jnp.where(labels >= 0, losses, 0).sum(),
+            "correct": carry["correct"] + (logits.argmax(axis=-1) == labels).sum(dtype=jnp.int32),
+        }
+
+
+def _moments(batch_stats: Tree) -> Tree:
+    """First and second raw moments, flat, under the paths of "mean" and "var"."""
+    flat = flatten_dict(batch_stats, sep="/")
+    return {p: flat[p] if p.endswith("mean") else flat[p] + flat[_mean_of(p)] ** 2 for p in flat}
+
+
+def _statistics(moments: Tree) -> Tree:
+    """Sum the moments over devices (their leading axis); back to means and variances."""
+    total = {path: leaf.sum(axis=0) for path, leaf in moments.items()}
+    flat = {
+        p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_of(p)] ** 2, 0) for p in total
+    }
+    return unflatten_dict(flat, sep="/")
+
+
+def _mean_of(var_path: str) -> str:
+    return var_path.removesuffix("var") + "mean"

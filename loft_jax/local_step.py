@@ -1,0 +1,83 @@
+"""One local SGD step of one worker on its compact sub-CNN."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from loft_jax.data.batches import Augmentation, normalise
+from loft_jax.mesh import DATA
+from loft_jax.optimizer import sgd_step
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """The step's settings; calling it is pure.
+
+    Attributes:
+      model: the module of the sub-CNN, its norms averaging over the mesh axis "data".
+      sgd, learning_rate: of `loft_jax.optimizer`.
+      label_smoothing: probability mass spread over all classes.
+      augmentation: None for none.
+      mean, std: of each channel, float32 [channels].
+      data_shards: devices that share a batch.
+    """
+
+    model: nn.Module
+    sgd: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    label_smoothing: float
+    augmentation: Augmentation | None
+    mean: Any
+    std: Any
+    data_shards: int
+
+    def __call__(
+        self, state: Tree, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[Tree, jax.Array]:
+        """Draw one batch, and update.
+
+        Args:
+          state: {"params", "batch_stats", "momentum"} of the sub-CNN.
+          images, labels: the whole training set, uint8 [N, height, width, channels] and int32 [N].
+          indices: int32 [batch], the batch's examples; with several data shards each takes its part.
+          key: of the batch's augmentation.
+          step: global local step, int32 scalar.
+
+        Returns:
+          The new state, and the loss on the whole batch (float32 scalar).
+        """
+        batch, targets = self.draw_batch(images, labels, indices, key)
+
+        def loss_of(params: Tree) -> tuple[jax.Array, Tree]:
+            logits, updated = self.model.apply(
+                {"params": params, "batch_stats": state["batch_stats"]}, batch, train=True, mutable=["batch_stats"]
+            )
+            soft = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self.label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, soft).mean()
+            # The mean is differentiated, not the gradients averaged: those with respect to variables that are equal on
+            # all data shards arrive summed over them.
+            return jax.lax.pmean(loss, DATA), updated["batch_stats"]
+
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
+        params, momentum = sgd_step(self.sgd, gradients, state["momentum"], state["params"], self.learning_rate(step))
+        return {"params": params, "batch_stats": batch_stats, "momentum": momentum}, loss
+
+    def draw_batch(
+        self, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """This data shard's part of a batch: float32 images and int32 labels. Random numbers are those of the whole."""
+        part = len(indices) // self.data_shards
+        drawn = {} if self.augmentation is None else self.augmentation.draw(key, len(indices))
+        if self.data_shards > 1:
+            start = jax.lax.axis_index(DATA) * part
+            indices, drawn = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, part), (indices, drawn))
+        batch = images[indices]
+        if self.augmentation is not None:
+            batch = self.augmentation.apply(batch, drawn)
+        return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std)), labels[indices]

@@ -1,0 +1,61 @@
+"""Devices: which of them a run uses, and the two rules that depend on the backend, each kept here alone."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from loft_jax.config import Config, divisors
+from loft_jax.errors import UserError
+
+WORKER, DATA = "worker", "data"
+REPLICATED = PartitionSpec()
+PER_WORKER = PartitionSpec(WORKER)
+PER_DEVICE = PartitionSpec((WORKER, DATA))
+
+
+def make_mesh(config: Config) -> Mesh:
+    """The mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
+
+    Raises:
+      UserError: the devices do not suffice for what `mesh` asks for.
+    """
+    devices, data = jax.devices(), config.mesh.data
+    hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" else ""
+    if data > len(devices):
+        raise UserError(
+            f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are there; try {len(devices)}{hint}"
+        )
+    fitting = [d for d in divisors(config.loft.workers) if d * data <= len(devices)]
+    worker = config.mesh.worker or max(fitting)
+    if worker not in fitting:
+        raise UserError(
+            f"mesh.worker={worker}: with mesh.data={data} it needs {worker * data} devices and {len(devices)} "
+            f"{devices[0].platform} devices are there; try {max(fitting)}{hint}"
+        )
+    # Auto axes: under the default, Explicit, indexing a sharded array outside shard_map is an error.
+    return jax.make_mesh(
+        (worker, data), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[: worker * data]
+    )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays -> a copy on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def fuses_loops(mesh: Mesh) -> bool:
+    """Whether a loop of steps should be one program: on accelerators, yes.
+
+    On CPU, XLA runs convolutions inside a loop many times slower than outside, so there every step is dispatched.
+    """
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def settle(tree: Any, mesh: Mesh) -> Any:
+    """Call on the result of every program that holds a collective, before dispatching the next one.
+
+    Virtual CPU devices share one thread pool: a collective dispatched while another is in flight can starve it, and XLA
+    aborts the process. Accelerators order collectives themselves, and return at once here.
+    """
+    return jax.block_until_ready(tree) if mesh.devices.flat[0].platform == "cpu" else tree

@@ -1,0 +1,41 @@
+"""The models by name. A new architecture is one module with its filter groups, and one line here."""
+
+from functools import partial
+
+import jax.numpy as jnp
+
+from loft_jax.models.resnet import ResNet
+
+_MODELS = {
+    "preresnet18": (partial(ResNet, blocks=(2, 2, 2, 2), preactivation=True), 64),
+    "preresnet20": (partial(ResNet, blocks=(3, 3, 3), preactivation=True), 16),
+    "preresnet34": (partial(ResNet, blocks=(3, 4, 6, 3), preactivation=True), 64),
+    "resnet18": (partial(ResNet, blocks=(2, 2, 2, 2), preactivation=False), 64),
+    "resnet34": (partial(ResNet, blocks=(3, 4, 6, 3), preactivation=False), 64),
+}
+
+
+def create_model(
+    name: str, num_classes: int, *, width: int | None = None, stem: str = "cifar", dtype: jnp.dtype = jnp.float32
+) -> ResNet:
+    """A Flax Linen module by name: `init(key, x)`, `apply(variables, x, train=False)` on NHWC images -> float32 logits.
+
+    Args:
+      name: one of preresnet18, preresnet20, preresnet34, resnet18, resnet34.
+      num_classes: number of logits.
+      width: channels of the first stage; None for the published width (64; preresnet20: 16).
+      stem: "cifar" or "imagenet".
+      dtype: dtype of the computation; variables stay float32.
+
+    Raises:
+      ValueError: unknown name or stem, or a width or class count below 1.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(_MODELS)}")
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"unknown stem {stem!r}; known: cifar, imagenet")
+    architecture, published_width = _MODELS[name]
+    width = published_width if width is None else width
+    if width < 1 or num_classes < 1:
+        raise ValueError(f"width={width} and num_classes={num_classes} must be at least 1")
+    return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)

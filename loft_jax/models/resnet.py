@@ -1,0 +1,160 @@
+"""ResNets of basic blocks, post-activation (He et al., arXiv 1512.03385) and pre-activation (arXiv 1603.05027).
+
+Each block's inner filters are one filter group: conv1's output channels, the norm between the convolutions and conv2's
+input channels. A block's input and output width never changes, so any subset of a group's filters is a working network.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from loft_jax.models.groups import FilterGroup
+
+_NORM_EPSILON = 1e-5
+_NORM_VARIABLES = ("params/{}/scale", "params/{}/bias", "batch_stats/{}/mean", "batch_stats/{}/var")
+
+
+def _conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    # Padding is explicit because "SAME" pads strided convolutions on one side only, unlike the published networks.
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        name=name,
+    )
+
+
+class ResNet(nn.Module):
+    """A ResNet of basic blocks on NHWC images.
+
+    Attributes:
+      blocks: number of blocks of each stage; stage s has outer width `width * 2**(s - 1)`.
+      num_classes: number of logits.
+      width: channels of the first stage.
+      preactivation: norm and ReLU before each convolution, one norm at the end, none after the stem or on shortcuts.
+      stem: "cifar" (3x3) or "imagenet" (7x7 stride 2, then 3x3 max-pooling stride 2).
+      widths: group name -> number of its inner filters, for groups that differ from the declared width.
+      branch_scales: group name -> factor on the output of conv2, before what follows it (1 where absent).
+      dtype: dtype of the computation; variables and logits are float32.
+      norm_momentum: weight of the old value in the running norm statistics.
+      norm_axis: mesh axis over which norm statistics of a batch are averaged, inside shard_map.
+    """
+
+    blocks: tuple[int, ...]
+    num_classes: int
+    width: int
+    preactivation: bool
+    stem: str = "cifar"
+    widths: FrozenDict[str, int] = FrozenDict()
+    branch_scales: FrozenDict[str, float] = FrozenDict()
+    dtype: jnp.dtype = jnp.float32
+    norm_momentum: float = 0.9
+    norm_axis: str | None = None
+
+    def filter_groups(self) -> tuple[FilterGroup, ...]:
+        """One group a block, in network order; blocks of stages 2.. that are not their stage's first are partitioned."""
+        inner_norm = "norm2" if self.preactivation else "norm1"
+        groups = []
+        for stage, count in enumerate(self.blocks, start=1):
+            for block in range(1, count + 1):
+                name, module = f"stage{stage}/block{block}", f"stage{stage}_block{block}"
+                axes = {f"params/{module}/conv1/kernel": 3}
+                axes |= {path.format(f"{module}/{inner_norm}"): 0 for path in _NORM_VARIABLES}
+                axes |= {f"params/{module}/conv2/kernel": 2}
+                width = self.widths.get(name, self._outer_width(stage))
+                groups.append(FilterGroup(name, width, axes, partitioned=stage > 1 and block > 1))
+        return tuple(groups)
+
+    def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
+        """The same architecture with these numbers of filters in the named groups. Raises ValueError on unknown names."""
+        return self.clone(widths=FrozenDict({**self.widths, **self._checked(widths)}))
+
+    def with_branch_scales(self, scales: Mapping[str, float]) -> "ResNet":
+        """The same network with the residual branch of the named groups multiplied by these factors."""
+        return self.clone(branch_scales=FrozenDict({**self.branch_scales, **self._checked(scales)}))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[batch, height, width, channels] float -> [batch, num_classes] float32 logits.
+
+        With `train=True` norms use the statistics of the batch, and `batch_stats` must be mutable.
+        """
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=self.norm_momentum,
+            epsilon=_NORM_EPSILON,
+            dtype=self.dtype,
+            axis_name=self.norm_axis,
+        )
+        x = self._stem(x.astype(self.dtype), norm)
+        for stage, count in enumerate(self.blocks, start=1):
+            for block in range(1, count + 1):
+                x = _Block(
+                    filters=self.widths.get(f"stage{stage}/block{block}", self._outer_width(stage)),
+                    features=self._outer_width(stage),
+                    stride=2 if stage > 1 and block == 1 else 1,
+                    preactivation=self.preactivation,
+                    branch_scale=self.branch_scales.get(f"stage{stage}/block{block}", 1.0),
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{block}",
+                )(x, norm)
+        if self.preactivation:
+            x = nn.relu(norm(name="norm")(x))
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+    def _stem(self, x: jax.Array, norm: partial) -> jax.Array:
+        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = _conv(self.width, size, stride, self.dtype, "stem")(x)
+        if not self.preactivation:
+            x = nn.relu(norm(name="stem_norm")(x))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return x
+
+    def _outer_width(self, stage: int) -> int:
+        return self.width * 2 ** (stage - 1)
+
+    def _checked(self, by_group: Mapping) -> Mapping:
+        known = {f"stage{s}/block{b}" for s, count in enumerate(self.blocks, 1) for b in range(1, count + 1)}
+        unknown = sorted(set(by_group) - known)
+        if unknown:
+            raise ValueError(f"no such filter group: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return by_group
+
+
+class _Block(nn.Module):
+    filters: int
+    features: int
+    stride: int
+    preactivation: bool
+    branch_scale: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, norm: partial) -> jax.Array:
+        reshapes = self.stride != 1 or x.shape[-1] != self.features
+        conv1 = _conv(self.filters, 3, self.stride, self.dtype, "conv1")
+        conv2 = _conv(self.features, 3, 1, self.dtype, "conv2")
+        if self.preactivation:
+            y = nn.relu(norm(name="norm1")(x))
+            shortcut = _conv(self.features, 1, self.stride, self.dtype, "shortcut")(y) if reshapes else x
+            y = conv2(nn.relu(norm(name="norm2")(conv1(y))))
+            return shortcut + self._scaled(y)
+        y = conv2(nn.relu(norm(name="norm1")(conv1(x))))
+        y = norm(name="norm2")(self._scaled(y))
+        if reshapes:
+            x = norm(name="shortcut_norm")(_conv(self.features, 1, self.stride, self.dtype, "shortcut")(x))
+        return nn.relu(x + y)
+
+    def _scaled(self, y: jax.Array) -> jax.Array:
+        return y if self.branch_scale == 1.0 else y * jnp.asarray(self.branch_scale, y.dtype)

@@ -1,0 +1,70 @@
+"""One progress bar on a terminal; elsewhere a plain line at each evaluation, and now and then between."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingProgress:
+    """Shows round, epoch, loss, accuracy, images/s and time left. Use as a context manager."""
+
+    def __init__(self, rounds: int, done: int):
+        self._rounds, self._first = rounds, done
+        self._accuracy: float | None = None
+        self._start, self._last_line = time.perf_counter(), 0.0
+        self._bar = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("round"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._task = self._bar.add_task("", total=rounds, completed=done)
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show a row of metrics.jsonl."""
+        evaluated = "test/accuracy" in row
+        self._accuracy = row.get("test/accuracy", self._accuracy)
+        text = f"epoch {row['epoch']:.1f}"
+        if "train/loss" in row:
+            text += f"  loss {row['train/loss']:.4f}"
+        if self._accuracy is not None:
+            text += f"  test accuracy {self._accuracy:.2%}"
+        if "images_per_second" in row:
+            text += f"  {row['images_per_second']:,.0f} images/s"
+        if self._bar:
+            self._bar.update(self._task, completed=row["round"], description=text)
+        elif evaluated or time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            print(f"round {row['round']}/{self._rounds}  {text}{self._time_left(row['round'])}", flush=True)
+
+    def _time_left(self, done: int) -> str:
+        if done <= self._first or done == self._rounds:
+            return ""
+        seconds = (time.perf_counter() - self._start) / (done - self._first) * (self._rounds - done)
+        return f"  {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "48 s", "3 min 20 s", "2 h 05 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def console() -> Console:
+    """A console for tables; as wide as they need where no terminal sets a width."""
+    return Console() if sys.stdout.isatty() else Console(width=120)

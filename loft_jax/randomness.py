@@ -1,0 +1,24 @@
+"""Stateless randomness: everything random is a pure function of (seed, purpose, round or step), so nothing is saved."""
+
+from enum import IntEnum
+from typing import Any
+
+import jax
+
+
+class Purpose(IntEnum):
+    """What a stream of random numbers is for. The numbers are part of every result: never renumber."""
+
+    INITIALISATION = 0
+    PARTITION = 1
+    ORDER = 2
+    AUGMENTATION = 3
+    NORM_STATISTICS = 4
+
+
+def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:
+    """The PRNG key of a purpose, folded with each index (round, worker, step, ...) in turn; indices may be traced."""
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    for index in indices:
+        key = jax.random.fold_in(key, index)
+    return key

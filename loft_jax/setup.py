@@ -1,0 +1,86 @@
+"""From a config to what a run is made of: JAX configured, data, mesh, model and the programs, each checked."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+from jax.sharding import Mesh
+
+from loft_jax.cache import cache_directory
+from loft_jax.config import Config
+from loft_jax.data import load_dataset
+from loft_jax.data.dataset import Dataset
+from loft_jax.errors import UserError
+from loft_jax.evaluate import Evaluator, NormEstimator
+from loft_jax.mesh import make_mesh, replicate
+from loft_jax.models import create_model
+from loft_jax.round import Round, initial_state, split_groups
+
+
+def configure_jax(config: Config) -> None:
+    """Process-wide settings; call before JAX sees its devices."""
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    if config.train.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run's parts. `images` and `labels` are the training set, on every device of the mesh."""
+
+    config: Config
+    dataset: Dataset
+    mesh: Mesh
+    model: nn.Module
+    round: Round
+    estimate_norms: NormEstimator
+    evaluate: Evaluator
+    images: jax.Array
+    labels: jax.Array
+
+    @classmethod
+    def build(cls, config: Config) -> "Experiment":
+        """Raises UserError where model, data or devices do not fit the config."""
+        mesh = make_mesh(config)
+        dtype = jnp.dtype(config.precision)
+        # What the model alone can tell is told before any data are read.
+        try:
+            split_groups(create_model(config.model.name, 1, width=config.model.width), config)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        dataset = load_dataset(config)
+        if config.data.split == "disjoint" and len(dataset.train_labels) < config.loft.workers:
+            raise UserError(f"data.split=disjoint: {config.loft.workers} workers share {len(dataset.train_labels)} images")
+        model = create_model(
+            config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
+        )
+        return cls(
+            config=config,
+            dataset=dataset,
+            mesh=mesh,
+            model=model,
+            round=Round(config, model, dataset, mesh),
+            estimate_norms=NormEstimator(config, model, dataset, mesh),
+            evaluate=Evaluator(config, model, dataset, mesh),
+            images=replicate(dataset.train_images, mesh),
+            labels=replicate(dataset.train_labels, mesh),
+        )
+
+    def initial_state(self) -> dict[str, Any]:
+        """The state before the first round, on the mesh."""
+        # Unoptimised on CPU: compiled at full effort, the random numbers alone take longer than many rounds.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return replicate(jax.jit(self._initialise, compiler_options=options)(), self.mesh)
+
+    def state_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the state; computes nothing."""
+        return jax.eval_shape(self._initialise)
+
+    def _initialise(self) -> dict[str, Any]:
+        return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])

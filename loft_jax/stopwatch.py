@@ -1,0 +1,42 @@
+"""Where the time of a run goes: compile, train, sync, evaluation."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+_COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+class Stopwatch:
+    """Seconds by phase since the last `lap`; time spent compiling is taken out of the phase it happened in."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's wall time, less compilation, under a name."""
+        compiled, start = self._seconds.get("compile", 0.0), time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start - (self._seconds.get("compile", 0.0) - compiled)
+        self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, elapsed)
+
+    def lap(self) -> dict[str, float]:
+        """Phase -> seconds, and start again from zero."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def close(self) -> None:
+        """Stop listening."""
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+    def _on_event(self, event: str, seconds: float, **_: str) -> None:
+        if event in _COMPILE_EVENTS:
+            self._seconds["compile"] = self._seconds.get("compile", 0.0) + seconds
