@@ -98,10 +98,10 @@ def _checked(info, name: str, directory: Path) -> str:
     test_split = next((split for split in _TEST_SPLITS if split in info.splits), None)
     if "train" not in info.splits or test_split is None:
         raise UserError(f"data.name={name}: needs the splits train and test (or validation), has {list(info.splits)}")
-    if None in image.shape or image.dtype != np.uint8:
+    if None in image.shape or image.np_dtype != np.uint8:
         raise UserError(
-            f"data.name={name}: its images are {image.dtype.__name__ if image.dtype else image.dtype} of shape "
-            f"{image.shape}; only uint8 images of one size can be kept on the device"
+            f"data.name={name}: its images are {np.dtype(image.np_dtype)} of shape {image.shape}; only uint8 images of "
+            "one size can be kept on the device"
         )
     size = int(np.prod(image.shape)) * sum(info.splits[s].num_examples for s in ("train", test_split))
     if size > _FITS_ON_DEVICE_BYTES:
