@@ -1,12 +1,11 @@
 """States on disk, with Orbax: checkpoints to resume from (the newest few) and snapshots for tickets (all of them).
 
-A checkpoint is {"variables", "training", "round"}: "variables" = {"params", "batch_stats"} are the full CNN's, with norm
-statistics re-estimated on training batches, ready to evaluate; "training" holds what only the next round needs (running
-norm statistics, carried momentum). A snapshot is {"variables", "round"}.
+A checkpoint is {"variables", "training", "round"}: "variables" = {"params", "batch_stats"} are the full CNN's, with
+norm statistics re-estimated on training batches, ready to evaluate; "training" holds what only the next round needs
+(running norm statistics, carried momentum). A snapshot is {"variables", "round"}.
 """
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +79,28 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
     Raises:
       UserError: nothing is saved there, or not that round.
     """
-    directories = {int(p.name): p for kind in (SNAPSHOTS, CHECKPOINTS) for p in _saved(Path(run_dir) / kind)}
-    if not directories:
+    run_dir = Path(run_dir)
+    kinds = {saved: kind for kind in (SNAPSHOTS, CHECKPOINTS) for saved in saved_rounds(run_dir / kind)}
+    if not kinds:
         raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")
-    if round is not None and round not in directories:
-        rounds = ", ".join(str(r) for r in sorted(directories))
+    if round is not None and round not in kinds:
+        rounds = ", ".join(str(r) for r in sorted(kinds))
         raise UserError(f"{run_dir}: round {round} is not saved; saved are {rounds}")
-    path = directories[max(directories) if round is None else round]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        item = path.resolve() / "default"
-        metadata = reader.metadata(item).item_metadata
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata.tree))
-        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    found = max(kinds) if round is None else round
+    tree = read_state(run_dir / kinds[found], found)
     return {"variables": tree["variables"], "round": int(tree["round"])}
+
+
+def read_state(directory: Path, round_number: int) -> Tree:
+    """All that was saved of a round, as nested dicts of numpy arrays."""
+    item = directory.resolve() / str(round_number) / "default"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
+        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def saved_rounds(directory: Path) -> list[int]:
     """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
-    return sorted(int(p.name) for p in _saved(directory))
-
-
-def _saved(directory: Path) -> list[Path]:
     # What is being written, or was when the process died, has a suffix to its name.
-    return [p for p in directory.glob("*") if p.name.isdigit()] if directory.is_dir() else []
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []

@@ -6,6 +6,7 @@ Imports neither JAX nor NumPy: what the config alone can tell is told before the
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from loft_jax.config import Config, Section
 from loft_jax.errors import RunStopped, UserError
@@ -39,10 +39,12 @@ class CommandLine:
     """An argument parser with `--config`, every config field as a dotted option, and the options a command adds."""
 
     def __init__(self, prog: str, description: str):
-        self.parser = argparse.ArgumentParser(
+        self.parser = _Parser(
             prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
         )
-        self.parser.add_argument("--config", metavar="FILE", help="YAML file of settings; what it leaves out is default")
+        self.parser.add_argument(
+            "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
+        )
         self._fields = dict(_fields(Config))
         group = self.parser.add_argument_group("settings (each overrides the file)")
         for key, field in self._fields.items():
@@ -54,7 +56,7 @@ class CommandLine:
         if unknown:
             raise UserError(self._unknown_argument(unknown[0]))
         given = {key: value for key, value in vars(arguments).items() if key in self._fields}
-        settings = read_yaml(arguments.config) if arguments.config else {}
+        settings = {} if arguments.config is None else read_yaml(arguments.config)
         for key, value in given.items():
             _override(settings, key, yaml_scalar(value))
         return arguments, validated(settings, source=arguments.config or "command line")
@@ -83,7 +85,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: no such file{_nearest_file(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: a date or number that cannot be; RecursionError: thousands of brackets.
         raise UserError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
@@ -102,12 +105,27 @@ def type_name(field: FieldInfo) -> str:
     return "|".join(_type_names(field.annotation))
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one message, as ours are, without the page of usage."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        # As in Python 3.14: "-1e-3" is a value, not an option.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see --help")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader, but a key given twice is an error, not a silent choice of the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            # A merge key may repeat what it merges, and a key that is no scalar is refused by the base class.
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -131,12 +149,16 @@ def _type_names(annotation: Any) -> list[str]:
     if annotation is type(None):
         return ["null"]
     # A union's members, or the first argument of Annotated.
-    return [name for part in get_args(annotation) if isinstance(part, type) or get_origin(part) for name in _type_names(part)]
+    return [
+        name
+        for part in get_args(annotation)
+        if isinstance(part, type) or get_origin(part)
+        for name in _type_names(part)
+    ]
 
 
 def _help(field: FieldInfo) -> str:
     default = "null" if field.default is None else field.default
-    assert field.default is not PydanticUndefined and field.description, "every field has a default and a meaning"
     return f"{field.description} (default: {default})".replace("%", "%%")
 
 
@@ -167,7 +189,8 @@ def _explain(error: dict[str, Any]) -> str:
             choices = type_name(dict(_fields(Config))[key]).split("|")
             return f"{key}={value}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
         case "model_type":
-            return f"{key}={value!r}: must be a mapping of keys to values"
+            shown = "null" if value is None else repr(value)
+            return f"{key}={shown}: must be a mapping of keys to values; leave {key} out for its defaults"
         case "value_error":
             rule = str(error["ctx"]["error"])
             return f"{key}={value}: {rule}" if key else rule

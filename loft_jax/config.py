@@ -69,7 +69,8 @@ class Optimizer(Section):
     momentum: Fraction = Field(0.9, description="SGD momentum")
     weight_decay: NonNegativeFloat = Field(5e-4, description="L2 penalty's gradient factor, on kernels only")
     schedule: Literal["cosine", "step", "constant"] = Field(
-        "cosine", description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat"
+        "cosine",
+        description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="local steps of linear warm-up")
     label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
@@ -82,7 +83,8 @@ class Train(Section):
     keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
     snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
     norm_batches: PositiveInt = Field(
-        32, description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation"
+        32,
+        description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation",
     )
     eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
     deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")

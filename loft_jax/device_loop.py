@@ -16,8 +16,8 @@ class DeviceLoop:
     """`carry = begin(*args)`, then `count` times `carry = step(carry, *args)`, on each device's part of the arguments.
 
     `begin` and `step` see what a device holds, inside shard_map; the carry is different on each device along the axes
-    of `carry_spec` (see `vary`), and comes back with one leading axis over those devices. Fused, all is one program with a scan;
-    stepwise, `begin` and `step` are two programs and a step is one dispatch. Both compute the same.
+    of `carry_spec` (see `vary`), and comes back with one leading axis over those devices. Fused, all is one program
+    with a scan; stepwise, `begin` and `step` are two programs and a step is one dispatch. Both compute the same.
     """
 
     def __init__(

@@ -5,5 +5,5 @@ class UserError(Exception):
     """What the user asked for cannot be done; the message says what to change. Commands exit with code 2."""
 
 
-class RunStopped(Exception):
+class RunStopped(Exception):  # noqa: N818
     """The run cannot go on, for a reason found while it ran. Commands exit with code 1."""

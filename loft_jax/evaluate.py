@@ -98,9 +98,7 @@ class Evaluator:
             carry_spec=PER_DEVICE,
             fused=fused,
         )
-        self._total = jax.jit(
-            lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED)
-        )
+        self._total = jax.jit(lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> dict[str, float]:
         """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
@@ -136,9 +134,7 @@ def _moments(batch_stats: Tree) -> Tree:
 def _statistics(moments: Tree) -> Tree:
     """Sum the moments over devices (their leading axis); back to means and variances."""
     total = {path: leaf.sum(axis=0) for path, leaf in moments.items()}
-    flat = {
-        p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_of(p)] ** 2, 0) for p in total
-    }
+    flat = {p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_of(p)] ** 2, 0) for p in total}
     return unflatten_dict(flat, sep="/")
 
 

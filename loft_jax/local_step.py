@@ -53,6 +53,10 @@ class LocalStep:
           The new state, and the loss on the whole batch (float32 scalar).
         """
         batch, targets = self.draw_batch(images, labels, indices, key)
+        # Fused with what comes before it, the update would round differently from the same update on its own. Two
+        # barriers, because the results of one all vary over every axis that some operand varies over.
+        state = jax.lax.optimization_barrier(state)
+        batch, targets = jax.lax.optimization_barrier((batch, targets))
 
         def loss_of(params: Tree) -> tuple[jax.Array, Tree]:
             logits, updated = self.model.apply(

@@ -40,7 +40,7 @@ def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
 def sgd_step(
     sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.Array
 ) -> tuple[Any, Any]:
-    """One update. The only state of `make_sgd` is the momentum trace, a tree like params. Returns (params, momentum)."""
+    """One update; returns (params, momentum). The momentum trace, a tree like params, is all the state there is."""
     state = optax.tree_utils.tree_set(sgd.init(params), trace=momentum)
     direction, state = sgd.update(gradients, state, params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)

@@ -60,9 +60,7 @@ def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices)
     return _extract(variables, groups, dict(owned))
 
 
-def merge(
-    variables: Variables, groups: Sequence[FilterGroup], owned: Indices, compact: Variables
-) -> dict[str, Any]:
+def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, compact: Variables) -> dict[str, Any]:
     """Write compact variables back into the full ones: the inverse of `extract`.
 
     Args:
@@ -83,7 +81,7 @@ def merge(
 
 
 def prune(variables: Variables, groups: Sequence[FilterGroup], kept: Indices) -> dict[str, Any]:
-    """The compact variables of a ticket: `extract` under the name the field knows. `kept`: group name -> [k] indices."""
+    """The compact variables of a ticket: `extract`, under its field name. `kept`: group name -> [k] indices."""
     return extract(variables, groups, kept)
 
 
@@ -120,16 +118,16 @@ def _extract(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indic
 
 
 @partial(jax.jit, static_argnames="groups")
-def _merge(
-    variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices, compact: Variables
-) -> dict[str, Any]:
+def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices, compact: Variables) -> dict[str, Any]:
     flat, merged = flatten_dict(variables, sep="/"), flatten_dict(compact, sep="/")
     for path, pairs in _sliced_axes(flat, groups, owned).items():
         indices = [slice(None)] * flat[path].ndim
         for axis, name in pairs:
             indices[axis] = owned[name]
         if len(pairs) > 1:
-            full = [jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, flat[path].shape, strict=True)]
+            full = [
+                jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, flat[path].shape, strict=True)
+            ]
             indices = jnp.ix_(*full)
         slots = flat[path].at[tuple(indices)]
         merged[path] = slots.set(merged[path], unique_indices=True, indices_are_sorted=len(pairs) == 1)

@@ -68,11 +68,9 @@ def initial_state(model: nn.Module, config: Config, image_shape: tuple[int, ...]
 
 
 class Round:
-    """The compiled programs of a round. Calling it with a state and the training set on the mesh gives the next state."""
+    """The programs of a round, for states and training data on a mesh: `train_locally`, then `sync`."""
 
-    def __init__(
-        self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None
-    ):
+    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
         self._config, self._mesh = config, mesh
         self.groups = split_groups(model, config)
         self._carried = with_momentum(self.groups)
@@ -121,6 +119,11 @@ class Round:
         a device the compact states of its workers after their local steps, leaves [D, ...]."""
         masks = self._draw(state["round"])
         return masks, [self._train(state, masks, slot, images, labels) for slot in self._slot_numbers]
+
+    def partition_and_extract(self, state: Tree, images: jax.Array, labels: jax.Array) -> tuple[Tree, list[Tree]]:
+        """Step 1 alone: what `train_locally` gives, before any local step."""
+        masks = self._draw(state["round"])
+        return masks, [self._train.begin(state, masks, slot, images, labels) for slot in self._slot_numbers]
 
     def sync(self, state: Tree, masks: Tree, workers: list[Tree]) -> tuple[Tree, jax.Array]:
         """Step 3: the next full state, on every device, and the mean loss of all local steps. `state` is donated."""

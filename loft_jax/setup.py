@@ -55,8 +55,11 @@ class Experiment:
         except ValueError as error:
             raise UserError(str(error)) from None
         dataset = load_dataset(config)
-        if config.data.split == "disjoint" and len(dataset.train_labels) < config.loft.workers:
-            raise UserError(f"data.split=disjoint: {config.loft.workers} workers share {len(dataset.train_labels)} images")
+        examples = len(dataset.train_labels)
+        if config.data.split == "disjoint" and examples < config.loft.workers:
+            raise UserError(
+                f"loft.workers={config.loft.workers}: {examples} images are too few for data.split=disjoint"
+            )
         model = create_model(
             config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
         )

@@ -17,7 +17,9 @@ def print_setup(experiment: Any) -> None:
 
     config, mesh = experiment.config, experiment.mesh
     idle = [str(d) for d in jax.devices() if d not in mesh.devices.flat]
-    print(f"devices   {mesh.size} {jax.devices()[0].platform} of {jax.device_count()}, idle: {', '.join(idle) or 'none'}")
+    print(
+        f"devices   {mesh.size} {jax.devices()[0].platform} of {jax.device_count()}, idle: {', '.join(idle) or 'none'}"
+    )
     slots = config.loft.workers // mesh.shape["worker"]
     print(
         f"mesh      worker {mesh.shape['worker']} x data {mesh.shape['data']}; {config.loft.workers} workers, "
@@ -25,9 +27,13 @@ def print_setup(experiment: Any) -> None:
     )
     data = experiment.dataset
     size = "x".join(map(str, data.train_images.shape[1:]))
-    print(f"data      {data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images, {size}")
+    print(
+        f"data      {data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images, {size}"
+    )
     full, compact = parameter_counts(experiment)
-    print(f"model     {config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})")
+    print(
+        f"model     {config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})"
+    )
     epochs = config.epochs(config.train.rounds, len(data.train_labels))
     print(
         f"run       {config.train.rounds} rounds of {config.loft.local_steps} local steps, batch "
@@ -107,11 +113,15 @@ def summarise(experiment: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary, for people."""
-    method = "plain SGD" if summary["workers"] == 1 else f"{summary['workers']} workers, partition {summary['partition']}"
+    method = (
+        "plain SGD" if summary["workers"] == 1 else f"{summary['workers']} workers, partition {summary['partition']}"
+    )
     seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
     split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
-    print(f"finished  {summary['model']} on {summary['data']}, {method}: {summary['round']} rounds, "
-          f"{summary['epoch']:.1f} epochs")
+    print(
+        f"finished  {summary['model']} on {summary['data']}, {method}: {summary['round']} rounds, "
+        f"{summary['epoch']:.1f} epochs"
+    )
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
     print(f"time      {duration(sum(seconds.values()))}: {split}")
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)

@@ -3,6 +3,7 @@
 Decoding is slow, so the decoded arrays are kept in the cache directory and mapped into memory from the second run on.
 """
 
+import contextlib
 import difflib
 import hashlib
 import logging
@@ -47,6 +48,9 @@ def load_tfds(name: str, data_dir: str | None) -> Dataset:
     (train_images, train_labels), (test_images, test_labels) = (
         _decoded(builder, directory, split) for split in ("train", test_split)
     )
+    for split, labels in (("train", train_labels), (test_split, test_labels)):
+        if labels.min() < 0:
+            raise UserError(f"data.name={name}: split {split} has images without labels")
     return Dataset(
         name=name,
         train_images=train_images,
@@ -87,9 +91,10 @@ def _not_prepared(name: str, root: Path) -> str:
 
 def _checked(info, name: str, directory: Path) -> str:
     """The name of the test split, once it is clear that the data set can be trained on from device memory."""
-    image, label = (info.features[key] if key in info.features else None for key in ("image", "label"))
-    if image is None or not hasattr(label, "num_classes"):
+    features = info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name={name}: has no features `image` and `label`, so it is no image classification")
+    image = features["image"]
     if info.file_format.value != "array_record":
         raise UserError(
             f"data.name={name}: {directory} holds {info.file_format.value} files; prepare the data set again with "
@@ -139,5 +144,6 @@ def _write_aside(path: Path, array: np.ndarray) -> None:
             np.save(file, array)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         logging.getLogger(__name__).warning("decoded images are not cached: %s", error)

@@ -60,7 +60,7 @@ class ResNet(nn.Module):
     norm_axis: str | None = None
 
     def filter_groups(self) -> tuple[FilterGroup, ...]:
-        """One group a block, in network order; blocks of stages 2.. that are not their stage's first are partitioned."""
+        """One group a block, in network order; partitioned are those of stages 2.. but for each stage's first."""
         inner_norm = "norm2" if self.preactivation else "norm1"
         groups = []
         for stage, count in enumerate(self.blocks, start=1):
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
         return tuple(groups)
 
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
-        """The same architecture with these numbers of filters in the named groups. Raises ValueError on unknown names."""
+        """The same architecture with these numbers of filters in the named groups; ValueError on unknown names."""
         return self.clone(widths=FrozenDict({**self.widths, **self._checked(widths)}))
 
     def with_branch_scales(self, scales: Mapping[str, float]) -> "ResNet":

@@ -1,0 +1,228 @@
+"""Speed, as ratios in one run: python -m loft_jax.bench [--json FILE]
+
+Each timed row runs two things in turn, A B A B ..., and gives the median of the pairwise ratios: absolute times depend
+on the machine and on what else it does, ratios much less. FLOPs are read from compiled programs.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loft_jax.cli import run_command
+from loft_jax.config import Config
+from loft_jax.errors import UserError
+
+SETTING = Config.model_validate(
+    {
+        "model": {"name": "preresnet18", "width": 16},
+        "data": {"batch_size": 32},
+        "loft": {"workers": 4, "local_steps": 16},
+        "mesh": {"cpu_devices": 4},
+    }
+)
+IMAGES_A_ROUND = SETTING.loft.workers * SETTING.loft.local_steps * SETTING.data.batch_size
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m loft_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs of a row (default: 7)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the table there")
+    arguments = parser.parse_args()
+    if arguments.pairs < 1:
+        raise UserError(f"--pairs {arguments.pairs}: must be at least 1; try 7")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: its directory does not exist; make it first")
+    from loft_jax.setup import configure_jax
+
+    configure_jax(SETTING)
+    rows = []
+    for measure in (RoundBench(arguments.pairs).rows, flops_of_deep_sub_cnn):
+        for row in measure():
+            rows.append(row)
+            print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
+    report = {"setting": SETTING.model_dump(), "machine": machine(), "rows": rows}
+    print_table(report)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+class RoundBench:
+    """A LoFT-4 round of a preresnet18 of width 16 on 32x32 images, batch 32, 16 local steps, against its parts."""
+
+    def __init__(self, pairs: int):
+        import jax
+
+        from loft_jax.mesh import make_mesh, replicate
+        from loft_jax.models import create_model
+        from loft_jax.round import Round, initial_state
+
+        self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(SETTING)
+        self._model = create_model(SETTING.model.name, dataset.num_classes, width=SETTING.model.width)
+        self._round = Round(SETTING, self._model, dataset, mesh)
+        shape = dataset.train_images.shape[1:]
+        self._state = replicate(jax.jit(lambda: initial_state(self._model, SETTING, shape))(), mesh)
+        self._data = replicate((dataset.train_images, dataset.train_labels), mesh)
+
+    def rows(self) -> list[Row]:
+        """All rows, measured."""
+        compact, compact_flops = self._steps(self._round.step.model)
+        full, full_flops = self._steps(self._model)
+        steps = SETTING.loft.workers * SETTING.loft.local_steps
+
+        round_seconds, loop_seconds = interleaved(self._whole_round, lambda: compact(steps), self._pairs)
+        parts_seconds, whole_seconds = interleaved(self._outside_local_steps, self._whole_round, self._pairs)
+        compact_seconds, full_seconds = interleaved(lambda: compact(8), lambda: full(8), self._pairs)
+        return [
+            ratio_row(
+                "images/s of a LoFT-4 round over its compact steps called back to back",
+                [IMAGES_A_ROUND / s for s in round_seconds],
+                [IMAGES_A_ROUND / s for s in loop_seconds],
+                "images/s",
+            ),
+            ratio_row("partition, extract and sync over the round", parts_seconds, whole_seconds, "s"),
+            ratio_row(
+                f"time of the compact over the full step, over their FLOP ratio {compact_flops / full_flops:.3f}",
+                [s * full_flops / compact_flops for s in compact_seconds],
+                full_seconds,
+                "s",
+            ),
+        ]
+
+    def _whole_round(self) -> None:
+        masks, workers = self._round.train_locally(self._state, *self._data)
+        self._state, loss = self._round.sync(self._state, masks, workers)
+        loss.block_until_ready()
+
+    def _outside_local_steps(self) -> None:
+        masks, workers = self._round.partition_and_extract(self._state, *self._data)
+        self._state, loss = self._round.sync(self._state, masks, workers)
+        loss.block_until_ready()
+
+    def _steps(self, model: Any) -> tuple[Callable[[int], None], float]:
+        """Local steps of this network called one after another on one device: a function of their number, and FLOPs."""
+        import jax
+        from jax import numpy as jnp
+
+        from loft_jax.mesh import make_mesh
+        from loft_jax.round import initial_state
+
+        alone = make_mesh(SETTING.model_copy(update={"loft": SETTING.loft.model_copy(update={"workers": 1})}))
+        state = jax.jit(lambda: initial_state(model, SETTING, self._data[0].shape[1:]))()
+        del state["round"]
+        images, labels = (jax.device_put(array, jax.devices()[0]) for array in self._data)
+        arguments = (images, labels, jnp.arange(SETTING.data.batch_size), jax.random.key(0), jnp.int32(0))
+        spec = jax.sharding.PartitionSpec()
+        step = jax.shard_map(replace(self._round.step, model=model), mesh=alone, in_specs=spec, out_specs=spec)
+        compiled = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+
+        def run(count: int) -> None:
+            nonlocal state
+            for _ in range(count):
+                state, _ = compiled(state, *arguments)
+            jax.block_until_ready(state)
+
+        return run, compiled.cost_analysis()["flops"]
+
+
+def flops_of_deep_sub_cnn() -> list[Row]:
+    """FLOPs of a LoFT-4 training step over the full network's: preresnet34, width 64, 32x32 images."""
+    import jax
+    from jax import numpy as jnp
+
+    from loft_jax.models import create_model
+    from loft_jax.round import split_groups, sub_cnn
+
+    model, batch = create_model("preresnet34", 10), 2
+    image = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
+
+    def flops(module: Any) -> float:
+        def loss(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
+            return logits.sum(), updated
+
+        shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return step.lower(shapes["params"], shapes["batch_stats"], image).compile().cost_analysis()["flops"] / batch
+
+    compact, full = (flops(m) for m in (sub_cnn(model, split_groups(model, SETTING), SETTING), model))
+    return [ratio_row("FLOPs of the LoFT-4 over the full training step, preresnet34", [compact], [full], "FLOPs/image")]
+
+
+def random_images(examples: int) -> Any:
+    """A data set of random 32x32 images in 10 classes."""
+    import numpy as np
+
+    from loft_jax.data.dataset import Dataset
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(examples, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, size=examples).astype(np.int32)
+    return Dataset("random", images, labels, images[:10], labels[:10], num_classes=10, crop_padding=4, flip=True)
+
+
+def interleaved(a: Callable[[], None], b: Callable[[], None], pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of a and of b, called in turn, after one call of each that is not counted."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs + 1):
+        for run, times in zip((a, b), seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    return seconds[0][1:], seconds[1][1:]
+
+
+def ratio_row(what: str, a: list[float], b: list[float], unit: str) -> Row:
+    """One row: the median, least and largest of the ratios a/b, pair by pair, and the medians of a and b."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return {
+        "what": what,
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "largest": max(ratios),
+        "pairs": len(ratios),
+        "a": statistics.median(a),
+        "b": statistics.median(b),
+        "unit": unit,
+    }
+
+
+def machine() -> Row:
+    """What the figures were measured on."""
+    import os
+
+    import jax
+
+    return {
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+    }
+
+
+def print_table(report: Row) -> None:
+    """The rows for people."""
+    from rich.table import Table
+
+    from loft_jax.progress import console
+
+    table = Table(title=", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    for heading in ("A over B", "ratio (median)", "least", "largest", "A", "B"):
+        table.add_column(heading)
+    for row in report["rows"]:
+        spread = [f"{row[key]:.3f}" for key in ("ratio", "least", "largest")]
+        table.add_row(row["what"], *spread, *(f"{row[key]:,.4g} {row['unit']}" for key in ("a", "b")))
+    console().print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

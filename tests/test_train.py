@@ -1,0 +1,320 @@
+"""The train command: what it writes, how it resumes, and how it says no."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from tiny import flat
+
+from loft_jax import create_model, load_checkpoint
+from loft_jax.checkpoint import read_state, saved_rounds
+from loft_jax.config import Config
+from loft_jax.data import load_dataset
+from loft_jax.data.batches import normalise
+from loft_jax.errors import RunStopped, UserError
+from loft_jax.run_directory import RunDirectory
+from loft_jax.setup import Experiment
+from loft_jax.train import Trainer, run
+
+SETTINGS = {
+    "model": {"width": 4},
+    "data": {"batch_size": 8},
+    "loft": {"local_steps": 2},
+    "train": {"rounds": 6, "eval_every": 3, "checkpoint_every": 2, "snapshot_every": 4, "norm_batches": 2},
+    "mesh": {"cpu_devices": 4},
+}
+
+
+def settings_with(**changes):
+    return {**SETTINGS, **{name: {**SETTINGS.get(name, {}), **section} for name, section in changes.items()}}
+
+
+def config_of(**changes):
+    return Config.model_validate(settings_with(**changes))
+
+
+def opened(path, config):
+    directory = RunDirectory(path)
+    directory.open(config)
+    return directory
+
+
+def train_rounds(path, config, count):
+    """As many rounds of a run as are trained before it is interrupted."""
+    with Trainer(Experiment.build(config), opened(path, config)) as trainer:
+        trainer.start()
+        for _ in range(count):
+            trainer.train_one_round()
+
+
+def command(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "loft_jax.train", *map(str, arguments)], capture_output=True, text=True, **kwargs
+    )
+
+
+def assert_same_state(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: (its directory, its summary)."""
+    path = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return path, run(config_of(), opened(path, config_of()))
+
+
+def test_every_round_has_one_row(finished):
+    rows = RunDirectory(finished[0]).rows()
+    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 12]
+    assert rows[6]["epoch"] == pytest.approx(12 * 8 / 1437)
+    assert [row["round"] for row in rows if "test/accuracy" in row] == [0, 3, 6]
+    assert all(row["images_per_second"] > 0 and row["train/loss"] > 0 for row in rows[1:])
+    assert {"seconds/train", "seconds/sync"} <= rows[1].keys()
+
+
+def test_the_summary_is_the_last_round_and_adds_up_the_rows(finished):
+    path, summary = finished
+    rows = RunDirectory(path).rows()
+    assert json.loads((path / "summary.json").read_text()) == summary
+    assert summary["test/accuracy"] == rows[-1]["test/accuracy"]
+    assert summary["images"] == 4 * 2 * 8 * 6
+    assert summary["seconds/train"] == pytest.approx(sum(row.get("seconds/train", 0) for row in rows))
+    assert summary["config_hash"] == config_of().hash()
+
+
+def test_checkpoints_are_kept_apart_from_snapshots(finished):
+    assert saved_rounds(finished[0] / "checkpoints") == [4, 6]
+    assert saved_rounds(finished[0] / "snapshots") == [0, 4, 6]
+
+
+def test_the_resolved_config_is_written(finished):
+    assert Config.model_validate(yaml.safe_load((finished[0] / "config.yaml").read_text())) == config_of()
+
+
+def test_a_loaded_checkpoint_evaluates_as_the_run_did(finished):
+    """Outside the mesh, with the contract's names alone."""
+    path, summary = finished
+    checkpoint = load_checkpoint(path)
+    assert checkpoint["round"] == 6
+    assert all(
+        type(leaf) is np.ndarray and leaf.dtype == np.float32 for leaf in jax.tree.leaves(checkpoint["variables"])
+    )
+    data = load_dataset(config_of())
+    images = normalise(data.test_images, *data.channel_statistics())
+    logits = create_model("preresnet20", 10, width=4).apply(checkpoint["variables"], images)
+    assert float(np.mean(np.argmax(logits, axis=-1) == data.test_labels)) == pytest.approx(summary["test/accuracy"])
+
+
+def test_any_saved_round_can_be_loaded_and_no_other(finished):
+    assert load_checkpoint(finished[0], 0)["round"] == 0
+    with pytest.raises(UserError, match="round 5 is not saved; saved are 0, 4, 6"):
+        load_checkpoint(finished[0], 5)
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        load_checkpoint(finished[0].parent)
+
+
+@pytest.mark.parametrize("momentum", ["carry", "reset"])
+def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(momentum, tmp_path):
+    config = config_of(loft={"momentum": momentum})
+    run(config, opened(tmp_path / "undisturbed", config))
+    train_rounds(tmp_path / "resumed", config, 5)
+    run(config, opened(tmp_path / "resumed", config))
+    assert_same_state(
+        read_state(tmp_path / "resumed/checkpoints", 6), read_state(tmp_path / "undisturbed/checkpoints", 6)
+    )
+    rows = RunDirectory(tmp_path / "resumed").rows()
+    assert [row["round"] for row in rows] == list(range(7)), "rows past the checkpoint must be cut"
+
+
+def test_a_run_resumes_on_another_number_of_devices_and_cadence(finished, tmp_path):
+    train_rounds(tmp_path / "run", config_of(), 2)
+    changed = config_of(mesh={"worker": 2}, train={**SETTINGS["train"], "eval_every": 6, "keep_checkpoints": 1})
+    run(changed, opened(tmp_path / "run", changed))
+    one = flat(load_checkpoint(tmp_path / "run")["variables"]["params"])
+    other = flat(load_checkpoint(finished[0])["variables"]["params"])
+    for path in one:
+        np.testing.assert_allclose(one[path], other[path], atol=1e-4, err_msg=path)
+
+
+def test_a_directory_of_another_config_is_refused(finished):
+    with pytest.raises(UserError, match=r"another config \(seed: 0 there, 1 now; loft\.workers: 4 there, 2 now\)"):
+        RunDirectory(finished[0]).open(Config.model_validate({**settings_with(loft={"workers": 2}), "seed": 1}))
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        RunDirectory(tmp_path).open(config_of())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--workdir .*/file/run: cannot be written \(Not a directory\)"):
+        RunDirectory(tmp_path / "file/run").open(config_of())
+
+
+def test_a_row_cut_off_by_a_crash_is_forgotten(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    directory.append({"round": 1})
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"round": 2, "tr')
+    directory.cut_rows_after(1)
+    directory.append({"round": 2})
+    assert directory.rows() == [{"round": 1}, {"round": 2}]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = config_of(optimizer={"learning_rate": 1e18}, train={**SETTINGS["train"], "checkpoint_every": 1})
+    with pytest.raises(RunStopped) as stop:
+        run(config, opened(tmp_path / "run", config))
+    last = saved_rounds(tmp_path / "run/checkpoints")[-1]
+    assert "loss is" in str(stop.value)
+    assert "learning rate 1e+18" in str(stop.value)
+    assert f"the last good checkpoint is that of round {last}" in str(stop.value)
+    assert all(
+        np.isfinite(leaf).all() for leaf in flat(load_checkpoint(tmp_path / "run")["variables"]["params"]).values()
+    )
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loft": {"workers": 3}}, r"loft.workers=3: must divide every partitioned width \(8, 16\); try 2"),
+        ({"mesh": {"worker": 4, "data": 2}}, "mesh.worker=4: with mesh.data=2 it needs 8 devices and 4 cpu devices"),
+        ({"mesh": {"data": 8}}, "mesh.data=8: only 4 cpu devices are there; try 4; on a CPU raise mesh.cpu_devices"),
+    ],
+)
+def test_what_does_not_fit_model_or_devices_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        Experiment.build(config_of(**changes))
+
+
+def test_idle_devices_are_named(tmp_path, capsys):
+    config = config_of(loft={"workers": 1}, train={**SETTINGS["train"], "rounds": 1})
+    run(config, opened(tmp_path / "run", config))
+    assert "devices   1 cpu of 4, idle: TFRT_CPU_1, TFRT_CPU_2, TFRT_CPU_3" in capsys.readouterr().out
+
+
+# The command line, as a user sees it.
+
+
+@pytest.fixture(scope="module")
+def yaml_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--loft.worker", "2"), "error: unknown option --loft.worker; did you mean --loft.workers?; see --help\n"),
+        (("--config", "none.yaml"), "error: --config none.yaml: no such file\n"),
+        (("--loft.local_steps", "0"), "loft.local_steps='0': must be greater than or equal to 1; try 1\n"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tmp_path):
+    result = command(*arguments, "--workdir", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.endswith(message)
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_then_says_that_the_run_is_complete(yaml_file, tmp_path):
+    first = command("--config", yaml_file, "--workdir", tmp_path / "run", "--train.rounds", 1)
+    assert first.returncode == 0, first.stderr
+    for line in (
+        "devices   4 cpu of 4, idle: none",
+        "mesh      worker 4 x data 1",
+        "sync      ",
+        "accuracy  ",
+        "time   ",
+    ):
+        assert line in first.stdout
+    again = command("--config", yaml_file, "--workdir", tmp_path / "run", "--train.rounds", 1)
+    assert again.returncode == 0
+    assert "already complete" in again.stdout
+    assert "accuracy" in again.stdout
+
+
+def test_a_stopped_run_exits_with_code_1(yaml_file, tmp_path):
+    result = command("--config", yaml_file, "--workdir", tmp_path / "run", "--optimizer.learning_rate", "1e18")
+    assert result.returncode == 1
+    assert "the last good checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_dry_run_prints_sizes_and_writes_nothing(yaml_file, tmp_path):
+    result = command("--config", yaml_file, "--dry_run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for word in ("parameters", "summed over workers", "begin", "step", "sync", "temporary"):
+        assert word in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_killed_ten_times_ends_bit_equal_to_an_undisturbed_one(yaml_file, tmp_path):
+    arguments = ("--config", yaml_file, "--train.rounds", 60, "--train.checkpoint_every", 1, "--workdir")
+    assert command(*arguments, tmp_path / "undisturbed").returncode == 0
+    moments, metrics = random.Random(0), tmp_path / "killed/metrics.jsonl"
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loft_jax.train", *map(str, arguments), str(tmp_path / "killed")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # At any moment of a start, or up to a second after the run has gone on.
+        if moments.random() < 0.8:
+            rows = len(metrics.read_text()) if metrics.exists() else 0
+            while process.poll() is None and (not metrics.exists() or len(metrics.read_text()) <= rows):
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.5))
+        else:
+            time.sleep(moments.uniform(0, 5))
+        assert process.poll() is None, "the run must still be going on when it is killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert command(*arguments, tmp_path / "killed").returncode == 0
+    assert_same_state(
+        read_state(tmp_path / "killed/checkpoints", 60), read_state(tmp_path / "undisturbed/checkpoints", 60)
+    )
+    assert [row["round"] for row in RunDirectory(tmp_path / "killed").rows()] == list(range(61))
+
+
+# The files in configs/.
+
+CONFIGS = sorted(Path(__file__, "../../configs").resolve().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_valid_and_holds_only_what_differs(path):
+    from loft_jax.config import flatten
+
+    settings = yaml.safe_load(path.read_text())
+    given = {f"{section}.{key}" for section, fields in settings.items() for key in fields}
+    config, defaults = flatten(Config.model_validate(settings)), flatten(Config())
+    assert given == {key for key in config if config[key] != defaults[key]}
+    assert path.read_text().startswith("# ")
+    assert f"--config configs/{path.name}" in path.read_text(), "the header shows the command"
+
+
+def test_every_loft_row_of_the_papers_table_has_a_config():
+    names = {path.stem for path in CONFIGS}
+    for setting in ("cifar10_preresnet34", "cifar10_resnet34", "cifar100_preresnet34", "cifar100_resnet34"):
+        assert {f"{setting}_sgd", f"{setting}_loft2", f"{setting}_loft4"} <= names
+    assert {f"imagenet_preresnet18_{kind}" for kind in ("sgd", "loft2", "loft4")} <= names
