@@ -25,7 +25,6 @@ SETTING = Config.model_validate(
         "mesh": {"cpu_devices": 4},
     }
 )
-IMAGES_A_ROUND = SETTING.loft.workers * SETTING.loft.local_steps * SETTING.data.batch_size
 
 Row = dict[str, Any]
 
@@ -41,7 +40,7 @@ def main() -> None:
         raise UserError(f"--pairs {arguments.pairs}: must be at least 1; try 7")
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json}: its directory does not exist; make it first")
-    from loft_jax.setup import configure_jax
+    from loft_jax.experiment import configure_jax
 
     configure_jax(SETTING)
     rows = []
@@ -84,8 +83,8 @@ class RoundBench:
         return [
             ratio_row(
                 "images/s of a LoFT-4 round over its compact steps called back to back",
-                [IMAGES_A_ROUND / s for s in round_seconds],
-                [IMAGES_A_ROUND / s for s in loop_seconds],
+                [SETTING.images_per_round / s for s in round_seconds],
+                [SETTING.images_per_round / s for s in loop_seconds],
                 "images/s",
             ),
             ratio_row("partition, extract and sync over the round", parts_seconds, whole_seconds, "s"),

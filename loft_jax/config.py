@@ -136,6 +136,11 @@ class Config(Section):
         """Local steps of one worker over the whole run."""
         return self.train.rounds * self.loft.local_steps
 
+    @property
+    def images_per_round(self) -> int:
+        """Images that all workers together train on in one round."""
+        return self.loft.workers * self.loft.local_steps * self.data.batch_size
+
     def hash(self) -> str:
         """12 hex digits of the settings that differ from their defaults and can change the result.
 

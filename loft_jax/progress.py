@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from loft_jax.summary import duration
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -54,15 +56,6 @@ class TrainingProgress:
             return ""
         seconds = (time.perf_counter() - self._start) / (done - self._first) * (self._rounds - done)
         return f"  {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "48 s", "3 min 20 s", "2 h 05 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def console() -> Console:

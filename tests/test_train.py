@@ -21,9 +21,10 @@ from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data.batches import normalise
 from loft_jax.errors import RunStopped, UserError
+from loft_jax.experiment import Experiment, configure_jax
 from loft_jax.run_directory import RunDirectory
-from loft_jax.setup import Experiment
-from loft_jax.train import Trainer, run
+from loft_jax.train import run
+from loft_jax.trainer import Trainer
 
 SETTINGS = {
     "model": {"width": 4},
@@ -207,7 +208,16 @@ def test_what_does_not_fit_model_or_devices_is_refused(changes, message):
 def test_idle_devices_are_named(tmp_path, capsys):
     config = config_of(loft={"workers": 1}, train={**SETTINGS["train"], "rounds": 1})
     run(config, opened(tmp_path / "run", config))
-    assert "devices   1 cpu of 4, idle: TFRT_CPU_1, TFRT_CPU_2, TFRT_CPU_3" in capsys.readouterr().out
+    assert "devices   1 cpu of 4, idle: cpu:1, cpu:2, cpu:3" in capsys.readouterr().out
+
+
+def test_deterministic_asks_xla_for_deterministic_kernels(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    configure_jax(config_of())
+    assert "deterministic" not in os.environ["XLA_FLAGS"]
+    configure_jax(config_of(train={"deterministic": True}))
+    assert "--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]
 
 
 # The command line, as a user sees it.

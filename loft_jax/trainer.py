@@ -1,0 +1,127 @@
+"""A run in progress: its state, the rounds, and what is due after each."""
+
+import math
+from typing import Any
+
+import jax
+
+from loft_jax.checkpoint import Store
+from loft_jax.errors import RunStopped
+from loft_jax.experiment import Experiment
+from loft_jax.run_directory import RunDirectory
+from loft_jax.stopwatch import Stopwatch
+
+Tree = dict[str, Any]
+Row = dict[str, Any]
+
+
+class Trainer:
+    """Trains an experiment in an opened run directory, round by round. Use as a context manager."""
+
+    def __init__(self, experiment: Experiment, directory: RunDirectory):
+        self._experiment, self._config, self._directory = experiment, experiment.config, directory
+        self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
+        self._snapshots = Store(directory.snapshots)
+        self._watch = Stopwatch()
+        self._done = 0
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._watch.close()
+        self._checkpoints.close()
+        self._snapshots.close()
+
+    def start(self) -> int:
+        """Initialise, or resume from the newest checkpoint. Returns the number of completed rounds."""
+        newest = self._checkpoints.latest()
+        self._done = newest or 0
+        kept = -1 if newest is None else newest
+        self._directory.cut_rows_after(kept)
+        self._snapshots.drop_after(kept)
+        if newest is None:
+            self._state = self._experiment.initial_state()
+            self._conclude({})
+        else:
+            self._state = self._restore(newest)
+        return self._done
+
+    def train_one_round(self) -> Row:
+        """One round and whatever is due after it. Returns the round's row of metrics.
+
+        Raises:
+          RunStopped: the loss is not finite; nothing of the round is saved.
+        """
+        experiment, config = self._experiment, self._config
+        with self._watch.phase("train"):
+            masks, workers = experiment.round.train_locally(self._state, experiment.images, experiment.labels)
+            jax.block_until_ready(workers)
+        with self._watch.phase("sync"):
+            self._state, loss = experiment.round.sync(self._state, masks, workers)
+            loss = float(loss)
+        learning_rate = float(experiment.round.step.learning_rate(self._done * config.loft.local_steps))
+        self._done += 1
+        self._stop_unless_finite("train/loss", loss, learning_rate)
+        return self._conclude({"train/loss": loss, "learning_rate": learning_rate})
+
+    def _conclude(self, metrics: Row) -> Row:
+        """Evaluate, write the row, save: what is due after `self._done` rounds."""
+        due = self._config.train
+        evaluates, saves, snapshots = (
+            self._done == due.rounds or self._done % every == 0
+            for every in (due.eval_every, due.checkpoint_every, due.snapshot_every)
+        )
+        if evaluates or saves or snapshots:
+            with self._watch.phase("evaluation"):
+                variables = {name: self._state[name] for name in ("params", "batch_stats")}
+                variables = self._experiment.estimate_norms(variables, self._experiment.images)
+                if evaluates:
+                    metrics |= self._experiment.evaluate(variables)
+                    self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
+        row = self._row(metrics)
+        self._directory.append(row)
+        if snapshots:
+            self._snapshots.save(self._done, {"variables": variables, "round": self._state["round"]})
+        if saves:
+            # A snapshot must not be missing where a later start resumes past it.
+            self._snapshots.wait()
+            tree = {"variables": variables, "training": _training_part(self._state), "round": self._state["round"]}
+            self._checkpoints.save(self._done, tree)
+        if self._done == due.rounds:
+            self._checkpoints.wait()
+        return row
+
+    def _row(self, metrics: Row) -> Row:
+        config, seconds = self._config, self._watch.lap()
+        row = {
+            "round": self._done,
+            "step": self._done * config.loft.local_steps,
+            "epoch": config.epochs(self._done, len(self._experiment.dataset.train_labels)),
+            **metrics,
+        }
+        if "train" in seconds:
+            row["images_per_second"] = config.images_per_round / (seconds["train"] + seconds["sync"])
+        return row | {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+    def _restore(self, round_number: int) -> Tree:
+        shapes = self._experiment.state_shapes()
+        variables = {name: shapes[name] for name in ("params", "batch_stats")}
+        like = {"variables": variables, "training": _training_part(shapes), "round": shapes["round"]}
+        tree = self._checkpoints.restore(round_number, like, self._experiment.mesh)
+        return {"params": tree["variables"]["params"], **tree["training"], "round": tree["round"]}
+
+    def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:
+        if math.isfinite(value):
+            return
+        self._checkpoints.wait()
+        raise RunStopped(
+            f"{name} is {value} after round {self._done} (learning rate {learning_rate:.3g}); the last good checkpoint "
+            f"is that of round {self._checkpoints.latest()} in {self._directory.checkpoints}. Lower "
+            "optimizer.learning_rate or raise optimizer.warmup_steps, in another workdir"
+        )
+
+
+def _training_part(state: Tree) -> Tree:
+    """What only the next round needs: running norm statistics and, if it is carried, momentum."""
+    return {name: state[name] for name in ("batch_stats", "momentum") if name in state}
