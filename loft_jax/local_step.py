@@ -53,8 +53,8 @@ class LocalStep:
           The new state, and the loss on the whole batch (float32 scalar).
         """
         batch, targets = self.draw_batch(images, labels, indices, key)
-        # Fused with what comes before it, the update would round differently from the same update on its own. Two
-        # barriers, because the results of one all vary over every axis that some operand varies over.
+        # Barriers before and after: fused with its surroundings, the update would round differently from the same update
+        # on its own. Two before, because the results of one all vary over every axis that some operand varies over.
         state = jax.lax.optimization_barrier(state)
         batch, targets = jax.lax.optimization_barrier((batch, targets))
 
@@ -70,7 +70,8 @@ class LocalStep:
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
         params, momentum = sgd_step(self.sgd, gradients, state["momentum"], state["params"], self.learning_rate(step))
-        return {"params": params, "batch_stats": batch_stats, "momentum": momentum}, loss
+        state = {"params": params, "batch_stats": batch_stats, "momentum": momentum}
+        return jax.lax.optimization_barrier(state), loss
 
     def draw_batch(
         self, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
