@@ -6,19 +6,22 @@ norm statistics re-estimated on training batches, ready to evaluate; "training" 
 """
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from loft_jax.errors import UserError
-from loft_jax.mesh import REPLICATED
+from loft_jax.mesh import replicate
 from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS
 
 Tree = dict[str, Any]
+
+_CHECKSUMS = "checksums"
 
 # Orbax and absl narrate every save at a level below error.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -42,15 +45,19 @@ class Store:
 
     def save(self, round_number: int, tree: Tree) -> None:
         """Begin to save; returns when the arrays may be overwritten."""
-        self._manager.save(round_number, args=ocp.args.PyTreeSave(tree))
+        self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: _checksums(tree)}))
 
     def restore(self, round_number: int, like: Tree, mesh: Mesh) -> Tree:
-        """The state of a round, a copy on every device of the mesh; `like` gives structure, shapes and dtypes."""
-        sharding = NamedSharding(mesh, REPLICATED)
-        arguments = jax.tree.map(
-            lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype), like
-        )
-        return self._manager.restore(round_number, args=ocp.args.PyTreeRestore(restore_args=arguments))
+        """The state of a round, a copy on every device of the mesh.
+
+        Raises:
+          UserError: it is damaged, or its structure, shapes and dtypes are not those of `like`.
+        """
+        tree = read_state(self._directory, round_number)
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (tree, like))
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{self._directory / str(round_number)}: holds the state of another model")
+        return replicate(tree, mesh)
 
     def drop_after(self, round_number: int) -> None:
         """Delete what a run wrote after the round it now resumes from: it will be written again."""
@@ -77,7 +84,7 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
       statistics are those re-estimated for the full CNN, so `model.apply(variables, x)` evaluates as the run did.
 
     Raises:
-      UserError: nothing is saved there, or not that round.
+      UserError: nothing is saved there, not that round, or it is damaged.
     """
     run_dir = Path(run_dir)
     kinds = {saved: kind for kind in (SNAPSHOTS, CHECKPOINTS) for saved in saved_rounds(run_dir / kind)}
@@ -92,12 +99,29 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
 
 
 def read_state(directory: Path, round_number: int) -> Tree:
-    """All that was saved of a round, as nested dicts of numpy arrays."""
-    item = directory.resolve() / str(round_number) / "default"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(item).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
-        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    """All that was saved of a round, as nested dicts of numpy arrays.
+
+    Raises:
+      UserError: what is read is not what was written.
+    """
+    path = directory.resolve() / str(round_number)
+    advice = "delete that directory to go on from the round before it"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(path / "default").item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
+            tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # Orbax and TensorStore raise what they please for files that are cut or gone.
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); {advice}") from error
+    # Orbax restores array data with a flipped byte without noticing.
+    if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
+        raise UserError(f"{path}: is damaged (its checksums do not match); {advice}")
+    return tree
+
+
+def _checksums(tree: Tree) -> np.ndarray:
+    return np.array([zlib.crc32(np.ascontiguousarray(leaf)) for leaf in jax.tree.leaves(tree)], np.uint32)
 
 
 def saved_rounds(directory: Path) -> list[int]:

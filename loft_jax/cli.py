@@ -20,7 +20,7 @@ from loft_jax.config import Config, Section
 from loft_jax.errors import RunStopped, UserError
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Run a command's main; a deliberate stop becomes one message and an exit code (2: bad input, 1: stopped)."""
     try:
         main()
@@ -28,11 +28,12 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(2 if isinstance(stop, UserError) else 1)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 class CommandLine:
@@ -77,21 +78,26 @@ def validated(settings: dict[str, Any], source: str) -> Config:
         raise UserError("\n       ".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError if it is missing, does not parse or is no mapping."""
+def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file; `label` names it in messages.
+
+    Raises:
+      UserError: it is missing, does not parse or is no mapping.
+    """
+    label = label or f"--config {path}"
     try:
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file{_nearest_file(Path(path))}") from None
+        raise UserError(f"{label}: no such file{_nearest_file(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read ({error})") from None
+        raise UserError(f"{label}: cannot be read ({error})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: a date or number that cannot be; RecursionError: thousands of brackets.
-        raise UserError(f"--config {path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{label}: is not valid YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise UserError(f"--config {path}: must be a mapping of keys to values, not a {type(settings).__name__}")
+        raise UserError(f"{label}: must be a mapping of keys to values, not a {type(settings).__name__}")
     return settings
 
 

@@ -53,8 +53,8 @@ class LocalStep:
           The new state, and the loss on the whole batch (float32 scalar).
         """
         batch, targets = self.draw_batch(images, labels, indices, key)
-        # Barriers before and after: fused with its surroundings, the update would round differently from the same update
-        # on its own. Two before, because the results of one all vary over every axis that some operand varies over.
+        # Barriers before and after: fused with its surroundings, the update would round differently from the same
+        # update on its own. Two before, because the results of one vary over every axis that any operand varies over.
         state = jax.lax.optimization_barrier(state)
         batch, targets = jax.lax.optimization_barrier((batch, targets))
 

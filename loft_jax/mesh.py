@@ -1,11 +1,13 @@
 """Devices: which of them a run uses, and the two rules that depend on the backend, each kept here alone."""
 
+import os
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from loft_jax.config import Config, divisors
+from loft_jax.config import Config, largest_divisor
 from loft_jax.errors import UserError
 
 WORKER, DATA = "worker", "data"
@@ -20,23 +22,31 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
       UserError: the devices do not suffice for what `mesh` asks for.
     """
-    devices, data = jax.devices(), config.mesh.data
+    devices, data, workers = _devices(), config.mesh.data, config.loft.workers
     hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" else ""
     if data > len(devices):
         raise UserError(
             f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are there; try {len(devices)}{hint}"
         )
-    fitting = [d for d in divisors(config.loft.workers) if d * data <= len(devices)]
-    worker = config.mesh.worker or max(fitting)
-    if worker not in fitting:
+    most = largest_divisor(workers, len(devices) // data)
+    worker = config.mesh.worker or most
+    if worker * data > len(devices):
         raise UserError(
             f"mesh.worker={worker}: with mesh.data={data} it needs {worker * data} devices and {len(devices)} "
-            f"{devices[0].platform} devices are there; try {max(fitting)}{hint}"
+            f"{devices[0].platform} devices are there; try {most}{hint}"
         )
     # Auto axes: under the default, Explicit, indexing a sharded array outside shard_map is an error.
-    return jax.make_mesh(
-        (worker, data), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[: worker * data]
-    )
+    # Devices in their own order: jax.make_mesh refuses some subsets of a TPU slice.
+    grid = np.array(devices[: worker * data]).reshape(worker, data)
+    return Mesh(grid, (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
+
+
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "not set")
+        raise UserError(f"JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {error}") from error
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

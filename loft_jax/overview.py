@@ -37,7 +37,15 @@ def print_setup(experiment: Experiment) -> None:
 
 def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
     """Memory and compute of a round's compiled programs, of one device."""
-    table = Table("program", "FLOPs", "arguments", "results", "temporary", "peak", title="one device, one dispatch")
+    table = Table(
+        "program",
+        "FLOPs",
+        "arguments",
+        "results",
+        "temporary",
+        "peak",
+        title="one device; a loop's body is counted once",
+    )
     for name, program in programs.items():
         memory, cost = program.memory_analysis(), program.cost_analysis() or {}
         sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)

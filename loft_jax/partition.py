@@ -56,8 +56,7 @@ def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices)
       ValueError: unknown group, indices that do not ascend or are out of range, or a declared variable is missing.
     """
     groups = tuple(groups)
-    _check(variables, groups, owned)
-    return _extract(variables, groups, dict(owned))
+    return _extract(variables, groups, _checked(variables, groups, owned))
 
 
 def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, compact: Variables) -> dict[str, Any]:
@@ -76,8 +75,7 @@ def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, c
       ValueError: as `extract`.
     """
     groups = tuple(groups)
-    _check(variables, groups, owned)
-    return _merge(variables, groups, dict(owned), compact)
+    return _merge(variables, groups, _checked(variables, groups, owned), compact)
 
 
 def prune(variables: Variables, groups: Sequence[FilterGroup], kept: Indices) -> dict[str, Any]:
@@ -145,7 +143,7 @@ def filter_axes_present(paths: Mapping[str, Any], groups: Sequence[FilterGroup])
     return {path: pairs for path, pairs in filter_axes(groups).items() if path in paths}
 
 
-def _check(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> None:
+def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, jax.Array]:
     by_name = {group.name: group for group in groups}
     paths = flatten_dict(variables, sep="/")
     for name, indices in owned.items():
@@ -161,3 +159,4 @@ def _check(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices
             raise ValueError(f"filter group {name!r}: indices must be a non-empty 1-D integer array, not {indices!r}")
         if indices[0] < 0 or indices[-1] >= by_name[name].width or (np.diff(indices) <= 0).any():
             raise ValueError(f"filter group {name!r}: indices must ascend within [0, {by_name[name].width})")
+    return {name: jnp.asarray(indices) for name, indices in owned.items()}

@@ -6,6 +6,7 @@ Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class RunDirectory:
         self._metrics = self.path / METRICS
 
     def open(self, config: Config) -> None:
-        """Make the directory, or check that it holds a run of the same config; write the config.
+        """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
 
         Raises:
           UserError: it cannot be written, is no run directory, or was made with another config.
@@ -42,18 +43,21 @@ class RunDirectory:
                 pass
         except OSError as error:
             raise UserError(f"--workdir {self.path}: cannot be written ({error.strerror}); use another") from None
-        if (self.path / CONFIG).exists():
-            self._refuse_other(config)
-        elif any(self.path.iterdir()):
+        # A start that failed leaves nothing but its config, whole or not, and claims nothing.
+        held = {path.name for path in self.path.iterdir()} - {CONFIG, f".{CONFIG}.tmp"}
+        if held and not (self.path / CONFIG).exists():
             raise UserError(f"--workdir {self.path}: is not empty and holds no run; use another")
-        self._write(CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+        if held:
+            self._refuse_other(config)
+        if self.summary() is None:
+            self._write(CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
         path = self.path / CONFIG
         if not path.exists():
             raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
-        return validated(read_yaml(path), source=str(path))
+        return validated(read_yaml(path, label=str(path)), source=str(path))
 
     def append(self, row: Row) -> None:
         """Add one row of metrics."""
@@ -78,8 +82,9 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
-        path = self.path / SUMMARY
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        return None
 
     def _refuse_other(self, config: Config) -> None:
         before, now = flatten(self.read_config()), flatten(config)
@@ -93,5 +98,8 @@ class RunDirectory:
 
     def _write(self, name: str, text: str) -> None:
         aside = self.path / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, self.path / name)

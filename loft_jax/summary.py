@@ -14,7 +14,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     extent = f"{summary['round']} rounds, {summary['epoch']:.1f} epochs"
     print(f"finished  {summary['model']} on {summary['data']}, {method}: {extent}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
-    print(f"time      {duration(sum(seconds.values()))}: {split}")
+    print(f"measured  {duration(sum(seconds.values()))}: {split}")
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)
 
 

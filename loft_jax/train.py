@@ -75,4 +75,4 @@ def run(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, interrupted="interrupted; the same command resumes from the last checkpoint")

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from loft_jax.checkpoint import Store
 from loft_jax.errors import RunStopped
@@ -79,6 +80,9 @@ class Trainer:
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
+            # The loss is of before the round's last update, and not every round that is saved is evaluated.
+            if not _all_finite((variables, self._state)):
+                self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
         row = self._row(metrics)
         self._directory.append(row)
         if snapshots:
@@ -120,6 +124,11 @@ class Trainer:
             f"is that of round {self._checkpoints.latest()} in {self._directory.checkpoints}. Lower "
             "optimizer.learning_rate or raise optimizer.warmup_steps, in another workdir"
         )
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _training_part(state: Tree) -> Tree:

@@ -286,6 +286,7 @@ def refusal(*arguments):
     return str(caught.value)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("test_split", ["test", "validation"])
 def test_a_tfds_data_set_is_read_pixel_by_pixel(tmp_path, cache, test_split):
     content = tiny_content(splits=(("train", 12), (test_split, 5)))

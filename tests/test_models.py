@@ -2,6 +2,7 @@
 
 from functools import partial
 from math import prod
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from loft_jax import FilterGroup, create_model, extract
+from loft_jax.config import Model
+from loft_jax.models import _MODELS
 from loft_jax.models.resnet import ResNet
 
 MODELS = ("preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34")
@@ -360,3 +363,7 @@ def test_kernels_start_at_variance_two_over_fan_out():
     kernel = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]["stem"]["kernel"]
     # Four standard errors of a variance of 1728 numbers; the fan-in is 21 times smaller.
     np.testing.assert_allclose(kernel.var(), 2 / (9 * 64), rtol=4 * np.sqrt(2 / kernel.size))
+
+
+def test_the_config_names_the_models_that_there_are():
+    assert get_args(Model.model_fields["name"].annotation) == tuple(_MODELS)

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from flax import linen as nn
+from flax.core import FrozenDict
 from tiny import MODEL, Run, config, flat
 
-from loft_jax import draw_partition
+from loft_jax import FilterGroup, draw_partition
 from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.mesh import WORKER
 from loft_jax.optimizer import learning_rate_schedule
@@ -234,6 +236,7 @@ def test_the_sum_of_deposited_slices_is_exact():
 
 CHANGES = [
     {"seed": 1},
+    {"precision": "bfloat16"},
     {"data__batch_size": 5},
     {"data__split": "disjoint"},
     {"data__augment": False},
@@ -255,13 +258,56 @@ CHANGES = [
 
 @pytest.fixture(scope="module")
 def base_params():
-    return flat(Run(config()).rounds(2)["params"])
+    return flat(Run(config(mesh__worker=1)).rounds(2)["params"])
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: ",".join(f"{k}={v}" for k, v in change.items()))
 def test_every_setting_changes_the_result(change, base_params):
-    changed = flat(Run(config(**change)).rounds(2)["params"])
+    changed = flat(Run(config(mesh__worker=1, **change)).rounds(2)["params"])
     assert any((changed[path] != base_params[path]).any() for path in base_params)
+
+
+class TwoLayers(nn.Module):
+    """A plain CNN: kernel "two" belongs to two groups, the outputs of one and the inputs of the next."""
+
+    widths: FrozenDict = FrozenDict(one=4, two=8)
+    dtype: jnp.dtype = jnp.float32
+    norm_axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(self.widths["one"], (3, 3), name="one")(x)
+        x = nn.relu(nn.BatchNorm(not train, name="norm")(x))
+        x = nn.relu(nn.Conv(self.widths["two"], (3, 3), name="two")(x))
+        return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
+
+    def filter_groups(self):
+        norm = {f"{kind}/norm/{name}": 0 for kind, name in NORM_VARIABLES}
+        one = {"params/one/kernel": 3, "params/one/bias": 0, "params/two/kernel": 2} | norm
+        two = {"params/two/kernel": 3, "params/two/bias": 0, "params/head/kernel": 0}
+        return FilterGroup("one", 4, one, True), FilterGroup("two", 8, two, True)
+
+    def with_widths(self, widths):
+        return self.clone(widths=FrozenDict({**self.widths, **widths}))
+
+
+NORM_VARIABLES = [("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var")]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(devices):
+    run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
+    before = np.asarray(run.state["params"]["two"]["kernel"])
+    masks, workers = run.round.train_locally(run.state, run.images, run.labels)
+    expected, slots = before.copy(), 2 // devices
+    for worker in range(2):
+        one, two = (np.flatnonzero(masks[name][worker]) for name in ("one", "two"))
+        kernel = workers[worker % slots]["compact"]["params"]["two"]["kernel"][worker // slots]
+        expected[..., one[:, None], two[None, :]] = kernel
+    state, _ = run.round.sync(run.state, masks, workers)
+    after = np.asarray(state["params"]["two"]["kernel"])
+    np.testing.assert_array_equal(after, expected)
+    assert (after == before).mean() == 0.5, "half of the pairs of filters are on different workers"
 
 
 def test_momentum_reset_carries_none():

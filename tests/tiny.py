@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset
@@ -49,10 +51,12 @@ class Run:
 
     config: Config
     fused: bool | None = None
+    model: nn.Module = MODEL
 
     def __post_init__(self) -> None:
         self.dataset, self.mesh = dataset(), make_mesh(self.config)
-        self.round = Round(self.config, MODEL, self.dataset, self.mesh, fused=self.fused)
+        self.model = self.model.clone(dtype=jnp.dtype(self.config.precision))
+        self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
         self.images, self.labels = (
             replicate(a, self.mesh) for a in (self.dataset.train_images, self.dataset.train_labels)
         )
@@ -62,7 +66,7 @@ class Run:
         self.state = replicate(start, self.mesh)
 
     def _start(self) -> dict[str, Any]:
-        return initial_state(MODEL, self.config, self.dataset.train_images.shape[1:])
+        return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])
 
     def rounds(self, count: int) -> dict[str, Any]:
         """The state after so many further rounds, as numpy arrays."""

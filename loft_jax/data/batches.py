@@ -33,7 +33,7 @@ def worker_order(
         offset = worker * per_epoch
     else:
         key = jax.random.fold_in(key, worker)
-    # first is count times a round number, so at most this many epochs are touched.
+    # The most epochs that `count` consecutive examples can touch.
     touched = math.ceil((count - 1) / per_epoch) + 1
     first_epoch = first // per_epoch
     epoch_keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(first_epoch + jnp.arange(touched))

@@ -46,7 +46,7 @@ def load_tfds(name: str, data_dir: str | None) -> Dataset:
     test_split = _checked(builder.info, name, directory)
     label = builder.info.features["label"]
     (train_images, train_labels), (test_images, test_labels) = (
-        _decoded(builder, directory, split) for split in ("train", test_split)
+        _decoded(builder, split) for split in ("train", test_split)
     )
     for split, labels in (("train", train_labels), (test_split, test_labels)):
         if labels.min() < 0:
@@ -76,12 +76,16 @@ def _not_prepared(name: str, root: Path) -> str:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    prepared = sorted(p.name for p in root.glob("*") if _newest_version(p)) if root.is_dir() else []
+    candidates = [*root.glob("*"), *root.glob("*/*")] if root.is_dir() else []
+    prepared = sorted(str(p.relative_to(root)) for p in candidates if _newest_version(p))
     here = f"; prepared under {root}: {', '.join(prepared) or 'nothing'}"
     if name.split("/")[0] not in known:
         close = difflib.get_close_matches(name, ["digits", *known], n=1)
         hint = f"did you mean {close[0]}?" if close else "use digits or a name of tensorflow.org/datasets/catalog"
         return f"data.name={name}: no such data set; {hint}{here}"
+    configs = [path for path in prepared if path.startswith(f"{name}/")]
+    if configs:
+        return f"data.name={name}: is prepared with a config; use {' or '.join(configs)}{here}"
     command = (
         f'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()\""
@@ -117,8 +121,8 @@ def _checked(info, name: str, directory: Path) -> str:
     return test_split
 
 
-def _decoded(builder, directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    files = sorted(directory.glob(f"*-{split}.*"))
+def _decoded(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    files = [Path(file) for file in builder.info.splits[split].filepaths]
     fingerprint = "|".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     key = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     stem = cache_directory() / "decoded" / f"{builder.info.name}-{split}-{key}"

@@ -1,4 +1,4 @@
-"""The models by name. A new architecture is one module with its filter groups, and one line here."""
+"""The models by name. A new architecture is one module, one line here, and its name in `config.py`."""
 
 from functools import partial
 
