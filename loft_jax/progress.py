@@ -16,9 +16,10 @@ class TrainingProgress:
     """Shows round, epoch, loss, accuracy, images/s and time left. Use as a context manager."""
 
     def __init__(self, rounds: int, done: int):
-        self._rounds, self._first = rounds, done
+        self._rounds = rounds
         self._accuracy: float | None = None
-        self._start, self._last_line = time.perf_counter(), 0.0
+        self._first: tuple[int, float] | None = None
+        self._last_line = 0.0
         self._bar = None
         if sys.stdout.isatty():
             columns = (TextColumn("round"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
@@ -47,15 +48,22 @@ class TrainingProgress:
             text += f"  {row['images_per_second']:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=row["round"], description=text)
-        elif evaluated or time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+            return
+        left = self._time_left(row["round"])
+        if evaluated or time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            print(f"round {row['round']}/{self._rounds}  {text}{self._time_left(row['round'])}", flush=True)
+            print(f"round {row['round']}/{self._rounds}  {text}{left}", flush=True)
 
     def _time_left(self, done: int) -> str:
-        if done <= self._first or done == self._rounds:
+        now = time.perf_counter()
+        if self._first is None:
+            # The first round compiles; the others tell how long a round takes.
+            self._first = (done, now)
             return ""
-        seconds = (time.perf_counter() - self._start) / (done - self._first) * (self._rounds - done)
-        return f"  {duration(seconds)} left"
+        first, start = self._first
+        return (
+            "" if done == self._rounds else f"  {duration((now - start) / (done - first) * (self._rounds - done))} left"
+        )
 
 
 def console() -> Console:
