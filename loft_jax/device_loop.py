@@ -43,7 +43,7 @@ class DeviceLoop:
         self._run = jax.jit(shard_map(lambda *args: _stack(run(*args)), in_specs=in_specs))
         self.begin = jax.jit(shard_map(lambda *args: _stack(begin(*args)), in_specs=in_specs))
         self._step = jax.jit(
-            shard_map(lambda carry, *args: _stack(step(_unstack(carry), *args)), in_specs=(carry_spec, *in_specs)),
+            shard_map(lambda carry, *args: _stack(step(unstack(carry), *args)), in_specs=(carry_spec, *in_specs)),
             donate_argnums=0,
         )
 
@@ -79,5 +79,6 @@ def _stack(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
-def _unstack(tree: Tree) -> Tree:
+def unstack(tree: Tree) -> Tree:
+    """Drop the leading axis that a carry comes back with, inside shard_map, where a device sees its own part only."""
     return jax.tree.map(lambda leaf: leaf[0], tree)

@@ -18,7 +18,7 @@ from loft_jax import partition
 from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, worker_order
 from loft_jax.data.dataset import Dataset
-from loft_jax.device_loop import DeviceLoop, vary
+from loft_jax.device_loop import DeviceLoop, unstack, vary
 from loft_jax.local_step import LocalStep
 from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, settle
 from loft_jax.models.groups import FilterGroup, with_momentum
@@ -182,13 +182,13 @@ class Round:
         """Owned slices are deposited in zeros and summed, which is exact; shared variables are averaged."""
         full = {name: collection for name, collection in state.items() if name != "round"}
         zeros = jax.tree.map(jnp.zeros_like, full)
-        deposits, losses, owned = [], [], []
-        for slot, carry in enumerate(workers):
-            compact = {name: jax.tree.map(lambda leaf: leaf[0], carry["compact"][name]) for name in full}
-            owned.append(self._owned(masks, slot))
-            deposits.append(partition.merge(zeros, self._carried, owned[-1], compact))
-            losses.append(carry["loss"][0])
-        total = flatten_dict(jax.lax.psum(jax.tree.map(lambda *d: sum(d[1:], d[0]), *deposits), WORKER), sep="/")
+        compacts = [unstack({name: carry["compact"][name] for name in full}) for carry in workers]
+        deposits = [
+            partition.merge(zeros, self._carried, self._owned(masks, slot), compact)
+            for slot, compact in enumerate(compacts)
+        ]
+        deposited = jax.tree.map(lambda *slots: sum(slots[1:], slots[0]), *deposits)
+        total = flatten_dict(jax.lax.psum(deposited, WORKER), sep="/")
         before = flatten_dict(full, sep="/")
         axes = partition.filter_axes_present(total, [g for g in self._carried if g.partitioned])
         for path, leaf in total.items():
@@ -197,7 +197,7 @@ class Round:
             elif len(axes[path]) > 1:
                 total[path] = jnp.where(self._covered(masks, axes[path], leaf.ndim), leaf, before[path])
         steps = self._config.loft.workers * self._config.loft.local_steps
-        loss = jax.lax.psum(sum(losses[1:], losses[0]), WORKER) / steps
+        loss = jax.lax.psum(sum(carry["loss"][0] for carry in workers), WORKER) / steps
         return unflatten_dict(total, sep="/") | {"round": state["round"] + 1}, loss
 
     @staticmethod
