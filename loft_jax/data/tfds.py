@@ -78,7 +78,7 @@ def _not_prepared(name: str, root: Path) -> str:
     known = tfds.list_builders(with_community_datasets=False)
     candidates = [*root.glob("*"), *root.glob("*/*")] if root.is_dir() else []
     prepared = sorted(str(p.relative_to(root)) for p in candidates if _newest_version(p))
-    here = f"; prepared under {root}: {', '.join(prepared) or 'nothing'}"
+    here = f"; known here: digits, and prepared under {root}: {', '.join(prepared) or 'nothing'}"
     if name.split("/")[0] not in known:
         close = difflib.get_close_matches(name, ["digits", *known], n=1)
         hint = f"did you mean {close[0]}?" if close else "use digits or a name of tensorflow.org/datasets/catalog"
