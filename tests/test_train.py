@@ -299,7 +299,7 @@ def test_the_command_trains_then_says_that_the_run_is_complete(yaml_file, tmp_pa
         "mesh      worker 4 x data 1",
         "sync      ",
         "accuracy  ",
-        "time   ",
+        "measured  ",
     ):
         assert line in first.stdout
     again = command("--config", yaml_file, "--workdir", tmp_path / "run", "--train.rounds", 1)
