@@ -443,10 +443,8 @@ def refused_without_network(name, directory):
 def test_an_unknown_data_set_is_refused_with_the_nearest_name_and_what_is_prepared(tmp_path, name, hint):
     prepare(tmp_path, tiny_content())
     said = refused_without_network(name, tmp_path)
-    assert (
-        said
-        == f"data.name={name}: no such data set; {hint}; known here: digits, and prepared under {tmp_path}: tiny_images\n"
-    )
+    known = f"known here: digits, and prepared under {tmp_path}: tiny_images"
+    assert said == f"data.name={name}: no such data set; {hint}; {known}\n"
 
 
 @pytest.mark.parametrize("name", ["cifar100", "imagenet_resized/32x32"])

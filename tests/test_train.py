@@ -29,7 +29,7 @@ from loft_jax.train import run
 from loft_jax.trainer import Trainer
 
 # SIGKILLs of the survival test; each costs a start of ten seconds or so.
-KILLS = int(os.environ.get("LOFT_JAX_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("LOFT_JAX_TEST_KILLS", "2"))
 ROUNDS = 10 + 5 * KILLS
 SETTINGS = {
     "model": {"width": 4},
