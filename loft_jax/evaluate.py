@@ -35,7 +35,7 @@ class NormEstimator:
         self._batches, self._batch_size = config.train.norm_batches, config.data.batch_size
         self._examples = len(dataset.train_labels)
         self._augmentation = Augmentation(dataset.crop_padding, dataset.flip) if config.data.augment else None
-        self._mean, self._std = dataset.channel_statistics()
+        self._mean, self._std = dataset.channel_statistics
         self._loop = DeviceLoop(
             mesh,
             self._begin,
@@ -84,7 +84,7 @@ class Evaluator:
         steps = math.ceil(per_device / self._batch)
         padding = steps * self._batch * mesh.size - examples
         self._model, self._mesh, self._examples = model, mesh, examples
-        self._mean, self._std = dataset.channel_statistics()
+        self._mean, self._std = dataset.channel_statistics
         sharding = NamedSharding(mesh, PER_DEVICE)
         self._images = jax.device_put(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
         # A label of -1 marks the padding.

@@ -78,7 +78,7 @@ class Round:
         self._shares = {group.name: group.width // config.loft.workers for group in self._split}
         self._slots = config.loft.workers // mesh.shape[WORKER]
         self._examples = len(dataset.train_labels)
-        mean, std = dataset.channel_statistics()
+        mean, std = dataset.channel_statistics
         data = mesh.shape[DATA]
         self.step = LocalStep(
             model=sub_cnn(model, self.groups, config).clone(norm_axis=DATA if data > 1 else None),

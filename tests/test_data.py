@@ -97,7 +97,7 @@ def test_arrays_that_are_no_data_set_are_refused(changes, message):
 
 def test_channel_statistics_are_mean_and_deviation_of_the_training_images():
     for data in (load_digits(0), dataset()):
-        mean, std = data.channel_statistics()
+        mean, std = data.channel_statistics
         pixels = data.train_images.astype(np.float64)
         assert (mean.dtype, std.dtype) == (np.float32, np.float32)
         np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-6)
@@ -105,7 +105,7 @@ def test_channel_statistics_are_mean_and_deviation_of_the_training_images():
 
 
 def test_a_constant_channel_can_be_divided_by():
-    _, std = dataset(train_images=np.full((6, 4, 5, 3), 7, np.uint8)).channel_statistics()
+    _, std = dataset(train_images=np.full((6, 4, 5, 3), 7, np.uint8)).channel_statistics
     np.testing.assert_allclose(std, 1e-3, rtol=1e-6)
 
 
@@ -483,7 +483,7 @@ def test_cifar10_has_5000_and_1000_images_of_each_class(cifar):
 
 @needs_cifar
 def test_cifar10_has_the_published_channel_means_and_deviations(cifar):
-    mean, std = cifar[0].channel_statistics()
+    mean, std = cifar[0].channel_statistics
     # A JPEG re-encoding, where that is what the directory holds, moves a mean by 2e-4 and a deviation by 2e-3.
     np.testing.assert_allclose(mean / 255, [0.4914, 0.4822, 0.4465], atol=1e-3)
     np.testing.assert_allclose(std / 255, [0.2470, 0.2435, 0.2616], atol=3e-3)

@@ -22,7 +22,7 @@ def test_every_test_example_is_counted_once(devices, batch):
     run = Run(config(mesh__worker=devices, train__eval_batch_size=batch))
     data = run.dataset
     result = Evaluator(run.config, MODEL, data, run.mesh)(variables_of(run))
-    logits = MODEL.apply(variables_of(run), normalise(jnp.asarray(data.test_images), *data.channel_statistics()))
+    logits = MODEL.apply(variables_of(run), normalise(jnp.asarray(data.test_images), *data.channel_statistics))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
     assert result["test/accuracy"] == np.mean(np.argmax(np.asarray(logits), axis=-1) == data.test_labels)
     assert result["test/loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
@@ -44,7 +44,7 @@ def test_norm_statistics_are_those_of_all_batches_pooled(devices, fused):
         images = augmentation.apply(jnp.asarray(data.train_images)[order[number]], drawn)
         _, captured = MODEL.apply(
             variables_of(run),
-            normalise(images, *data.channel_statistics()),
+            normalise(images, *data.channel_statistics),
             capture_intermediates=lambda module, _: module.name == "stem",
             mutable=["intermediates"],
         )

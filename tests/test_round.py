@@ -21,7 +21,7 @@ from loft_jax.round import split_groups
 def batches_of(config, worker, round_number):
     """The batches of one worker in one round, drawn without the mesh."""
     data = tiny.dataset()
-    mean, std = data.channel_statistics()
+    mean, std = data.channel_statistics
     steps, size = config.loft.local_steps, config.data.batch_size
     order = worker_order(
         key_for(config.seed, Purpose.ORDER),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,8 +41,9 @@ class Dataset:
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise ValueError(f"{self.name} {split}: labels must lie in [0, {self.num_classes})")
 
+    @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each channel over the training images, float32 [channels] in uint8 units."""
+        """Mean and deviation of each channel over the training images, float32 [channels] in uint8 units; computed once."""
         # From each channel's histogram, exact, and some images at a time: counting takes eight bytes a pixel.
         levels, channels = np.arange(256.0), range(self.train_images.shape[-1])
         chunks = np.array_split(self.train_images, math.ceil(len(self.train_images) / 4096))
