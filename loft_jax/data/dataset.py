@@ -43,7 +43,7 @@ class Dataset:
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each channel over the training images, float32 [channels] in uint8 units; computed once."""
+        """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""
         # From each channel's histogram, exact, and some images at a time: counting takes eight bytes a pixel.
         levels, channels = np.arange(256.0), range(self.train_images.shape[-1])
         chunks = np.array_split(self.train_images, math.ceil(len(self.train_images) / 4096))
