@@ -8,10 +8,16 @@ _EXPORTS = {
     "FilterGroup": "loft_jax.models.groups",
     "create_model": "loft_jax.models",
     "draw_partition": "loft_jax.partition",
+    "expected_footrule": "loft_jax.metric",
     "extract": "loft_jax.partition",
+    "filter_scores": "loft_jax.metric",
+    "footrule": "loft_jax.metric",
+    "footrule_matrix": "loft_jax.metric",
     "load_checkpoint": "loft_jax.checkpoint",
     "merge": "loft_jax.partition",
+    "normalised_footrule": "loft_jax.metric",
     "prune": "loft_jax.partition",
+    "rank_filters": "loft_jax.metric",
 }
 
 __all__ = sorted(_EXPORTS)

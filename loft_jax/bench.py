@@ -7,9 +7,7 @@ on the machine and on what else it does, ratios much less. FLOPs are read from c
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,8 @@ def main() -> None:
 
     configure_jax(SETTING)
     rows = []
-    for measure in (RoundBench(arguments.pairs).rows, flops_of_deep_sub_cnn):
+    of_pairs = (partial(measure, arguments.pairs) for measure in (ticket_rows, footrule_rows))
+    for measure in (RoundBench(arguments.pairs).rows, flops_of_deep_sub_cnn, *of_pairs):
         for row in measure():
             rows.append(row)
             print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
@@ -65,6 +64,7 @@ class RoundBench:
         from loft_jax.round import Round, initial_state
 
         self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(SETTING)
+        self._dataset = dataset
         self._model = create_model(SETTING.model.name, dataset.num_classes, width=SETTING.model.width)
         self._round = Round(SETTING, self._model, dataset, mesh)
         shape = dataset.train_images.shape[1:]
@@ -73,8 +73,10 @@ class RoundBench:
 
     def rows(self) -> list[Row]:
         """All rows, measured."""
-        compact, compact_flops = self._steps(self._round.step.model)
-        full, full_flops = self._steps(self._model)
+        from loft_jax.speed import StepLoop, interleaved
+
+        step, batch_size = self._round.step, SETTING.data.batch_size
+        compact, full = (StepLoop(step, model, self._dataset, batch_size) for model in (step.model, self._model))
         steps = SETTING.loft.workers * SETTING.loft.local_steps
 
         round_seconds, loop_seconds = interleaved(self._whole_round, lambda: compact(steps), self._pairs)
@@ -89,8 +91,8 @@ class RoundBench:
             ),
             ratio_row("partition, extract and sync over the round", parts_seconds, whole_seconds, "s"),
             ratio_row(
-                f"time of the compact over the full step, over their FLOP ratio {compact_flops / full_flops:.3f}",
-                [s * full_flops / compact_flops for s in compact_seconds],
+                f"time of the compact over the full step, over their FLOP ratio {compact.flops / full.flops:.3f}",
+                [s * full.flops / compact.flops for s in compact_seconds],
                 full_seconds,
                 "s",
             ),
@@ -106,30 +108,45 @@ class RoundBench:
         self._state, loss = self._round.sync(self._state, masks, workers)
         loss.block_until_ready()
 
-    def _steps(self, model: Any) -> tuple[Callable[[int], None], float]:
-        """Local steps of this network called one after another on one device: a function of their number, and FLOPs."""
-        import jax
-        from jax import numpy as jnp
 
-        from loft_jax.mesh import make_mesh
-        from loft_jax.round import initial_state
+def ticket_rows(pairs: int) -> list[Row]:
+    """An 80 % ticket of a preresnet18 of width 64 against the full network: FLOPs and time of a training step."""
+    from loft_jax.mesh import make_mesh
+    from loft_jax.models import create_model
+    from loft_jax.round import Round
+    from loft_jax.speed import StepLoop, interleaved
+    from loft_jax.ticket import kept_count
 
-        alone = make_mesh(SETTING.model_copy(update={"loft": SETTING.loft.model_copy(update={"workers": 1})}))
-        state = jax.jit(lambda: initial_state(model, SETTING, self._data[0].shape[1:]))()
-        del state["round"]
-        images, labels = (jax.device_put(array, jax.devices()[0]) for array in self._data)
-        arguments = (images, labels, jnp.arange(SETTING.data.batch_size), jax.random.key(0), jnp.int32(0))
-        spec = jax.sharding.PartitionSpec()
-        step = jax.shard_map(replace(self._round.step, model=model), mesh=alone, in_specs=spec, out_specs=spec)
-        compiled = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+    dataset = random_images(1_000)
+    model = create_model(SETTING.model.name, dataset.num_classes)
+    compact = model.with_widths({group.name: kept_count(group.width, 0.8) for group in model.filter_groups()})
+    step = Round(SETTING, model, dataset, make_mesh(SETTING)).step
+    ticket, full = (StepLoop(step, network, dataset, SETTING.data.batch_size) for network in (compact, model))
+    seconds = interleaved(lambda: ticket(1), lambda: full(1), pairs)
+    flops = ratio_row("FLOPs of an 80 % ticket's over the full training step", [ticket.flops], [full.flops], "FLOPs")
+    return [flops, ratio_row("time of an 80 % ticket's over the full training step", *seconds, "s")]
 
-        def run(count: int) -> None:
-            nonlocal state
-            for _ in range(count):
-                state, _ = compiled(state, *arguments)
-            jax.block_until_ready(state)
 
-        return run, compiled.cost_analysis()["flops"]
+def footrule_rows(pairs: int) -> list[Row]:
+    """Distance matrices of 16 groups of 512 filters over 200 snapshots, against a NumPy loop over the rows."""
+    import jax
+    import numpy as np
+
+    from loft_jax.metric import footrule_matrix
+    from loft_jax.speed import interleaved
+
+    rng = np.random.default_rng(0)
+    rankings = [np.stack([rng.permutation(512) + 1 for _ in range(200)]).astype(np.int32) for _ in range(16)]
+
+    def in_numpy(ranks: Any) -> Any:
+        return np.stack([(np.abs(np.log(row) - np.log(ranks)) / row).sum(axis=1) for row in ranks])
+
+    seconds = interleaved(
+        lambda: jax.block_until_ready([footrule_matrix(ranks) for ranks in rankings]),
+        lambda: [in_numpy(ranks) for ranks in rankings],
+        pairs,
+    )
+    return [ratio_row("footrule_matrix, 200 snapshots of 16 groups of 512 filters, over a NumPy loop", *seconds, "s")]
 
 
 def flops_of_deep_sub_cnn() -> list[Row]:
@@ -167,17 +184,6 @@ def random_images(examples: int) -> Any:
     images = rng.integers(0, 256, size=(examples, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, size=examples).astype(np.int32)
     return Dataset("random", images, labels, images[:10], labels[:10], num_classes=10, crop_padding=4, flip=True)
-
-
-def interleaved(a: Callable[[], None], b: Callable[[], None], pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of a and of b, called in turn, after one call of each that is not counted."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs + 1):
-        for run, times in zip((a, b), seconds, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return seconds[0][1:], seconds[1][1:]
 
 
 def ratio_row(what: str, a: list[float], b: list[float], unit: str) -> Row:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from loft_jax.errors import UserError
 from loft_jax.mesh import replicate
-from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS
+from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS, saved_rounds
 
 Tree = dict[str, Any]
 
@@ -122,9 +122,3 @@ def read_state(directory: Path, round_number: int) -> Tree:
 
 def _checksums(tree: Tree) -> np.ndarray:
     return np.array([zlib.crc32(np.ascontiguousarray(leaf)) for leaf in jax.tree.leaves(tree)], np.uint32)
-
-
-def saved_rounds(directory: Path) -> list[int]:
-    """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
-    # What is being written, or was when the process died, has a suffix to its name.
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []

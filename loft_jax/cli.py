@@ -37,30 +37,39 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
 
 
 class CommandLine:
-    """An argument parser with `--config`, every config field as a dotted option, and the options a command adds."""
+    """An argument parser with every config field as a dotted option, and the options a command adds.
 
-    def __init__(self, prog: str, description: str):
+    The settings start from `--config FILE`; a command that `reads_run` takes a run directory instead, as RUN.
+    """
+
+    def __init__(self, prog: str, description: str, *, reads_run: bool = False):
         self.parser = _Parser(
             prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
         )
-        self.parser.add_argument(
-            "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
-        )
+        if reads_run:
+            self.parser.add_argument("run", metavar="RUN", help="run directory of loft_jax.train")
+        else:
+            self.parser.add_argument(
+                "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
+            )
         self._fields = dict(_fields(Config))
-        group = self.parser.add_argument_group("settings (each overrides the file)")
+        overrides = "the run's own" if reads_run else "the file"
+        group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
         for key, field in self._fields.items():
             group.add_argument(f"--{key}", metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS)
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
         """The command's own options, and the config. Raises UserError."""
+        arguments, given = self.parse_overrides(argv)
+        settings = {} if arguments.config is None else read_yaml(arguments.config)
+        return arguments, overridden(settings, given, source=arguments.config or "command line")
+
+    def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
+        """The command's own options, and the text given for each dotted key. Raises UserError."""
         arguments, unknown = self.parser.parse_known_args(argv)
         if unknown:
             raise UserError(self._unknown_argument(unknown[0]))
-        given = {key: value for key, value in vars(arguments).items() if key in self._fields}
-        settings = {} if arguments.config is None else read_yaml(arguments.config)
-        for key, value in given.items():
-            _override(settings, key, yaml_scalar(value))
-        return arguments, validated(settings, source=arguments.config or "command line")
+        return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
 
     def _unknown_argument(self, argument: str) -> str:
         name = argument.split("=")[0]
@@ -68,6 +77,37 @@ class CommandLine:
         if not name.startswith("-"):
             return f"argument {argument!r} is not expected here; options start with --, see --help"
         return f"unknown option {name}{_nearest(name, known)}; see --help"
+
+
+def overridden(settings: dict[str, Any], given: dict[str, str], source: str) -> Config:
+    """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
+    for key, value in given.items():
+        _override(settings, key, yaml_scalar(value))
+    return validated(settings, source)
+
+
+def ratio(text: str) -> float:
+    """An argparse type: the share of filters removed, in [0, 1)."""
+    try:
+        if 0 <= float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: must be in [0, 1), the share of filters removed; try 0.5")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            if least <= int(text) < 2**31:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}; try {least}")
+
+    return parse
 
 
 def validated(settings: dict[str, Any], source: str) -> Config:

@@ -84,12 +84,38 @@ class Train(Section):
     checkpoint_every: PositiveInt = Field(10, description="rounds between checkpoints to resume from")
     keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
     snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
+    snapshot_dense_rounds: Annotated[int, Field(ge=0)] = Field(
+        0, description="rounds at the start after each of which a snapshot is taken too"
+    )
+    stop_when: PositiveFloat | None = Field(
+        None,
+        description="end the run when the filter distance from one snapshot to the next has stayed below this "
+        "(1 is chance); null: never",
+    )
+    stop_snapshots: PositiveInt = Field(3, description="consecutive snapshots for which train.stop_when must hold")
+    stop_groups: Literal["worst", "mean"] = Field(
+        "worst", description="what train.stop_when looks at: the filter group that moved most, or the mean over groups"
+    )
     norm_batches: PositiveInt = Field(
         32,
         description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation",
     )
     eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
     deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")
+
+    def snapshot_is_due(self, done: int) -> bool:
+        """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
+        return done % self.snapshot_every == 0 or done <= self.snapshot_dense_rounds or done == self.rounds
+
+    def check_stopping(self) -> None:
+        """Raise ValueError if the run takes too few snapshots for `stop_when` ever to hold."""
+        steps = sum(map(self.snapshot_is_due, range(1, self.rounds + 1)))
+        if self.stop_snapshots > steps:
+            raise ValueError(
+                f"train.stop_snapshots={self.stop_snapshots}: the run takes only {steps} snapshots after the "
+                "initialisation, so train.stop_when could never hold; try "
+                f"train.snapshot_every={max(1, self.rounds // (3 * self.stop_snapshots))}"
+            )
 
 
 class Mesh(Section):
@@ -133,6 +159,8 @@ class Config(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: must be below the run's {self.total_steps} "
                 f"local steps (train.rounds * loft.local_steps); try {self.total_steps // 10}"
             )
+        if self.train.stop_when is not None:
+            self.train.check_stopping()
         return self
 
     @property
@@ -151,8 +179,12 @@ class Config(Section):
         A new field leaves the hashes of old configs as they are, as long as its default changes nothing.
         """
         defaults, settings = flatten(Config()), flatten(self)
-        named = {k: v for k, v in settings.items() if k not in RESUMABLE and v != defaults[k]}
+        named = {k: v for k, v in settings.items() if k not in self.resumable() and v != defaults[k]}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+    def resumable(self) -> frozenset[str]:
+        """Dotted keys that may differ between a run's first start and its resume: they leave the result as it is."""
+        return RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
 
     def epochs(self, rounds: int, examples: int) -> float:
         """Passes over a training set of `examples` images made by `rounds` rounds, as paper.md counts them."""
@@ -160,14 +192,14 @@ class Config(Section):
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
 
 
-# What may differ between a run's first start and its resume: nothing that changes the result.
-RESUMABLE = frozenset(
+# Where `train.stop_when` looks at the snapshots, when they are taken decides where the run ends.
+SNAPSHOT_CADENCE = frozenset({"train.snapshot_every", "train.snapshot_dense_rounds"})
+RESUMABLE = SNAPSHOT_CADENCE | frozenset(
     {
         "data.data_dir",
         "train.eval_every",
         "train.checkpoint_every",
         "train.keep_checkpoints",
-        "train.snapshot_every",
         "train.eval_batch_size",
         "mesh.worker",
         "mesh.data",

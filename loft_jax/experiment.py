@@ -1,6 +1,7 @@
 """From a config to what a run is made of: JAX configured, data, mesh, model and the programs, each checked."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,15 @@ def configure_jax(config: Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def jit_once(function: Callable[[], Any]) -> Callable[[], Any]:
+    """jit for what runs once, as initialisers do: on CPU unoptimised.
+
+    Compiled at full effort there, the random numbers alone take longer than many rounds.
+    """
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run's parts. `images` and `labels` are the training set, on every device of the mesh."""
@@ -45,8 +55,18 @@ class Experiment:
     labels: jax.Array
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
-        """Raises UserError where model, data or devices do not fit the config."""
+    def build(
+        cls, config: Config, *, dataset: Dataset | None = None, widths: Mapping[str, int] | None = None
+    ) -> "Experiment":
+        """Load and build all parts.
+
+        Args:
+          dataset: one loaded before, instead of the config's.
+          widths: filter group -> number of filters, for groups smaller than the model declares (a ticket's).
+
+        Raises:
+          UserError: model, data or devices do not fit the config.
+        """
         mesh = make_mesh(config)
         dtype = jnp.dtype(config.precision)
         # What the model alone can tell is told before any data are read.
@@ -54,7 +74,7 @@ class Experiment:
             split_groups(create_model(config.model.name, 1, width=config.model.width), config)
         except ValueError as error:
             raise UserError(str(error)) from None
-        dataset = load_dataset(config)
+        dataset = dataset or load_dataset(config)
         examples = len(dataset.train_labels)
         if config.data.split == "disjoint" and examples < config.loft.workers:
             raise UserError(
@@ -62,7 +82,7 @@ class Experiment:
             )
         model = create_model(
             config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
-        )
+        ).with_widths(widths or {})
         return cls(
             config=config,
             dataset=dataset,
@@ -77,9 +97,7 @@ class Experiment:
 
     def initial_state(self) -> dict[str, Any]:
         """The state before the first round, on the mesh."""
-        # Unoptimised on CPU: compiled at full effort, the random numbers alone take longer than many rounds.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        return replicate(jax.jit(self._initialise, compiler_options=options)(), self.mesh)
+        return replicate(jit_once(self._initialise)(), self.mesh)
 
     def state_shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of the state; computes nothing."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from rich.table import Table
 
 from loft_jax.experiment import Experiment
@@ -18,14 +19,15 @@ def print_setup(experiment: Experiment) -> None:
     worker, workers = mesh.shape[WORKER], config.loft.workers
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
-    full, compact = parameter_counts(experiment)
+    shape = data.train_images.shape[1:]
+    full, compact = (parameter_count(model, shape) for model in (experiment.model, experiment.round.step.model))
     payload = sync_payload_bytes(experiment)
     sent = 2 * (worker - 1) / worker * payload
     lines = {
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
         "mesh": f"worker {worker} x data {mesh.shape[DATA]}; {workers} workers, {workers // worker} a device",
         "data": f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images, "
-        + "x".join(map(str, data.train_images.shape[1:])),
+        + "x".join(map(str, shape)),
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, len(data.train_labels)):.1f} epochs",
@@ -58,15 +60,15 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     """The summary of a finished run from its rows of metrics; times add up over resumed starts."""
     config, last = experiment.config, rows[-1]
     seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
-    images = config.images_per_round * config.train.rounds
-    full, compact = parameter_counts(experiment)
+    images = config.images_per_round * last["round"]
+    shape = experiment.dataset.train_images.shape[1:]
     return {
         **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
         "images": images,
         "images_per_second": images / (seconds["train"] + seconds["sync"]),
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
-        "parameters": full,
-        "parameters_sub_cnn": compact,
+        "parameters": parameter_count(experiment.model, shape),
+        "parameters_sub_cnn": parameter_count(experiment.round.step.model, shape),
         "sync_payload_bytes": sync_payload_bytes(experiment),
         "model": config.model.name,
         "data": config.data.name,
@@ -80,14 +82,10 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def parameter_counts(experiment: Experiment) -> tuple[int, int]:
-    """Parameters of the full CNN and of a worker's sub-CNN."""
-    image = jax.ShapeDtypeStruct((1, *experiment.dataset.train_images.shape[1:]), np.float32)
-    full, compact = (
-        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), image)["params"]))
-        for module in (experiment.model, experiment.round.step.model)
-    )
-    return full, compact
+def parameter_count(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Parameters of a network for images of this shape (height, width, channels)."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
 
 
 def sync_payload_bytes(experiment: Experiment) -> int:

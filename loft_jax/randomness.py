@@ -14,6 +14,8 @@ class Purpose(IntEnum):
     ORDER = 2
     AUGMENTATION = 3
     NORM_STATISTICS = 4
+    REINITIALISATION = 5
+    RANDOM_TICKET = 6
 
 
 def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:

@@ -60,7 +60,11 @@ def sub_cnn(model: nn.Module, groups: Sequence[FilterGroup], config: Config) -> 
 def initial_state(model: nn.Module, config: Config, image_shape: tuple[int, ...]) -> Tree:
     """The state before the first round: a function of the seed alone."""
     key = key_for(config.seed, Purpose.INITIALISATION)
-    variables = model.init(key, jnp.zeros((1, *image_shape)))
+    return starting_state(model.init(key, jnp.zeros((1, *image_shape))), config)
+
+
+def starting_state(variables: Tree, config: Config) -> Tree:
+    """The state of a run that starts from these variables: round 0, and momentum zero where it is carried."""
     state = {"params": variables["params"], "batch_stats": variables["batch_stats"], "round": jnp.int32(0)}
     if config.loft.momentum == "carry":
         state["momentum"] = jax.tree.map(jnp.zeros_like, state["params"])

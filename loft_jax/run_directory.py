@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 
 from loft_jax.cli import read_yaml, validated
-from loft_jax.config import RESUMABLE, Config, flatten
+from loft_jax.config import Config, flatten
 from loft_jax.errors import UserError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+RANKINGS, DISTANCES, OVERLAPS = "rankings.npz", "distances.csv", "overlaps.npz"
+TICKETS, RETRAIN, RESULTS = "tickets", "retrain", "results.csv"
 
 Row = dict[str, Any]
 
@@ -29,10 +31,17 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
+        self.rankings = self.path / RANKINGS
+        self.distances = self.path / DISTANCES
+        self.overlaps = self.path / OVERLAPS
+        self.tickets = self.path / TICKETS
+        self.retrain = self.path / RETRAIN
         self._metrics = self.path / METRICS
 
-    def open(self, config: Config) -> None:
+    def open(self, config: Config, label: str = "--workdir") -> None:
         """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
+
+        `label` says in messages what the directory is.
 
         Raises:
           UserError: it cannot be written, is no run directory, or was made with another config.
@@ -42,15 +51,15 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise UserError(f"--workdir {self.path}: cannot be written ({error.strerror}); use another") from None
+            raise UserError(f"{label} {self.path}: cannot be written ({error.strerror}); use another") from None
         # A start that failed leaves nothing but its config, whole or not, and claims nothing.
         held = {path.name for path in self.path.iterdir()} - {CONFIG, f".{CONFIG}.tmp"}
         if held and not (self.path / CONFIG).exists():
-            raise UserError(f"--workdir {self.path}: is not empty and holds no run; use another")
+            raise UserError(f"{label} {self.path}: is not empty and holds no run; use another")
         if held:
-            self._refuse_other(config)
+            self._refuse_other(config, label)
         if self.summary() is None:
-            self._write(CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+            write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
@@ -58,6 +67,13 @@ class RunDirectory:
         if not path.exists():
             raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
         return validated(read_yaml(path, label=str(path)), source=str(path))
+
+    def snapshot_rounds(self) -> list[int]:
+        """Rounds of the run's snapshots, ascending. Raises UserError if there are none."""
+        rounds = saved_rounds(self.snapshots)
+        if not rounds:
+            raise UserError(f"{self.path}: holds no snapshots; train it first, python -m loft_jax.train --workdir ...")
+        return rounds
 
     def append(self, row: Row) -> None:
         """Add one row of metrics."""
@@ -74,11 +90,11 @@ class RunDirectory:
     def cut_rows_after(self, round_number: int) -> None:
         """Forget rows past the round a run resumes from, so that each round stands once."""
         kept = [row for row in self.rows() if row["round"] <= round_number]
-        self._write(METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
-        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
@@ -86,20 +102,28 @@ class RunDirectory:
             return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         return None
 
-    def _refuse_other(self, config: Config) -> None:
+    def _refuse_other(self, config: Config, label: str) -> None:
         before, now = flatten(self.read_config()), flatten(config)
-        differing = [key for key in now if key not in RESUMABLE and now[key] != before[key]]
+        differing = [key for key in now if key not in config.resumable() and now[key] != before[key]]
         if differing:
             fields = "; ".join(f"{key}: {before[key]} there, {now[key]} now" for key in differing)
             raise UserError(
-                f"--workdir {self.path}: holds a run with another config ({fields}); "
+                f"{label} {self.path}: holds a run with another config ({fields}); "
                 "use another directory, or the settings it was made with"
             )
 
-    def _write(self, name: str, text: str) -> None:
-        aside = self.path / f".{name}.tmp"
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path / name)
+
+def saved_rounds(directory: Path) -> list[int]:
+    """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
+    # What is being written, or was when the process died, has a suffix to its name.
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, replacing one that is there."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

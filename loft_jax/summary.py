@@ -6,13 +6,15 @@ PHASES = ("compile", "train", "sync", "evaluation")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print summary.json as four lines."""
+    """Print summary.json as a few lines."""
     workers = summary["workers"]
     method = "plain SGD" if workers == 1 else f"{workers} workers, partition {summary['partition']}"
     seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
     split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
     extent = f"{summary['round']} rounds, {summary['epoch']:.1f} epochs"
     print(f"finished  {summary['model']} on {summary['data']}, {method}: {extent}")
+    if "stopped" in summary:
+        print(f"stopped   {summary['stopped']}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
     print(f"measured  {duration(sum(seconds.values()))}: {split}")
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)

@@ -56,19 +56,12 @@ def run(config: Config, directory: RunDirectory) -> dict[str, Any]:
       RunStopped: the loss is no longer finite.
     """
     from loft_jax.experiment import Experiment
-    from loft_jax.overview import print_setup, summarise
-    from loft_jax.progress import TrainingProgress
-    from loft_jax.trainer import Trainer
+    from loft_jax.overview import print_setup
+    from loft_jax.trainer import train_to_the_end
 
     experiment = Experiment.build(config)
     print_setup(experiment)
-    with Trainer(experiment, directory) as trainer:
-        done = trainer.start()
-        print(f"workdir   {directory.path}" + (f", resumed after round {done}" if done else ""), flush=True)
-        with TrainingProgress(config.train.rounds, done) as progress:
-            for _ in range(done, config.train.rounds):
-                progress.update(trainer.train_one_round())
-    summary = summarise(experiment, directory.rows())
+    summary = train_to_the_end(experiment, directory)
     directory.write_summary(summary)
     print_summary(summary)
     return summary

@@ -1,28 +1,64 @@
 """A run in progress: its state, the rounds, and what is due after each."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from loft_jax.checkpoint import Store
+from loft_jax.checkpoint import Store, read_state
 from loft_jax.errors import RunStopped
 from loft_jax.experiment import Experiment
+from loft_jax.overview import summarise
+from loft_jax.progress import TrainingProgress
 from loft_jax.run_directory import RunDirectory
 from loft_jax.stopwatch import Stopwatch
+from loft_jax.ticket_watch import TicketWatch
 
 Tree = dict[str, Any]
 Row = dict[str, Any]
 
 
+def train_to_the_end(
+    experiment: Experiment,
+    directory: RunDirectory,
+    start_from: Callable[[], Tree] | None = None,
+    *,
+    snapshots: bool = True,
+) -> dict[str, Any]:
+    """Train in an opened directory, from its newest checkpoint if it has one, with progress. Returns the summary.
+
+    Args:
+      start_from: gives the state before the first round; None for the experiment's initialisation.
+      snapshots: whether to take snapshots for tickets.
+
+    Raises:
+      RunStopped: the loss is no longer finite.
+    """
+    rounds = experiment.config.train.rounds
+    with Trainer(experiment, directory, snapshots=snapshots) as trainer:
+        done = trainer.start(start_from)
+        print(f"workdir   {directory.path}" + (f", resumed after round {done}" if done else ""), flush=True)
+        with TrainingProgress(rounds, done) as progress:
+            while not trainer.finished:
+                progress.update(trainer.train_one_round())
+        summary = summarise(experiment, directory.rows())
+        if trainer.stop_reason:
+            summary["stopped"] = trainer.stop_reason
+    return summary
+
+
 class Trainer:
     """Trains an experiment in an opened run directory, round by round. Use as a context manager."""
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory):
+    def __init__(self, experiment: Experiment, directory: RunDirectory, *, snapshots: bool = True):
         self._experiment, self._config, self._directory = experiment, experiment.config, directory
         self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
-        self._snapshots = Store(directory.snapshots)
+        self._snapshots = Store(directory.snapshots) if snapshots else None
+        self._ticket_watch = None
+        if self._config.train.stop_when is not None:
+            self._ticket_watch = TicketWatch(self._config.train, experiment.round.groups)
         self._watch = Stopwatch()
         self._done = 0
 
@@ -32,21 +68,36 @@ class Trainer:
     def __exit__(self, *_: Any) -> None:
         self._watch.close()
         self._checkpoints.close()
-        self._snapshots.close()
+        if self._snapshots:
+            self._snapshots.close()
 
-    def start(self) -> int:
+    def start(self, start_from: Callable[[], Tree] | None = None) -> int:
         """Initialise, or resume from the newest checkpoint. Returns the number of completed rounds."""
         newest = self._checkpoints.latest()
         self._done = newest or 0
         kept = -1 if newest is None else newest
         self._directory.cut_rows_after(kept)
-        self._snapshots.drop_after(kept)
+        if self._snapshots:
+            self._snapshots.drop_after(kept)
         if newest is None:
-            self._state = self._experiment.initial_state()
+            self._state = (start_from or self._experiment.initial_state)()
             self._conclude({})
-        else:
-            self._state = self._restore(newest)
+            return 0
+        self._state = self._restore(newest)
+        if self._ticket_watch:
+            before = read_state(self._directory.snapshots, self._snapshots.latest())
+            self._ticket_watch.resume(before["variables"], self._directory.rows())
         return self._done
+
+    @property
+    def finished(self) -> bool:
+        """Whether no round is left: the last is done, or `train.stop_when` has ended the run."""
+        return self._done == self._config.train.rounds or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why `train.stop_when` has ended the run; None if it has not."""
+        return self._ticket_watch.reason if self._ticket_watch else None
 
     def train_one_round(self) -> Row:
         """One round and whatever is due after it. Returns the round's row of metrics.
@@ -69,9 +120,11 @@ class Trainer:
     def _conclude(self, metrics: Row) -> Row:
         """Evaluate, write the row, save: what is due after `self._done` rounds."""
         due = self._config.train
-        evaluates, saves, snapshots = (
-            self._done == due.rounds or self._done % every == 0
-            for every in (due.eval_every, due.checkpoint_every, due.snapshot_every)
+        snapshots = self._snapshots is not None and due.snapshot_is_due(self._done)
+        if snapshots and self._ticket_watch:
+            metrics |= self._ticket_watch.observe(self._state)
+        evaluates, saves = (
+            self.finished or self._done % every == 0 for every in (due.eval_every, due.checkpoint_every)
         )
         if evaluates or saves or snapshots:
             with self._watch.phase("evaluation"):
@@ -89,10 +142,11 @@ class Trainer:
             self._snapshots.save(self._done, {"variables": variables, "round": self._state["round"]})
         if saves:
             # A snapshot must not be missing where a later start resumes past it.
-            self._snapshots.wait()
+            if self._snapshots:
+                self._snapshots.wait()
             tree = {"variables": variables, "training": _training_part(self._state), "round": self._state["round"]}
             self._checkpoints.save(self._done, tree)
-        if self._done == due.rounds:
+        if self.finished:
             self._checkpoints.wait()
         return row
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from loft_jax.bench import flops_of_deep_sub_cnn, interleaved, ratio_row
+from loft_jax.bench import flops_of_deep_sub_cnn, ratio_row
+from loft_jax.speed import interleaved
 
 
 def test_a_row_is_the_median_of_the_pairwise_ratios():

@@ -1,0 +1,74 @@
+"""All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from loft_jax.progress import console
+from loft_jax.run_directory import RESULTS, SUMMARY, RunDirectory, write_aside
+
+_FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm")
+_COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
+COLUMNS = (
+    *_FACTS,
+    *("ticket_epoch", "seeds", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
+    *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
+)
+
+Row = dict[str, Any]
+
+
+def write_results(run: RunDirectory) -> list[Row]:
+    """Collect the summaries of all finished retrainings into retrain/results.csv. Returns its rows.
+
+    A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1), empty for
+    one seed; the costs are of the first seed.
+    """
+    epochs = {row["round"]: row["epoch"] for row in run.rows()}
+    by_directory: dict[Any, list[Row]] = {}
+    for path in run.retrain.glob(f"*/*/seed*/{SUMMARY}"):
+        by_directory.setdefault(path.parents[1], []).append(json.loads(path.read_text(encoding="utf-8")))
+    rows = [_row(summaries, epochs) for summaries in by_directory.values()]
+    rows.sort(
+        key=lambda row: (row["ratio"], row["scope"], row["norm"], row["ticket_round"], row["mode"], row["rewind_to"])
+    )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_aside(run.retrain / RESULTS, text.getvalue())
+    return rows
+
+
+def print_results(rows: Iterable[Row]) -> None:
+    """The rows for people; costs as shares of the unpruned network's."""
+    table = Table(title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's")
+    for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", "parameters", "FLOPs", "images/s"):
+        table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
+    for row in rows:
+        spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
+        mode = f"{row['mode']} to {row['rewind_to']}" if row["rewind_to"] else row["mode"]
+        shares = [f"{row[cost] / row[f'{cost}_unpruned']:.2f}" for cost in _COSTS]
+        epoch = "" if row["ticket_epoch"] is None else f"{row['ticket_epoch']:.2f}"
+        accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
+        table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *shares)
+    console().print(table)
+
+
+def _row(summaries: list[Row], epochs: dict[int, float]) -> Row:
+    summaries = sorted(summaries, key=lambda summary: summary["seed"])
+    first, accuracies = summaries[0], [summary["test/accuracy"] for summary in summaries]
+    return {
+        **{key: first[key] for key in _FACTS},
+        "ticket_epoch": epochs.get(first["ticket_round"]),
+        "seeds": " ".join(str(summary["seed"]) for summary in summaries),
+        "test_accuracy_mean": statistics.fmean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "test_loss_mean": statistics.fmean(summary["test/loss"] for summary in summaries),
+        **{key: first[key] for cost in _COSTS for key in (cost, f"{cost}_unpruned")},
+    }

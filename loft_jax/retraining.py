@@ -1,0 +1,144 @@
+"""One retraining of one ticket: where its weights come from, the compact network, and what pruning saved."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from loft_jax.config import Config
+from loft_jax.data import load_dataset
+from loft_jax.errors import UserError
+from loft_jax.experiment import Experiment, jit_once
+from loft_jax.mesh import replicate
+from loft_jax.overview import parameter_count
+from loft_jax.partition import prune
+from loft_jax.randomness import Purpose, key_for
+from loft_jax.round import starting_state
+from loft_jax.run_directory import RunDirectory
+from loft_jax.snapshots import Snapshots
+from loft_jax.speed import StepLoop, images_per_second
+from loft_jax.ticket import Ticket, check_fits
+from loft_jax.trainer import train_to_the_end
+
+Tree = dict[str, Any]
+Kept = dict[str, list[int]]
+Costs = dict[str, float]
+
+
+class Retraining:
+    """Retrains tickets of one run, on the run's own data.
+
+    Args:
+      directory: of the run.
+      data_dir: TFDS data directory; None for TFDS's default.
+    """
+
+    def __init__(self, directory: RunDirectory, data_dir: str | None):
+        self.snapshots = Snapshots(directory)
+        settings = self.snapshots.config
+        # The split is that of the run's seed, whatever seed a ticket is retrained with: no test image was trained on.
+        self._dataset = load_dataset(
+            settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": data_dir})})
+        )
+        self._costs: dict[Any, Costs] = {}
+
+    def run(self, ticket: Ticket, mode: str, rewind_to: int, config: Config, directory: RunDirectory) -> Tree:
+        """Retrain to the last round in an opened directory, from its newest checkpoint if it has one.
+
+        Args:
+          mode: a key of `MODES`.
+          rewind_to: round whose weights a rewound ticket starts from.
+          config: of this retraining; its seed is that of the batches, of random filters and of new weights.
+
+        Returns:
+          The summary.
+
+        Raises:
+          UserError: the ticket or a snapshot does not fit the model.
+          RunStopped: the loss is no longer finite.
+        """
+        check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
+        kept = self._kept(ticket, mode, config.seed)
+        experiment = Experiment.build(
+            config, dataset=self._dataset, widths={name: len(indices) for name, indices in kept.items()}
+        )
+        costs = self._cost_of(experiment)
+        filters = f"{sum(map(len, kept.values())):,} of {sum(g.width for g in self.snapshots.groups):,} filters"
+        print(f"network   {filters}, {_saving(costs)}", flush=True)
+        start = partial(self._start, experiment, ticket, mode, kept, rewind_to)
+        summary = train_to_the_end(experiment, directory, start, snapshots=False)
+        facts = {"ticket": ticket.name, "mode": mode, "rewind_to": rewind_to, "ticket_round": ticket.round}
+        return summary | facts | {"ratio": ticket.ratio, "scope": ticket.scope, "norm": ticket.norm} | costs
+
+    def _kept(self, ticket: Ticket, mode: str, seed: int) -> Kept:
+        if mode == "random":
+            return random_filters(seed, {group.name: group.width for group in self.snapshots.groups}, ticket.widths)
+        if mode == "init":
+            return ticket.drawn_anew(self.snapshots.scores(0, ticket.norm), 0).kept
+        return ticket.kept
+
+    def _start(self, experiment: Experiment, ticket: Ticket, mode: str, kept: Kept, rewind_to: int) -> Tree:
+        if mode == "reinit":
+            # The full network's initialisation, pruned: weights of the distribution that the ticket's own came from.
+            full = experiment.model.with_widths({group.name: group.width for group in self.snapshots.groups})
+            params = self._initialised(full, key_for(experiment.config.seed, Purpose.REINITIALISATION))["params"]
+        else:
+            params = self.snapshots.variables(ticket.round if mode == "finetune" else rewind_to)["params"]
+        # Running statistics start anew: a snapshot's are the full CNN's. Every evaluation re-estimates the compact one's.
+        fresh = self._initialised(experiment.model, jax.random.key(0))["batch_stats"]
+        params = prune({"params": params}, self.snapshots.groups, kept)["params"]
+        state = starting_state({"params": params, "batch_stats": fresh}, experiment.config)
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes()))
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")
+        return replicate(state, experiment.mesh)
+
+    def _initialised(self, model: nn.Module, key: jax.Array) -> Tree:
+        image = jnp.zeros((1, *self._dataset.train_images.shape[1:]))
+        return jit_once(lambda: model.init(key, image))()
+
+    def _cost_of(self, experiment: Experiment) -> Costs:
+        """Parameters, FLOPs and speed of the compact network beside the unpruned one's, measured once a shape."""
+        full = experiment.model.with_widths({group.name: group.width for group in self.snapshots.groups})
+        key = (experiment.model, experiment.config.data.batch_size)
+        if key not in self._costs:
+            self._costs[key] = _costs(experiment, full)
+        return self._costs[key]
+
+
+def _costs(experiment: Experiment, full: nn.Module) -> Costs:
+    batch_size, dataset = experiment.config.data.batch_size, experiment.dataset
+    loops = [StepLoop(experiment.round.step, model, dataset, batch_size) for model in (experiment.model, full)]
+    speeds = images_per_second(*loops)
+    shape = dataset.train_images.shape[1:]
+    return {
+        "parameters": parameter_count(experiment.model, shape),
+        "parameters_unpruned": parameter_count(full, shape),
+        "flops_per_image": loops[0].flops / batch_size,
+        "flops_per_image_unpruned": loops[1].flops / batch_size,
+        "steps_images_per_second": speeds[0],
+        "steps_images_per_second_unpruned": speeds[1],
+    }
+
+
+def _saving(costs: Costs) -> str:
+    parameters, flops, speed = (
+        costs[key] / costs[f"{key}_unpruned"] for key in ("parameters", "flops_per_image", "steps_images_per_second")
+    )
+    return (
+        f"{costs['parameters']:,} parameters: {parameters:.0%} of the unpruned network's, with {flops:.0%} of the FLOPs "
+        f"of a step at {speed:.2f} times the speed"
+    )
+
+
+def random_filters(seed: int, widths: Mapping[str, int], sizes: Mapping[str, int]) -> Kept:
+    """As many filters of each group as `sizes` says, drawn uniformly; ascending."""
+    drawn = {}
+    for number, (name, n) in enumerate(widths.items()):
+        order = jax.random.permutation(key_for(seed, Purpose.RANDOM_TICKET, number), n)
+        drawn[name] = sorted(np.asarray(order)[: sizes[name]].tolist())
+    return drawn

@@ -1,0 +1,120 @@
+"""The snapshots of a run, read one at a time and checked against the run's model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from loft_jax.checkpoint import load_checkpoint, read_state
+from loft_jax.errors import UserError
+from loft_jax.metric import check_ranks, check_scores, filter_scores, rank_filters
+from loft_jax.models import create_model
+from loft_jax.run_directory import RunDirectory
+from loft_jax.ticket import Ticket, draw_kept
+
+Tree = dict[str, Any]
+
+
+class Snapshots:
+    """A run's snapshots and the filter groups of its model. Raises UserError where there are none."""
+
+    def __init__(self, directory: RunDirectory):
+        self._directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
+        self.config = directory.read_config()
+        settings = self.config.model
+        # The number of classes and the images' shape change no path and no group.
+        model = create_model(settings.name, 1, width=settings.width, stem=settings.stem)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        self._paths = flatten_dict(shapes, sep="/").keys()
+        self.groups = model.filter_groups()
+
+    def variables(self, round_number: int) -> Tree:
+        """{"params", "batch_stats"} of the full CNN, as numpy arrays; of a checkpoint if it is no snapshot's round.
+
+        Raises:
+          UserError: the round is not saved, is damaged or is of another model.
+        """
+        if round_number in self.rounds:
+            variables = read_state(self._directory.snapshots, round_number)["variables"]
+        else:
+            variables = load_checkpoint(self.path, round_number)["variables"]
+        self._check(variables, round_number)
+        return variables
+
+    def scores(self, round_number: int, norm: str) -> dict[str, np.ndarray]:
+        """`filter_scores` of a round, float32 [n] each.
+
+        Raises:
+          UserError: as `variables`, or a score is not finite.
+        """
+        try:
+            scores = jax.device_get(filter_scores(self.variables(round_number), self.groups, norm))
+            for name, values in scores.items():
+                check_scores(values, name)
+        except ValueError as error:
+            raise UserError(f"{self.path}, round {round_number}: {error}") from None
+        return scores
+
+    def ticket(self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: str, norm: str) -> Ticket:
+        """The ticket that a round's scores, by this norm, give. Raises ValueError on a ratio or scope out of range."""
+        kept = draw_kept(scores, ratio, scope)
+        return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash())
+
+    def _check(self, variables: Tree, round_number: int) -> None:
+        flat = flatten_dict(variables, sep="/")
+        name = f"{self.path}, round {round_number}: holds a snapshot of another model than {self.config.model.name}"
+        if differing := sorted(self._paths ^ flat.keys()):
+            raise UserError(f"{name} ({differing[0]!r} is not in both); use the config it was made with")
+        for group in self.groups:
+            for path, axis in group.axes.items():
+                if flat[path].ndim <= axis or flat[path].shape[axis] != group.width:
+                    raise UserError(
+                        f"{name}: filter group {group.name!r} has {group.width} filters, and {path!r} has the shape "
+                        f"{flat[path].shape}; use the config it was made with"
+                    )
+
+
+def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`rank_filters` of every group's scores: int32 [n] each."""
+    rankings = {name: np.asarray(rank_filters(values)) for name, values in scores.items()}
+    for name, ranks in rankings.items():
+        check_ranks(ranks, name)
+    return rankings
+
+
+def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> str | None:
+    """Whether filter k of one run can be held against filter k of another.
+
+    Returns:
+      What makes the comparison meaningless, if it is forced all the same; else None.
+
+    Raises:
+      UserError: the groups differ; or, unless forced, the runs started from different parameters.
+    """
+    groups = [{group.name: group.width for group in side.groups} for side in (run, reference)]
+    if groups[0] != groups[1]:
+        name = min(name for name in {**groups[0], **groups[1]} if groups[0].get(name) != groups[1].get(name))
+        raise UserError(
+            f"--reference {reference.path}: filter group {name!r} has {groups[1].get(name, 0)} filters there and "
+            f"{groups[0].get(name, 0)} in {run.path}; use a run of the same model and width"
+        )
+    starts = [flatten_dict(side.variables(0)["params"], sep="/") for side in (run, reference)]
+    # Another machine or version may round the same initialisation differently.
+    differing = [path for path, values in starts[0].items() if not _close(values, starts[1].get(path))]
+    if not differing:
+        return None
+    meaning = (
+        f"{reference.path} started from other parameters than {run.path} (params/{differing[0]}): filter k of one has "
+        "nothing to do with filter k of the other, and the distance between them is that of chance"
+    )
+    if not force:
+        raise UserError(
+            f"--reference {meaning}; use a run of the same seed, data and model, or --force to compare all the same"
+        )
+    return meaning
+
+
+def _close(one: np.ndarray, other: np.ndarray | None) -> bool:
+    return other is not None and other.shape == one.shape and np.allclose(one, other, rtol=1e-4, atol=1e-6)

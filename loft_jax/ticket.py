@@ -1,0 +1,162 @@
+"""Tickets: which filters of each group are kept. Drawn from scores, named, written and read back.
+
+Imports no JAX: a ticket's file and its refusals need none.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loft_jax.errors import UserError
+from loft_jax.run_directory import write_aside
+
+if TYPE_CHECKING:
+    from loft_jax.models.groups import FilterGroup
+
+FILE = "ticket.json"
+SCOPES, NORMS = ("group", "global"), ("l1", "l2")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The kept filters of every group, and where they come from.
+
+    Attributes:
+      kept: group name -> ascending filter indices.
+      ratio: share of the filters removed, in [0, 1).
+      scope: "group" (the same ratio in every group, the paper's) or "global" (over all groups together).
+      norm: "l1" or "l2", of the scores it was drawn by.
+      round: of the snapshot it was drawn from.
+      run: directory of the run.
+      config_hash: of the run's config.
+    """
+
+    kept: dict[str, list[int]]
+    ratio: float
+    scope: str
+    norm: str
+    round: int
+    run: str
+    config_hash: str
+
+    @property
+    def name(self) -> str:
+        """The name of its directory: r{round}-{scope}-{norm}-{ratio}."""
+        return f"r{self.round}-{self.scope}-{self.norm}-{self.ratio:g}"
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of kept filters."""
+        return {group: len(kept) for group, kept in self.kept.items()}
+
+    def drawn_anew(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
+        """The ticket that other scores give at the same ratio and scope."""
+        return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
+
+    def save(self, directory: Path) -> None:
+        """Write it into tickets/NAME of a run's directory of tickets, whole or not at all."""
+        (directory / self.name).mkdir(parents=True, exist_ok=True)
+        write_aside(directory / self.name / FILE, json.dumps(asdict(self)) + "\n")
+
+
+def load_ticket(directory: Path, name: str) -> Ticket:
+    """Read tickets/NAME of a run's directory of tickets.
+
+    Raises:
+      UserError: there is no such ticket, or its file does not hold one.
+    """
+    path = directory / name / FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return Ticket(**fields)
+    except FileNotFoundError:
+        there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
+        known = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
+        raise UserError(f"--ticket {name}: no such ticket in {directory}; {known}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: holds no ticket ({error}); draw it anew with python -m loft_jax.tickets") from None
+
+
+def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dict[str, list[int]]:
+    """The filters that stay when a share of them is removed, the lowest scores first; ties stay by lower index.
+
+    Args:
+      scores: group name -> float [n], finite.
+      ratio: share removed, in [0, 1).
+      scope: "group": of each group max(1, n - floor(ratio n)) filters stay. "global": as many of all filters, by scores
+        divided by their group's mean; the best filter of every group stays.
+
+    Returns:
+      Group name -> ascending indices, none empty.
+
+    Raises:
+      ValueError: ratio or scope out of range.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio={ratio}: must be in [0, 1), the share of filters removed; try 0.5")
+    if scope == "group":
+        chosen = {name: _order(values)[: kept_count(len(values), ratio)] for name, values in scores.items()}
+    elif scope == "global":
+        chosen = _draw_globally(scores, ratio)
+    else:
+        raise ValueError(f"scope={scope!r}: must be one of {', '.join(SCOPES)}")
+    return {name: sorted(int(i) for i in indices) for name, indices in chosen.items()}
+
+
+def kept_count(n: int, ratio: float) -> int:
+    """How many of n filters stay when this share is removed: max(1, n - floor(ratio n))."""
+    # The small number keeps 0.3 * 10 from counting as less than 3.
+    return max(1, n - math.floor(ratio * n + 1e-9))
+
+
+def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -> None:
+    """Raise UserError, naming the group, unless the ticket is of this run and keeps filters its model has."""
+    label = f"ticket {ticket.name}"
+    if ticket.config_hash != run_hash:
+        raise UserError(
+            f"{label}: was drawn from a run of config {ticket.config_hash}, and this run's is {run_hash}; draw it anew "
+            "with python -m loft_jax.tickets"
+        )
+    declared = {group.name: group.width for group in groups}
+    if differing := sorted(declared.keys() ^ ticket.kept.keys()):
+        raise UserError(f"{label}: filter group {differing[0]!r} is not in both the ticket and the model")
+    for name, kept in ticket.kept.items():
+        whole = all(type(i) is int for i in kept)
+        if not kept or not whole or sorted(set(kept)) != kept:
+            raise UserError(f"{label}: filter group {name!r} must keep ascending filter indices, at least one")
+        if kept[0] < 0 or kept[-1] >= declared[name]:
+            raise UserError(
+                f"{label}: filter group {name!r} keeps filter {kept[-1]}, and the model has {declared[name]}; "
+                "draw it anew with python -m loft_jax.tickets"
+            )
+
+
+def kept_overlaps(kept: Sequence[Sequence[int]], n: int) -> np.ndarray:
+    """Kept sets [T] of a group of n filters -> float32 [T, T], intersection over union of each pair."""
+    held = np.zeros((len(kept), n), np.float32)
+    for row, indices in zip(held, kept, strict=True):
+        row[list(indices)] = 1
+    shared, sizes = held @ held.T, held.sum(axis=1)
+    return shared / (sizes[:, None] + sizes[None, :] - shared)
+
+
+def _draw_globally(scores: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+    names = list(scores)
+    # A group whose filters are all zero has nothing that could be compared: its scores stay zero.
+    relative = [values / (values.mean() or 1) for values in scores.values()]
+    best = [_order(values)[0] for values in scores.values()]
+    owner = np.repeat(np.arange(len(names)), [len(values) for values in relative])
+    index = np.concatenate([np.arange(len(values)) for values in relative])
+    reserved = index == np.array(best)[owner]
+    order = np.lexsort((-np.concatenate(relative), ~reserved))
+    order = order[: max(len(names), kept_count(len(order), ratio))]
+    return {name: index[order[owner[order] == number]] for number, name in enumerate(names)}
+
+
+def _order(values: Any) -> np.ndarray:
+    return np.argsort(-np.asarray(values), kind="stable")
