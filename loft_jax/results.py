@@ -26,8 +26,8 @@ Row = dict[str, Any]
 def write_results(run: RunDirectory) -> list[Row]:
     """Collect the summaries of all finished retrainings into retrain/results.csv. Returns its rows.
 
-    A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1), empty for
-    one seed; the costs are of the first seed.
+    A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
+    for one seed; the costs are those of the first seed.
     """
     epochs = {row["round"]: row["epoch"] for row in run.rows()}
     by_directory: dict[Any, list[Row]] = {}

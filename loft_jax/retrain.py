@@ -20,7 +20,6 @@ import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from loft_jax.cli import CommandLine, overridden, ratio, run_command, whole_number
 from loft_jax.config import Config
@@ -28,10 +27,10 @@ from loft_jax.errors import UserError
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
 from loft_jax.summary import duration
-from loft_jax.ticket import Ticket, load_ticket
+from loft_jax.ticket import FILE, Ticket, load_ticket, ticket_name
 from loft_jax.tickets import add_ticket_options, check_saved
 
-# What imports JAX is imported where it is needed: a typo, a refusal and a finished campaign are told before JAX is loaded.
+# What imports JAX is imported where it is needed: a typo and a finished campaign are told before JAX is loaded.
 
 MODES = ("rewind", "finetune", "reinit", "random", "init")
 _REWINDING = ("rewind", "random", "init")
@@ -70,9 +69,12 @@ def main() -> None:
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
     check_options(options, saved)
-    tickets = {name: load_ticket(run.tickets, name) for name in options.ticket or ()}
     if options.every:
-        tickets = tickets_of_snapshots(run, config, options, saved)
+        draw_missing(run, config, options, rounds := sorted({*saved[:: options.every], saved[-1]}))
+        names = [ticket_name(r, options.scope, options.norm, options.ratio) for r in rounds]
+    else:
+        names = list(dict.fromkeys(options.ticket))
+    tickets = {name: load_ticket(run.tickets, name) for name in names}
     seeds = options.seeds or [config.seed]
     stages = [
         stage_of(run, config, name, mode, options.rewind_to, seed)
@@ -81,7 +83,8 @@ def main() -> None:
         for seed in dict.fromkeys(seeds)
     ]
     for stage in stages:
-        stage.directory.open(stage.config, label="retraining")
+        if stage.directory.path.exists():
+            stage.directory.open(stage.config, label="retraining")
     complete(run, config, stages, tickets, options.rewind_to)
     print_results([row for row in write_results(run) if row["ticket"] in tickets])
 
@@ -132,21 +135,21 @@ def stage_of(run: RunDirectory, config: Config, ticket: str, mode: str, rewind_t
     return Stage(ticket, mode, config.model_copy(update={"seed": seed}), RunDirectory(path))
 
 
-def tickets_of_snapshots(
-    run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]
-) -> dict[str, Ticket]:
-    """The tickets of every k-th snapshot and of the last, drawn where they are not there yet."""
+def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, rounds: Sequence[int]) -> None:
+    """Draw the tickets of these snapshots that are not there yet."""
+    names = {ticket_name(r, options.scope, options.norm, options.ratio): r for r in rounds}
+    missing = {name: r for name, r in names.items() if not (run.tickets / name / FILE).exists()}
+    if not missing:
+        return
     from loft_jax.experiment import configure_jax
     from loft_jax.snapshots import Snapshots
 
     configure_jax(config)
-    snapshots, tickets = Snapshots(run), {}
-    for round_number in sorted({*saved[:: options.every], saved[-1]}):
+    snapshots = Snapshots(run)
+    for name, round_number in missing.items():
         scores = snapshots.scores(round_number, options.norm)
         ticket = snapshots.ticket(scores, round_number, options.ratio, options.scope, options.norm)
-        ticket.save(run.tickets)
-        tickets[ticket.name] = ticket
-    return tickets
+        ticket.write(run.tickets / name)
 
 
 def complete(
@@ -162,10 +165,13 @@ def complete(
 
     configure_jax(config)
     retraining, start = Retraining(run, config.data.data_dir), time.perf_counter()
+    for ticket in tickets.values():
+        retraining.check(ticket)
     for number, stage in enumerate(left):
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * (len(left) - number))} left in all" if number else ""
         print(f"stage     {number + 1}/{len(left)}: {stage.ticket}, {stage.mode}, seed {stage.config.seed}{time_left}")
+        stage.directory.open(stage.config, label="retraining")
         summary = retraining.run(tickets[stage.ticket], stage.mode, rewind_to, stage.config, stage.directory)
         stage.directory.write_summary(summary)
         write_results(run)

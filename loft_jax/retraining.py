@@ -1,6 +1,7 @@
 """One retraining of one ticket: where its weights come from, the compact network, and what pruning saved."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,8 +47,14 @@ class Retraining:
         )
         self._costs: dict[Any, Costs] = {}
 
+    def check(self, ticket: Ticket) -> None:
+        """Raise UserError, naming the filter group, unless the ticket is of this run and fits its model."""
+        check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
+
     def run(self, ticket: Ticket, mode: str, rewind_to: int, config: Config, directory: RunDirectory) -> Tree:
         """Retrain to the last round in an opened directory, from its newest checkpoint if it has one.
+
+        The filters that the mode keeps are written there as ticket.json.
 
         Args:
           mode: a key of `MODES`.
@@ -58,11 +65,11 @@ class Retraining:
           The summary.
 
         Raises:
-          UserError: the ticket or a snapshot does not fit the model.
+          UserError: a snapshot does not fit the model.
           RunStopped: the loss is no longer finite.
         """
-        check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
         kept = self._kept(ticket, mode, config.seed)
+        replace(ticket, kept=kept).write(directory.path)
         experiment = Experiment.build(
             config, dataset=self._dataset, widths={name: len(indices) for name, indices in kept.items()}
         )
@@ -88,7 +95,7 @@ class Retraining:
             params = self._initialised(full, key_for(experiment.config.seed, Purpose.REINITIALISATION))["params"]
         else:
             params = self.snapshots.variables(ticket.round if mode == "finetune" else rewind_to)["params"]
-        # Running statistics start anew: a snapshot's are the full CNN's. Every evaluation re-estimates the compact one's.
+        # Running statistics start anew, for a snapshot's are the full CNN's; evaluations re-estimate the compact one's.
         fresh = self._initialised(experiment.model, jax.random.key(0))["batch_stats"]
         params = prune({"params": params}, self.snapshots.groups, kept)["params"]
         state = starting_state({"params": params, "batch_stats": fresh}, experiment.config)
@@ -130,8 +137,8 @@ def _saving(costs: Costs) -> str:
         costs[key] / costs[f"{key}_unpruned"] for key in ("parameters", "flops_per_image", "steps_images_per_second")
     )
     return (
-        f"{costs['parameters']:,} parameters: {parameters:.0%} of the unpruned network's, with {flops:.0%} of the FLOPs "
-        f"of a step at {speed:.2f} times the speed"
+        f"{costs['parameters']:,} parameters: {parameters:.0%} of the unpruned network's; "
+        f"a step has {flops:.0%} of its FLOPs and {speed:.2f} times its speed"
     )
 
 

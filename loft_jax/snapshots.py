@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from loft_jax.checkpoint import load_checkpoint, read_state
+from loft_jax.checkpoint import read_state
 from loft_jax.errors import UserError
 from loft_jax.metric import check_ranks, check_scores, filter_scores, rank_filters
 from loft_jax.models import create_model
@@ -18,10 +18,10 @@ Tree = dict[str, Any]
 
 
 class Snapshots:
-    """A run's snapshots and the filter groups of its model. Raises UserError where there are none."""
+    """A run's snapshots, with its config and the filter groups of its model. Raises UserError where there are none."""
 
     def __init__(self, directory: RunDirectory):
-        self._directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
+        self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
         settings = self.config.model
         # The number of classes and the images' shape change no path and no group.
@@ -31,15 +31,12 @@ class Snapshots:
         self.groups = model.filter_groups()
 
     def variables(self, round_number: int) -> Tree:
-        """{"params", "batch_stats"} of the full CNN, as numpy arrays; of a checkpoint if it is no snapshot's round.
+        """{"params", "batch_stats"} of the full CNN at the snapshot of a round, as numpy arrays.
 
         Raises:
-          UserError: the round is not saved, is damaged or is of another model.
+          UserError: it cannot be read, is damaged or is of another model.
         """
-        if round_number in self.rounds:
-            variables = read_state(self._directory.snapshots, round_number)["variables"]
-        else:
-            variables = load_checkpoint(self.path, round_number)["variables"]
+        variables = read_state(self.directory.snapshots, round_number)["variables"]
         self._check(variables, round_number)
         return variables
 

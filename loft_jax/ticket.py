@@ -6,12 +6,15 @@ Imports no JAX: a ticket's file and its refusals need none.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
+from loft_jax.config import Fraction
 from loft_jax.errors import UserError
 from loft_jax.run_directory import write_aside
 
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
     from loft_jax.models.groups import FilterGroup
 
 FILE = "ticket.json"
-SCOPES, NORMS = ("group", "global"), ("l1", "l2")
+
+Scope, Norm = Literal["group", "global"], Literal["l1", "l2"]
+SCOPES, NORMS = get_args(Scope), get_args(Norm)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Ticket:
     """The kept filters of every group, and where they come from.
 
@@ -37,17 +42,17 @@ class Ticket:
     """
 
     kept: dict[str, list[int]]
-    ratio: float
-    scope: str
-    norm: str
+    ratio: Fraction
+    scope: Scope
+    norm: Norm
     round: int
     run: str
     config_hash: str
 
     @property
     def name(self) -> str:
-        """The name of its directory: r{round}-{scope}-{norm}-{ratio}."""
-        return f"r{self.round}-{self.scope}-{self.norm}-{self.ratio:g}"
+        """The name of its directory."""
+        return ticket_name(self.round, self.scope, self.norm, self.ratio)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -58,10 +63,20 @@ class Ticket:
         """The ticket that other scores give at the same ratio and scope."""
         return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
 
-    def save(self, directory: Path) -> None:
-        """Write it into tickets/NAME of a run's directory of tickets, whole or not at all."""
-        (directory / self.name).mkdir(parents=True, exist_ok=True)
-        write_aside(directory / self.name / FILE, json.dumps(asdict(self)) + "\n")
+    def write(self, directory: Path) -> None:
+        """Write ticket.json into a directory, which is made; whole or not at all."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_aside(directory / FILE, json.dumps(asdict(self)) + "\n")
+
+
+def ticket_name(round_number: int, scope: str, norm: str, ratio: float) -> str:
+    """r{round}-{scope}-{norm}-{ratio}, as r40-group-l2-0.5."""
+    return f"r{round_number}-{scope}-{norm}-{ratio_text(ratio)}"
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio in names: 0.5, and 0 for 0.0."""
+    return f"{ratio:.12g}"
 
 
 def load_ticket(directory: Path, name: str) -> Ticket:
@@ -71,15 +86,19 @@ def load_ticket(directory: Path, name: str) -> Ticket:
       UserError: there is no such ticket, or its file does not hold one.
     """
     path = directory / name / FILE
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return Ticket(**fields)
-    except FileNotFoundError:
+    if not path.is_file():
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
         known = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
-        raise UserError(f"--ticket {name}: no such ticket in {directory}; {known}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: holds no ticket ({error}); draw it anew with python -m loft_jax.tickets") from None
+        raise UserError(f"--ticket {name}: no such ticket in {directory}; {known}")
+    advice = "draw it anew with python -m loft_jax.tickets"
+    try:
+        return Ticket(**json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: holds no ticket ({key}: {first['msg'].lower()}); {advice}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: holds no ticket ({error}); {advice}") from None
 
 
 def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dict[str, list[int]]:
@@ -110,7 +129,7 @@ def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dic
 
 def kept_count(n: int, ratio: float) -> int:
     """How many of n filters stay when this share is removed: max(1, n - floor(ratio n))."""
-    # The small number keeps 0.3 * 10 from counting as less than 3.
+    # 0.29 * 100 is a little less than 29.
     return max(1, n - math.floor(ratio * n + 1e-9))
 
 
@@ -126,12 +145,11 @@ def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -
     if differing := sorted(declared.keys() ^ ticket.kept.keys()):
         raise UserError(f"{label}: filter group {differing[0]!r} is not in both the ticket and the model")
     for name, kept in ticket.kept.items():
-        whole = all(type(i) is int for i in kept)
-        if not kept or not whole or sorted(set(kept)) != kept:
+        if not kept or sorted(set(kept)) != kept:
             raise UserError(f"{label}: filter group {name!r} must keep ascending filter indices, at least one")
-        if kept[0] < 0 or kept[-1] >= declared[name]:
+        if outside := [i for i in kept if not 0 <= i < declared[name]]:
             raise UserError(
-                f"{label}: filter group {name!r} keeps filter {kept[-1]}, and the model has {declared[name]}; "
+                f"{label}: filter group {name!r} keeps filter {outside[0]}, and the model has {declared[name]}; "
                 "draw it anew with python -m loft_jax.tickets"
             )
 

@@ -17,7 +17,7 @@ from loft_jax.metric import footrule, normalise
 from loft_jax.partition import prune
 from loft_jax.run_directory import RunDirectory, write_aside
 from loft_jax.snapshots import Snapshots, rank_groups
-from loft_jax.ticket import Ticket, kept_overlaps
+from loft_jax.ticket import Ticket, kept_overlaps, ratio_text
 
 COLUMNS = (
     *("run", "group", "round", "epoch", "to_reference", "to_reference_normalised"),
@@ -51,7 +51,6 @@ class TicketSearch:
     @classmethod
     def of(
         cls,
-        directory: RunDirectory,
         snapshots: Snapshots,
         scores: Sequence[Scores],
         reference: Mapping[str, np.ndarray],
@@ -78,7 +77,7 @@ class TicketSearch:
         overlaps = {}
         for ratio in ratios:
             overlaps |= _overlaps([tickets[r, ratio] for r in rounds], snapshots)
-        rows = distance_rows(directory, rounds, rankings, reference)
+        rows = distance_rows(snapshots.directory, rounds, rankings, reference)
         return cls(rounds, rankings, rows, tickets, overlaps)
 
     def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
@@ -89,7 +88,7 @@ class TicketSearch:
         write_aside(directory.distances, _csv(self.rows))
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
-                ticket.save(directory.tickets)
+                ticket.write(directory.tickets / ticket.name)
 
 
 def distance_rows(
@@ -142,7 +141,7 @@ def reference_of(text: str | None, snapshots: Snapshots) -> tuple[Snapshots, int
     return other, int(round_text)
 
 
-def export_weights(directory: RunDirectory, snapshots: Snapshots, ticket: Ticket) -> int:
+def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
     """Write a ticket's compact variables of the snapshot it was drawn from beside it. Returns their size in bytes.
 
     The norm statistics are the full CNN's, pruned: re-estimate them, or train, before evaluating.
@@ -150,7 +149,7 @@ def export_weights(directory: RunDirectory, snapshots: Snapshots, ticket: Ticket
     compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
     arrays = {path: np.ascontiguousarray(values) for path, values in flatten_dict(compact, sep="/").items()}
     content = to_safetensors(arrays, {"model": snapshots.config.model.name, "ticket": ticket.name})
-    write_aside(directory.tickets / ticket.name / WEIGHTS, content)
+    write_aside(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
     return len(content)
 
 
@@ -159,11 +158,11 @@ def _overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.n
     found, joined, total = {}, [[] for _ in tickets], 0
     for group in snapshots.groups:
         kept = [ticket.kept[group.name] for ticket in tickets]
-        found[f"{tickets[0].ratio:g}/{group.name}"] = kept_overlaps(kept, group.width)
+        found[f"{ratio_text(tickets[0].ratio)}/{group.name}"] = kept_overlaps(kept, group.width)
         for all_kept, indices in zip(joined, kept, strict=True):
             all_kept += [total + i for i in indices]
         total += group.width
-    return found | {f"{tickets[0].ratio:g}/all": kept_overlaps(joined, total)}
+    return found | {f"{ratio_text(tickets[0].ratio)}/all": kept_overlaps(joined, total)}
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

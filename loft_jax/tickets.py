@@ -93,14 +93,14 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
     reference = rank_groups(other.scores(reference_round, options.norm))
     tracked = track(snapshots.rounds, "snapshots", disable=not sys.stdout.isatty())
     scores = [snapshots.scores(round_number, options.norm) for round_number in tracked]
-    found = TicketSearch.of(directory, snapshots, scores, reference, options.ratios, options.scope, options.norm)
+    found = TicketSearch.of(snapshots, scores, reference, options.ratios, options.scope, options.norm)
     rounds = options.rounds or snapshots.rounds
     found.write(directory, rounds)
     print_search(found, f"{other.path}, round {reference_round}")
     print(f"tickets   {directory.tickets}: one for each ratio and each of {len(rounds)} snapshots")
     if options.export:
         exported = [t for (r, _), t in found.tickets.items() if r in (options.rounds or snapshots.rounds[-1:])]
-        size = sum(export_weights(directory, snapshots, ticket) for ticket in exported)
+        size = sum(export_weights(snapshots, ticket) for ticket in exported)
         print(f"exported  {', '.join(ticket.name for ticket in exported)}: {size / 1e6:,.2f} MB")
 
 

@@ -17,6 +17,17 @@ def _caches(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of `runs.config_of()`, to be read only: (its directory, its summary)."""
+    from runs import config_of, opened
+
+    from loft_jax.train import run
+
+    path = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return path, run(config_of(), opened(path, config_of()))
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a text into a file of its own; returns the path."""

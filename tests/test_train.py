@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from runs import SETTINGS, assert_same_state, config_of, opened, settings_with, train_rounds
 from tiny import flat
 
 from loft_jax import create_model, load_checkpoint
@@ -26,60 +27,16 @@ from loft_jax.experiment import Experiment, configure_jax
 from loft_jax.overview import print_setup
 from loft_jax.run_directory import RunDirectory
 from loft_jax.train import run
-from loft_jax.trainer import Trainer
 
 # SIGKILLs of the survival test; each costs a start of ten seconds or so.
 KILLS = int(os.environ.get("LOFT_JAX_TEST_KILLS", "2"))
 ROUNDS = 10 + 5 * KILLS
-SETTINGS = {
-    "model": {"width": 4},
-    "data": {"batch_size": 8},
-    "loft": {"local_steps": 2},
-    "train": {"rounds": 6, "eval_every": 3, "checkpoint_every": 2, "snapshot_every": 4, "norm_batches": 2},
-    "mesh": {"cpu_devices": 4},
-}
-
-
-def settings_with(**changes):
-    return {**SETTINGS, **{name: {**SETTINGS.get(name, {}), **section} for name, section in changes.items()}}
-
-
-def config_of(**changes):
-    return Config.model_validate(settings_with(**changes))
-
-
-def opened(path, config):
-    directory = RunDirectory(path)
-    directory.open(config)
-    return directory
-
-
-def train_rounds(path, config, count):
-    """As many rounds of a run as are trained before it is interrupted."""
-    with Trainer(Experiment.build(config), opened(path, config)) as trainer:
-        trainer.start()
-        for _ in range(count):
-            trainer.train_one_round()
 
 
 def command(*arguments, **kwargs):
     return subprocess.run(
         [sys.executable, "-m", "loft_jax.train", *map(str, arguments)], capture_output=True, text=True, **kwargs
     )
-
-
-def assert_same_state(one, other):
-    one, other = flat(one), flat(other)
-    assert one.keys() == other.keys()
-    for path in one:
-        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run: (its directory, its summary)."""
-    path = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return path, run(config_of(), opened(path, config_of()))
 
 
 def test_every_round_has_one_row(finished):

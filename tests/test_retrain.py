@@ -1,0 +1,313 @@
+"""Retraining tickets: where the weights come from, bit-equality with plain training, resuming, and how it says no."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from runs import assert_same_state, config_of, opened
+from tiny import flat
+
+from loft_jax import create_model, load_checkpoint, prune
+from loft_jax import retrain as command
+from loft_jax.checkpoint import read_state
+from loft_jax.data.digits import load_digits
+from loft_jax.errors import UserError
+from loft_jax.overview import parameter_count
+from loft_jax.progress import TrainingProgress
+from loft_jax.results import print_results, write_results
+from loft_jax.run_directory import RunDirectory
+from loft_jax.snapshots import Snapshots
+from loft_jax.train import run as train
+from loft_jax.trainer import Trainer
+
+MODEL = create_model("preresnet20", 10, width=4)
+GROUPS = MODEL.filter_groups()
+TICKET = "r6-group-l2-0.5"
+
+
+@pytest.fixture
+def retrain(monkeypatch):
+    """Run the command with these arguments, in this process."""
+    monkeypatch.setattr("loft_jax.experiment.configure_jax", lambda config: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["retrain", *map(str, arguments)])
+        command.main()
+
+    return call
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, with the tickets of its last snapshot at 50 % and 0 %."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    snapshots = Snapshots(RunDirectory(tmp_path / "run"))
+    for ratio in (0.5, 0.0):
+        ticket = snapshots.ticket(snapshots.scores(6, "l2"), 6, ratio, "group", "l2")
+        ticket.write(tmp_path / "run/tickets" / ticket.name)
+    return tmp_path / "run"
+
+
+def kept_of(path):
+    return json.loads((path / "ticket.json").read_text())["kept"]
+
+
+@pytest.mark.compat
+def test_a_ticket_of_all_filters_rewound_to_the_start_is_plain_sgd_to_the_bit(run, retrain, tmp_path):
+    alone = config_of(loft={"workers": 1})
+    train(alone, opened(tmp_path / "plain", alone))
+    retrain(run, "--ticket", "r6-group-l2-0")
+    retrained = read_state(run / "retrain/r6-group-l2-0/rewind/seed0/checkpoints", 6)
+    assert_same_state(retrained, read_state(tmp_path / "plain/checkpoints", 6))
+    rows = [RunDirectory(path).rows() for path in (tmp_path / "plain", run / "retrain/r6-group-l2-0/rewind/seed0")]
+    for key in ("round", "step", "epoch", "train/loss", "test/accuracy", "test/loss", "learning_rate"):
+        assert [row.get(key) for row in rows[0]] == [row.get(key) for row in rows[1]], key
+
+
+@pytest.fixture(scope="module")
+def started(finished, tmp_path_factory):
+    """A copy of the finished run with its ticket retrained in every mode, all checkpoints kept."""
+    path, patch = tmp_path_factory.mktemp("started") / "run", pytest.MonkeyPatch()
+    shutil.copytree(finished[0], path)
+    patch.setattr("loft_jax.experiment.configure_jax", lambda config: None)
+    for arguments in (
+        ["--every", "9", "--ratio", "0.5"],
+        ["--ticket", TICKET, "--mode", *command.MODES],
+        ["--ticket", TICKET, "--rewind_to", "4"],
+        ["--ticket", TICKET, "--mode", "reinit", "random", "--seeds", "1"],
+    ):
+        patch.setattr(sys, "argv", ["retrain", str(path), *arguments, "--train.keep_checkpoints", "9"])
+        command.main()
+    patch.undo()
+    return path
+
+
+def start_of(path, mode, seed=0):
+    """The parameters a retraining started from, and the filters it keeps."""
+    directory = path / "retrain" / TICKET / mode / f"seed{seed}"
+    return flat(load_checkpoint(directory, 0)["variables"]["params"]), kept_of(directory)
+
+
+@pytest.mark.parametrize(
+    ("mode", "source"), [("rewind", 0), ("rewind-r4", 4), ("finetune", 6), ("random", 0), ("init", 0)]
+)
+def test_the_weights_are_those_of_the_kept_filters_at_the_round_rewound_to(mode, source, started):
+    params, kept = start_of(started, mode)
+    full = load_checkpoint(started, source)["variables"]
+    expected = flat(prune({"params": full["params"]}, GROUPS, kept)["params"])
+    assert params.keys() == expected.keys()
+    for path in params:
+        np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
+
+
+def test_a_ticket_is_kept_as_it_is_but_in_the_controls_that_draw_other_filters(started):
+    ticket = kept_of(started / "tickets" / TICKET)
+    kept = {mode: start_of(started, mode)[1] for mode in command.MODES}
+    assert kept["rewind"] == kept["finetune"] == kept["reinit"] == ticket
+    assert kept["init"] == kept_of(started / "tickets/r0-group-l2-0.5") != ticket
+    sizes = [{group: len(filters) for group, filters in kept[mode].items()} for mode in ("random", "rewind")]
+    assert sizes[0] == sizes[1]
+    assert kept["random"] != ticket
+    assert kept["random"] != start_of(started, "random", seed=1)[1]
+
+
+def test_new_weights_differ_from_the_initialisation_and_between_seeds_but_not_in_distribution(started):
+    new, other, old = start_of(started, "reinit")[0], start_of(started, "reinit", 1)[0], start_of(started, "rewind")[0]
+    kernels = [path for path in new if path.endswith("['kernel']")]
+    for path in kernels:
+        assert not np.isclose(new[path], old[path]).all(), path
+        assert not np.isclose(new[path], other[path]).all(), path
+    # As the full network's conv1, not as a narrower one's, whose initial weights would be larger by sqrt(2).
+    path = "['stage3_block2']['conv1']['kernel']"
+    assert new[path].std() == pytest.approx(old[path].std(), rel=0.1)
+
+
+def test_norm_statistics_are_re_estimated_after_pruning(started):
+    directory = started / "retrain" / TICKET / "finetune/seed0"
+    statistics = flat(load_checkpoint(directory, 0)["variables"]["batch_stats"])
+    kept = kept_of(directory)
+    pruned = flat(prune(load_checkpoint(started, 6)["variables"], GROUPS, kept)["batch_stats"])
+    path = "['stage3_block3']['norm1']['mean']"
+    assert statistics[path].shape == pruned[path].shape
+    assert not np.allclose(statistics[path], pruned[path], rtol=1e-3)
+
+
+def test_the_summary_states_what_pruning_saved(started):
+    summary = RunDirectory(started / "retrain" / TICKET / "rewind/seed0").summary()
+    compact = MODEL.with_widths({group.name: group.width // 2 for group in GROUPS})
+    assert summary["parameters"] == parameter_count(compact, (8, 8, 1))
+    assert summary["parameters_unpruned"] == parameter_count(MODEL, (8, 8, 1))
+    assert summary["flops_per_image"] < 0.7 * summary["flops_per_image_unpruned"]
+    assert summary["steps_images_per_second"] > 0
+    assert summary["steps_images_per_second_unpruned"] > 0
+    assert (summary["ticket"], summary["mode"], summary["ticket_round"]) == (TICKET, "rewind", 6)
+    last = RunDirectory(started / "retrain" / TICKET / "rewind/seed0").rows()[-1]
+    assert summary["test/accuracy"] == last["test/accuracy"]
+
+
+def test_every_kth_snapshot_is_retrained_the_last_one_always(started):
+    assert {path.name for path in (started / "retrain").iterdir()} == {"r0-group-l2-0.5", TICKET, "results.csv"}
+    with open(started / "retrain/results.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["mode"] == "rewind" and row["rewind_to"] == "0"]
+    assert [(row["ticket_round"], float(row["ticket_epoch"])) for row in rows] == [
+        ("0", 0.0),
+        ("6", pytest.approx(96 / 1437)),
+    ]
+    assert all(0 <= float(row["test_accuracy_mean"]) <= 1 for row in rows)
+
+
+def test_what_is_finished_is_skipped_and_other_settings_are_refused(started, retrain, capsys, monkeypatch):
+    monkeypatch.setattr("loft_jax.retraining.Retraining.__init__", None)
+    retrain(started, "--ticket", TICKET, "--mode", "rewind", "init")
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"holds a run with another config \(train.rounds: 6 there, 1 now\)"):
+        retrain(started, "--ticket", TICKET, "--train.rounds", 1)
+
+
+def test_an_interrupted_retraining_goes_on_to_the_same_end(started, run, retrain, monkeypatch):
+    update = TrainingProgress.update
+
+    def interrupted(self, row):
+        if row["round"] == 3:
+            raise KeyboardInterrupt
+        update(self, row)
+
+    monkeypatch.setattr(TrainingProgress, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run, "--ticket", TICKET)
+    monkeypatch.setattr(TrainingProgress, "update", update)
+    retrain(run, "--ticket", TICKET)
+    states = [read_state(path / "retrain" / TICKET / "rewind/seed0/checkpoints", 6) for path in (run, started)]
+    assert_same_state(*states)
+
+
+def test_another_seed_reads_the_runs_own_split_in_another_order(run, retrain, monkeypatch):
+    """The digits' split is a function of the seed: images the run has trained on must not be tested on."""
+    seen = []
+
+    def spied(trainer, *arguments):
+        seen.append((trainer._experiment.config.seed, trainer._experiment.dataset))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "start", spied)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run, "--ticket", TICKET, "--seeds", 1)
+    ((seed, data),) = seen
+    assert seed == 1
+    np.testing.assert_array_equal(data.test_images, load_digits(0).test_images)
+
+
+def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
+    facts = {"ticket": TICKET, "mode": "rewind", "rewind_to": 0, "ticket_round": 6, "ratio": 0.5, "scope": "group"}
+    costs = {"parameters": 1, "flops_per_image": 2.0, "steps_images_per_second": 3.0}
+    costs |= {f"{key}_unpruned": 2 * value for key, value in costs.items()}
+    for seed, accuracy in ((0, 0.90), (1, 0.92), (10, 0.97)):
+        directory = run / "retrain" / TICKET / f"rewind/seed{seed}"
+        directory.mkdir(parents=True)
+        summary = {**facts, **costs, "norm": "l2", "seed": seed, "test/accuracy": accuracy, "test/loss": 0.1}
+        RunDirectory(directory).write_summary(summary)
+    (row,) = write_results(RunDirectory(run))
+    assert row["seeds"] == "0 1 10"
+    assert row["test_accuracy_mean"] == pytest.approx(0.93)
+    assert row["test_accuracy_std"] == pytest.approx(0.0360555, rel=1e-5)
+    print_results([row])
+    assert "93.00% ± 3.61" in capsys.readouterr().out
+
+
+def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
+    """Kernel, scale and bias of a removed filter zero: what reaches conv2 from it is zero."""
+    for name in ("preresnet18", "resnet18", "preresnet20"):
+        model = create_model(name, 10, width=8)
+        image = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+        options = {"xla_backend_optimization_level": 0}
+        variables = jax.device_get(jax.jit(model.init, compiler_options=options)(jax.random.key(0), image))
+        rng = np.random.default_rng(0)
+        kept = {g.name: np.sort(rng.permutation(g.width)[: g.width // 3 + 1]) for g in model.filter_groups()}
+        # Norms as after some training: no scale is 1, no bias 0.
+        variables = jax.tree.map(
+            lambda leaf, rng=rng: leaf + rng.random(leaf.shape, np.float32) * (leaf.ndim == 1), variables
+        )
+        compact = prune(variables, model.filter_groups(), kept)
+        silenced = jax.tree.map(np.copy, variables)
+        for group in model.filter_groups():
+            removed = np.setdiff1d(np.arange(group.width), kept[group.name])
+            for path in group.axes:
+                collection, module, layer, leaf = path.split("/")
+                if collection == "params" and leaf in ("scale", "bias"):
+                    silenced[collection][module][layer][leaf][removed] = 0
+        one = model.with_widths({group: len(filters) for group, filters in kept.items()}).apply(compact, image)
+        np.testing.assert_allclose(one, model.apply(silenced, image), atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --ticket NAME .* or --every K --ratio R"),
+        (["--ticket", TICKET, "--every", "2"], "give either --ticket NAME .* or --every K --ratio R"),
+        (["--every", "2"], "--every K and --ratio R go together"),
+        (["--ticket", TICKET, "--ratio", "0.5"], "--every K and --ratio R go together"),
+        (["--every", "2", "--ratio", "1"], r"--ratio: 1: must be in \[0, 1\)"),
+        (["--every", "0", "--ratio", "0.5"], "--every: 0: must be a whole number of at least 1"),
+        (["--ticket", "r9-group-l2-0.5"], "--ticket r9-group-l2-0.5: no such ticket .* there are r6-group-l2-0, r6"),
+        (["--ticket", TICKET, "--mode", "rewnd"], "invalid choice: 'rewnd'"),
+        (["--ticket", TICKET, "--seeds", "-1"], "--seeds: -1: must be a whole number of at least 0"),
+        (["--ticket", TICKET, "--rewind_to", "5"], "--rewind_to 5: no such snapshot; there are 0, 4, 6"),
+        (["--ticket", TICKET, "--rewind_to", "4", "--mode", "finetune"], "finetune does not rewind; leave it out"),
+        (["--ticket", TICKET, "--seed", "1"], "--seed: cannot be changed for a retraining: use --seeds"),
+        (["--ticket", TICKET, "--model.width", "8"], "--model.width: cannot be changed .* its run's model"),
+        (["--ticket", TICKET, "--loft.workers", "2"], "--loft.workers: cannot be changed .* by plain SGD"),
+        (["--ticket", TICKET, "--train.stop_when", "1"], "--train.stop_when: cannot be changed"),
+        (["--ticket", TICKET, "--train.rounds", "0"], "train.rounds='0': must be greater than or equal to 1"),
+        (["--ticket", TICKET, "--train.round", "2"], "unknown option --train.round; did you mean --train.rounds?"),
+    ],
+)
+def test_bad_arguments_are_refused_and_nothing_is_written(arguments, message, run, retrain):
+    with pytest.raises(UserError, match=message):
+        retrain(run, *arguments)
+    assert not (run / "retrain").exists()
+
+
+def broken(fields):
+    """The ticket with its first group changed, or another field."""
+
+    def change(ticket):
+        if "kept" in fields:
+            ticket["kept"] |= fields["kept"]
+            return ticket
+        return ticket | fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (broken({"config_hash": "0123456789ab"}), "was drawn from a run of config 0123456789ab"),
+        (
+            broken({"kept": {"stage3/block3": [3, 16]}}),
+            "'stage3/block3' keeps filter 16, and the model has 16; draw it",
+        ),
+        (broken({"kept": {"stage2/block1": []}}), "'stage2/block1' must keep ascending filter indices, at least one"),
+        (broken({"kept": {"stage2/block1": [2, 1]}}), "'stage2/block1' must keep ascending filter indices"),
+        (broken({"kept": {"stage4/block1": [0]}}), "'stage4/block1' is not in both the ticket and the model"),
+    ],
+)
+def test_a_ticket_that_does_not_fit_is_refused_and_nothing_is_written(change, message, run, retrain):
+    path = run / "tickets" / TICKET / "ticket.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        retrain(run, "--ticket", TICKET)
+    assert not (run / "retrain").exists()
+
+
+def test_a_wrong_run_is_one_message_and_exit_code_2(tmp_path):
+    arguments = [sys.executable, "-m", "loft_jax.retrain", str(tmp_path), "--ticket", TICKET]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}: holds no config.yaml")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,122 @@
+"""`train.stop_when`: a run ends when its filters' ranking has settled, and ends there after a resume too."""
+
+import numpy as np
+import pytest
+from runs import SETTINGS, assert_same_state, config_of, opened, train_rounds
+
+from loft_jax.checkpoint import read_state, saved_rounds
+from loft_jax.config import Train
+from loft_jax.metric import normalised_footrule
+from loft_jax.models.groups import FilterGroup
+from loft_jax.run_directory import RunDirectory
+from loft_jax.ticket_watch import TicketWatch
+from loft_jax.train import run
+
+GROUPS = tuple(FilterGroup(name, 3, {f"params/{name}/kernel": 1}, True) for name in ("a", "b"))
+STOPPING = {
+    **SETTINGS["train"],
+    "snapshot_every": 6,
+    "snapshot_dense_rounds": 4,
+    "checkpoint_every": 1,
+    "stop_when": 5.0,
+    "stop_snapshots": 2,
+}
+
+
+def variables(**scores):
+    """Dense layers of one input whose filters have these norms."""
+    return {"params": {name: {"kernel": np.array([values], np.float32)} for name, values in scores.items()}}
+
+
+START, SWAPPED = variables(a=[3, 2, 1], b=[3, 2, 1]), variables(a=[2, 3, 1], b=[3, 2, 1])
+SWAP = float(normalised_footrule([1, 2, 3], [2, 1, 3]))
+
+
+def watching(**settings):
+    return TicketWatch(Train(**settings), GROUPS)
+
+
+def test_the_first_snapshot_has_no_distance():
+    watch = watching(stop_when=0.1)
+    assert watch.observe(START) == {}
+    assert watch.reason is None
+
+
+def test_distances_are_those_of_consecutive_snapshots_worst_and_mean():
+    watch = watching(stop_when=0.1)
+    watch.observe(START)
+    assert watch.observe(SWAPPED) == pytest.approx({"distance/worst": SWAP, "distance/mean": SWAP / 2})
+    assert watch.observe(SWAPPED) == {"distance/worst": 0.0, "distance/mean": 0.0}
+
+
+@pytest.mark.parametrize(("groups", "stops"), [("mean", True), ("worst", False)])
+def test_the_threshold_is_held_against_the_worst_group_or_the_mean(groups, stops):
+    watch = watching(stop_when=0.75 * SWAP, stop_snapshots=1, stop_groups=groups)
+    watch.observe(START)
+    watch.observe(SWAPPED)
+    assert (watch.reason is not None) == stops
+
+
+def test_a_run_stops_when_the_last_k_distances_are_below_the_threshold():
+    watch = watching(stop_when=0.1, stop_snapshots=2)
+    reasons = []
+    for snapshot in (START, START, SWAPPED, SWAPPED, SWAPPED):
+        watch.observe(snapshot)
+        reasons.append(watch.reason)
+    assert reasons[:4] == [None] * 4
+    assert "the ticket has appeared" in reasons[4]
+    assert "(the group that moved most, 1 is chance) was 0.0000, 0.0000, below train.stop_when=0.1" in reasons[4]
+
+
+def test_a_resumed_watch_counts_the_rows_from_before():
+    watch = watching(stop_when=0.1, stop_snapshots=2)
+    watch.resume(START, [{"round": 0}, {"round": 1, "distance/worst": 0.0, "distance/mean": 0.0}])
+    assert watch.reason is None
+    watch.observe(START)
+    assert watch.reason is not None
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of six rounds that stops after two, the distances being below 5 whatever happens."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    return path, run(config_of(train=STOPPING), opened(path, config_of(train=STOPPING)))
+
+
+def test_a_run_that_stops_says_why_and_ends_like_any_other(stopped, capsys):
+    path, summary = stopped
+    rows = RunDirectory(path).rows()
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert "test/accuracy" in rows[-1]
+    assert summary["round"] == 2
+    assert summary["images"] == 2 * 4 * 2 * 8
+    figures = f"{rows[1]['distance/worst']:.4f}, {rows[2]['distance/worst']:.4f}"
+    assert figures in summary["stopped"]
+    assert saved_rounds(path / "checkpoints") == [1, 2]
+    assert saved_rounds(path / "snapshots") == [0, 1, 2]
+
+
+def test_an_interrupted_run_stops_where_an_undisturbed_one_does(stopped, tmp_path):
+    config = config_of(train=STOPPING)
+    train_rounds(tmp_path / "run", config, 1)
+    summary = run(config, opened(tmp_path / "run", config))
+    assert summary["stopped"] == stopped[1]["stopped"]
+    assert_same_state(read_state(tmp_path / "run/checkpoints", 2), read_state(stopped[0] / "checkpoints", 2))
+    # Killed between the last checkpoint and the summary: nothing is left to train.
+    (tmp_path / "run/summary.json").unlink()
+    assert run(config, opened(tmp_path / "run", config))["stopped"] == stopped[1]["stopped"]
+
+
+def test_snapshots_can_be_denser_at_the_start():
+    settings = Train(rounds=7, snapshot_every=4, snapshot_dense_rounds=2)
+    assert [done for done in range(8) if settings.snapshot_is_due(done)] == [0, 1, 2, 4, 7]
+
+
+def test_a_run_that_could_never_stop_is_refused():
+    with pytest.raises(ValueError, match=r"takes only 2 snapshots after .*try train\.snapshot_every=1"):
+        config_of(train={**SETTINGS["train"], "stop_when": 0.1})
+
+
+def test_the_cadence_of_snapshots_may_change_on_resume_unless_it_decides_the_end():
+    assert "train.snapshot_every" in config_of().resumable()
+    assert "train.snapshot_every" not in config_of(train=STOPPING).resumable()
