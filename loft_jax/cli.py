@@ -86,30 +86,6 @@ def overridden(settings: dict[str, Any], given: dict[str, str], source: str) -> 
     return validated(settings, source)
 
 
-def ratio(text: str) -> float:
-    """An argparse type: the share of filters removed, in [0, 1)."""
-    try:
-        if 0 <= float(text) < 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text}: must be in [0, 1), the share of filters removed; try 0.5")
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            if least <= int(text) < 2**31:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}; try {least}")
-
-    return parse
-
-
 def validated(settings: dict[str, Any], source: str) -> Config:
     """The config of nested settings. Raises UserError naming each wrong key, its value, the rule and what to use."""
     try:

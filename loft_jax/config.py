@@ -89,10 +89,10 @@ class Train(Section):
     )
     stop_when: PositiveFloat | None = Field(
         None,
-        description="end the run when the filter distance from one snapshot to the next has stayed below this "
-        "(1 is chance); null: never",
+        description="end the run when the filter distance (1 is chance) over train.snapshot_every rounds, once warm-up "
+        "is over, has stayed below this; null: never",
     )
-    stop_snapshots: PositiveInt = Field(3, description="consecutive snapshots for which train.stop_when must hold")
+    stop_snapshots: PositiveInt = Field(3, description="consecutive distances for which train.stop_when must hold")
     stop_groups: Literal["worst", "mean"] = Field(
         "worst", description="what train.stop_when looks at: the filter group that moved most, or the mean over groups"
     )
@@ -106,16 +106,6 @@ class Train(Section):
     def snapshot_is_due(self, done: int) -> bool:
         """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
         return done % self.snapshot_every == 0 or done <= self.snapshot_dense_rounds or done == self.rounds
-
-    def check_stopping(self) -> None:
-        """Raise ValueError if the run takes too few snapshots for `stop_when` ever to hold."""
-        steps = sum(map(self.snapshot_is_due, range(1, self.rounds + 1)))
-        if self.stop_snapshots > steps:
-            raise ValueError(
-                f"train.stop_snapshots={self.stop_snapshots}: the run takes only {steps} snapshots after the "
-                "initialisation, so train.stop_when could never hold; try "
-                f"train.snapshot_every={max(1, self.rounds // (3 * self.stop_snapshots))}"
-            )
 
 
 class Mesh(Section):
@@ -159,9 +149,19 @@ class Config(Section):
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: must be below the run's {self.total_steps} "
                 f"local steps (train.rounds * loft.local_steps); try {self.total_steps // 10}"
             )
-        if self.train.stop_when is not None:
-            self.train.check_stopping()
+        judged = range(0, self.train.rounds + 1, self.train.snapshot_every)
+        distances = sum(map(self.stopping_is_judged, judged)) - 1
+        if self.train.stop_when is not None and self.train.stop_snapshots > distances:
+            raise ValueError(
+                f"train.stop_snapshots={self.train.stop_snapshots}: train.stop_when could never hold, for from warm-up "
+                f"to the end there are only {max(0, distances)} distances over train.snapshot_every="
+                f"{self.train.snapshot_every} rounds; lower either, or raise train.rounds"
+            )
         return self
+
+    def stopping_is_judged(self, done: int) -> bool:
+        """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""
+        return done % self.train.snapshot_every == 0 and done * self.loft.local_steps >= self.optimizer.warmup_steps
 
     @property
     def total_steps(self) -> int:

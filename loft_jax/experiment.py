@@ -20,12 +20,15 @@ from loft_jax.mesh import make_mesh, replicate
 from loft_jax.models import create_model
 from loft_jax.round import Round, initial_state, split_groups
 
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 
 def configure_jax(config: Config) -> None:
     """Process-wide settings; call before JAX sees its devices."""
     jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
-    if config.train.deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.train.deterministic and _DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

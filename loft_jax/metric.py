@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from loft_jax.models.groups import FilterGroup
 
-_NORM_ORDERS = {"l1": 1, "l2": 2}
+_NORM_ORDERS = {"l2": 2, "l1": 1}
 
 
 def filter_scores(
@@ -45,7 +45,10 @@ def filter_scores(
 
 @jax.jit
 def rank_filters(scores: Any) -> jax.Array:
-    """Scores [n] -> int32 [n], the rank of each filter: 1 for the highest score, ties by lower index, NaN last."""
+    """Scores [n] -> int32 [n], the rank of each filter: 1 for the highest score, ties by lower index, NaN last.
+
+    Scores are compared as float32 (float64 under jax_enable_x64): closer ones are ties.
+    """
     order = jnp.argsort(-jnp.asarray(scores, float), stable=True)
     return jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(1, len(order) + 1, dtype=jnp.int32))
 
@@ -87,10 +90,10 @@ def expected_footrule(n: int) -> float:
 
 def normalised_footrule(reference: Any, other: Any) -> jax.Array:
     """`footrule` over its mean under a random ranking: 1 is no better than chance, whatever n; 0 for n = 1."""
-    return normalise(footrule(reference, other), np.shape(reference)[-1])
+    return over_chance(footrule(reference, other), np.shape(reference)[-1])
 
 
-def normalise(distances: Any, n: int) -> Any:
+def over_chance(distances: Any, n: int) -> Any:
     """Distances between rankings of n filters, of any shape, over that of chance; 0 for n = 1."""
     return distances / expected_footrule(n) if n > 1 else 0.0 * distances
 

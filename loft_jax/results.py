@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -12,11 +12,11 @@ from rich.table import Table
 from loft_jax.progress import console
 from loft_jax.run_directory import RESULTS, SUMMARY, RunDirectory, write_aside
 
-_FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm")
+_FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm", "rounds", "settings")
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
 COLUMNS = (
     *_FACTS,
-    *("ticket_epoch", "seeds", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
+    *("ticket_epoch", "seeds", "test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
     *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
 )
 
@@ -27,7 +27,7 @@ def write_results(run: RunDirectory) -> list[Row]:
     """Collect the summaries of all finished retrainings into retrain/results.csv. Returns its rows.
 
     A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
-    for one seed; the costs are those of the first seed.
+    for one seed; the costs are those of the first seed; `settings` is the hash of the config but for the seed.
     """
     epochs = {row["round"]: row["epoch"] for row in run.rows()}
     by_directory: dict[Any, list[Row]] = {}
@@ -45,8 +45,8 @@ def write_results(run: RunDirectory) -> list[Row]:
     return rows
 
 
-def print_results(rows: Iterable[Row]) -> None:
-    """The rows for people; costs as shares of the unpruned network's."""
+def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
+    """Rows of a run's results for people; costs as shares of the unpruned network's."""
     table = Table(title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's")
     for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", "parameters", "FLOPs", "images/s"):
         table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
@@ -58,6 +58,10 @@ def print_results(rows: Iterable[Row]) -> None:
         accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
         table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *shares)
     console().print(table)
+    if summary := run.summary():
+        print(f"unpruned  {summary['test/accuracy']:.2%}: the run itself, after its {summary['round']} rounds")
+    if len({row["settings"] for row in rows}) > 1:
+        print("note      these rows were trained with different settings; results.csv has a column of them")
 
 
 def _row(summaries: list[Row], epochs: dict[int, float]) -> Row:
@@ -67,6 +71,7 @@ def _row(summaries: list[Row], epochs: dict[int, float]) -> Row:
         **{key: first[key] for key in _FACTS},
         "ticket_epoch": epochs.get(first["ticket_round"]),
         "seeds": " ".join(str(summary["seed"]) for summary in summaries),
+        "test_accuracies": " ".join(str(accuracy) for accuracy in accuracies),
         "test_accuracy_mean": statistics.fmean(accuracies),
         "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "test_loss_mean": statistics.fmean(summary["test/loss"] for summary in summaries),

@@ -18,22 +18,19 @@ Every k-th snapshot's ticket at one ratio, to see when the winning one has appea
 
 import argparse
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from loft_jax.cli import CommandLine, overridden, ratio, run_command, whole_number
+from loft_jax.cli import CommandLine, overridden, run_command
 from loft_jax.config import Config
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
+from loft_jax.stage import LABEL, MODES, REWINDING, Stage
 from loft_jax.summary import duration
-from loft_jax.ticket import FILE, Ticket, load_ticket, ticket_name
-from loft_jax.tickets import add_ticket_options, check_saved
+from loft_jax.ticket import FILE, NORMS, SCOPES, load_ticket, ticket_name
+from loft_jax.ticket_options import add_ticket_options, check_saved, ratio, whole_number
 
 # What imports JAX is imported where it is needed: a typo and a finished campaign are told before JAX is loaded.
-
-MODES = ("rewind", "finetune", "reinit", "random", "init")
-_REWINDING = ("rewind", "random", "init")
 
 # Settings that a retraining cannot have, and why.
 _FIXED = {
@@ -51,16 +48,6 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One retraining: of this ticket, in this mode, with this config, in this directory."""
-
-    ticket: str
-    mode: str
-    config: Config
-    directory: RunDirectory
-
-
 def main() -> None:
     command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run=True)
     add_options(command.parser)
@@ -69,24 +56,20 @@ def main() -> None:
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
     check_options(options, saved)
-    if options.every:
-        draw_missing(run, config, options, rounds := sorted({*saved[:: options.every], saved[-1]}))
-        names = [ticket_name(r, options.scope, options.norm, options.ratio) for r in rounds]
-    else:
-        names = list(dict.fromkeys(options.ticket))
-    tickets = {name: load_ticket(run.tickets, name) for name in names}
-    seeds = options.seeds or [config.seed]
+    names = draw_missing(run, config, options, saved) if options.every else dict.fromkeys(options.ticket)
+    tickets = [load_ticket(run.tickets, name.rstrip("/")) for name in names]
     stages = [
-        stage_of(run, config, name, mode, options.rewind_to, seed)
-        for name in tickets
+        Stage.of(run, ticket, mode, options.rewind_to, config.model_copy(update={"seed": seed}))
+        for seed in dict.fromkeys(options.seeds or [config.seed])
+        for ticket in tickets
         for mode in dict.fromkeys(options.mode)
-        for seed in dict.fromkeys(seeds)
     ]
     for stage in stages:
-        if stage.directory.path.exists():
-            stage.directory.open(stage.config, label="retraining")
-    complete(run, config, stages, tickets, options.rewind_to)
-    print_results([row for row in write_results(run) if row["ticket"] in tickets])
+        stage.check()
+    stops = complete(run, config, stages)
+    print_results(run, [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}])
+    if stops:
+        raise RunStopped("\n       ".join(stops))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ticket", metavar="NAME", nargs="+", help="tickets drawn by python -m loft_jax.tickets RUN")
     add("--every", metavar="K", type=whole_number(1), help="instead: every K-th snapshot's ticket, and the last one's")
-    add("--ratio", type=ratio, help="with --every: share of the filters removed")
+    add("--ratio", type=ratio, help="with --every: share of the filters removed; --scope and --norm as well")
     add_ticket_options(parser)
     add("--mode", choices=MODES, nargs="+", default=["rewind"], help="one or more, see above (default: rewind)")
     add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="later than the start (default: 0)")
@@ -109,12 +92,14 @@ def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
         raise UserError(
             "--every K and --ratio R go together: every K-th snapshot's ticket at that ratio; try --ratio 0.5"
         )
+    if options.ticket and (options.scope or options.norm):
+        raise UserError("--scope and --norm go with --every; a ticket's NAME already says its own")
     check_saved("--rewind_to", [options.rewind_to], saved)
-    if options.rewind_to:
-        for mode in set(options.mode) - set(_REWINDING):
-            raise UserError(
-                f"--rewind_to {options.rewind_to}: {mode} does not rewind; leave it out, or use --mode rewind"
-            )
+    for mode in options.mode:
+        if options.rewind_to and mode not in REWINDING:
+            raise UserError(f"--rewind_to {options.rewind_to}: {mode} does not rewind; leave it out")
+        if options.every and (mode == "init" or (mode == "random" and options.scope != "global")):
+            raise UserError(f"--mode {mode}: is the same network for every snapshot; retrain it once, with --ticket")
 
 
 def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
@@ -128,53 +113,59 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
     return overridden(settings, dict(overrides), source="command line")
 
 
-def stage_of(run: RunDirectory, config: Config, ticket: str, mode: str, rewind_to: int, seed: int) -> Stage:
-    """A stage and its directory."""
-    name = mode if not rewind_to else f"{mode}-r{rewind_to}"
-    path = run.retrain / ticket / name / f"seed{seed}"
-    return Stage(ticket, mode, config.model_copy(update={"seed": seed}), RunDirectory(path))
-
-
-def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, rounds: Sequence[int]) -> None:
-    """Draw the tickets of these snapshots that are not there yet."""
-    names = {ticket_name(r, options.scope, options.norm, options.ratio): r for r in rounds}
+def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]) -> list[str]:
+    """Names of the tickets of every k-th snapshot and the last; drawn where they are not there yet."""
+    scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
+    rounds = sorted({*saved[:: options.every], saved[-1]})
+    names = {ticket_name(r, scope, norm, options.ratio): r for r in rounds}
     missing = {name: r for name, r in names.items() if not (run.tickets / name / FILE).exists()}
-    if not missing:
-        return
-    from loft_jax.experiment import configure_jax
-    from loft_jax.snapshots import Snapshots
+    if missing:
+        from loft_jax.experiment import configure_jax
 
-    configure_jax(config)
-    snapshots = Snapshots(run)
-    for name, round_number in missing.items():
-        scores = snapshots.scores(round_number, options.norm)
-        ticket = snapshots.ticket(scores, round_number, options.ratio, options.scope, options.norm)
-        ticket.write(run.tickets / name)
+        configure_jax(config)
+        from loft_jax.snapshots import Snapshots
+
+        snapshots = Snapshots(run)
+        for name, round_number in missing.items():
+            scores = snapshots.scores(round_number, norm)
+            snapshots.ticket(scores, round_number, options.ratio, scope, norm).write(run.tickets / name)
+    return list(names)
 
 
-def complete(
-    run: RunDirectory, config: Config, stages: Iterable[Stage], tickets: Mapping[str, Ticket], rewind_to: int
-) -> None:
-    """Train what is not finished yet."""
+def complete(run: RunDirectory, config: Config, stages: Sequence[Stage]) -> list[str]:
+    """Train the stages that are not done yet.
+
+    Returns:
+      What stopped the stages that could not be trained to the end; they do not keep the others from it.
+
+    Raises:
+      UserError: a ticket or a snapshot does not fit the model.
+    """
     left = [stage for stage in stages if stage.directory.summary() is None]
     if not left:
         print(f"{run.retrain}: already complete")
-        return
+        return []
     from loft_jax.experiment import configure_jax
-    from loft_jax.retraining import Retraining
 
     configure_jax(config)
-    retraining, start = Retraining(run, config.data.data_dir), time.perf_counter()
-    for ticket in tickets.values():
-        retraining.check(ticket)
+    from loft_jax.retraining import Retraining
+
+    retraining, start, stops = Retraining(run, config.data.data_dir), time.perf_counter(), []
+    for stage in left:
+        retraining.check(stage.ticket)
     for number, stage in enumerate(left):
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * (len(left) - number))} left in all" if number else ""
-        print(f"stage     {number + 1}/{len(left)}: {stage.ticket}, {stage.mode}, seed {stage.config.seed}{time_left}")
-        stage.directory.open(stage.config, label="retraining")
-        summary = retraining.run(tickets[stage.ticket], stage.mode, rewind_to, stage.config, stage.directory)
-        stage.directory.write_summary(summary)
+        what = f"{stage.ticket.name}, {stage.mode}, seed {stage.config.seed}"
+        print(f"stage     {number + 1}/{len(left)}: {what}{time_left}", flush=True)
+        stage.directory.open(stage.config, LABEL)
+        try:
+            stage.directory.write_summary(retraining.run(stage))
+        except RunStopped as stop:
+            stops.append(f"{stage.directory.path}: {stop}")
+            print(f"stopped   {stop}", flush=True)
         write_results(run)
+    return stops
 
 
 if __name__ == "__main__":

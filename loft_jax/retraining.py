@@ -22,11 +22,11 @@ from loft_jax.round import starting_state
 from loft_jax.run_directory import RunDirectory
 from loft_jax.snapshots import Snapshots
 from loft_jax.speed import StepLoop, images_per_second
+from loft_jax.stage import Stage
 from loft_jax.ticket import Ticket, check_fits
 from loft_jax.trainer import train_to_the_end
 
 Tree = dict[str, Any]
-Kept = dict[str, list[int]]
 Costs = dict[str, float]
 
 
@@ -40,26 +40,23 @@ class Retraining:
 
     def __init__(self, directory: RunDirectory, data_dir: str | None):
         self.snapshots = Snapshots(directory)
+        self._full_widths = {group.name: group.width for group in self.snapshots.groups}
         settings = self.snapshots.config
         # The split is that of the run's seed, whatever seed a ticket is retrained with: no test image was trained on.
         self._dataset = load_dataset(
             settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": data_dir})})
         )
         self._costs: dict[Any, Costs] = {}
+        self._built: tuple[Any, Experiment] | None = None
 
     def check(self, ticket: Ticket) -> None:
         """Raise UserError, naming the filter group, unless the ticket is of this run and fits its model."""
         check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
 
-    def run(self, ticket: Ticket, mode: str, rewind_to: int, config: Config, directory: RunDirectory) -> Tree:
-        """Retrain to the last round in an opened directory, from its newest checkpoint if it has one.
+    def run(self, stage: Stage) -> Tree:
+        """Retrain to the last round in the stage's opened directory, from its newest checkpoint if it has one.
 
         The filters that the mode keeps are written there as ticket.json.
-
-        Args:
-          mode: a key of `MODES`.
-          rewind_to: round whose weights a rewound ticket starts from.
-          config: of this retraining; its seed is that of the batches, of random filters and of new weights.
 
         Returns:
           The summary.
@@ -68,49 +65,60 @@ class Retraining:
           UserError: a snapshot does not fit the model.
           RunStopped: the loss is no longer finite.
         """
-        kept = self._kept(ticket, mode, config.seed)
-        replace(ticket, kept=kept).write(directory.path)
-        experiment = Experiment.build(
-            config, dataset=self._dataset, widths={name: len(indices) for name, indices in kept.items()}
-        )
+        ticket, config = self._drawn(stage), stage.config
+        experiment = self._experiment(config, ticket.widths)
         costs = self._cost_of(experiment)
-        filters = f"{sum(map(len, kept.values())):,} of {sum(g.width for g in self.snapshots.groups):,} filters"
-        print(f"network   {filters}, {_saving(costs)}", flush=True)
-        start = partial(self._start, experiment, ticket, mode, kept, rewind_to)
-        summary = train_to_the_end(experiment, directory, start, snapshots=False)
-        facts = {"ticket": ticket.name, "mode": mode, "rewind_to": rewind_to, "ticket_round": ticket.round}
+        kept, all_filters = (sum(widths.values()) for widths in (ticket.widths, self._full_widths))
+        print(f"network   {kept:,} of {all_filters:,} filters, {_saving(costs)}", flush=True)
+        start = partial(self._start, experiment, stage, ticket)
+        summary = train_to_the_end(experiment, stage.directory, start, snapshots=False)
+        facts = {"ticket": stage.ticket.name, "mode": stage.mode, "rewind_to": stage.rewind_to}
+        facts |= {"ticket_round": stage.ticket.round, "rounds": config.train.rounds}
+        facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}
         return summary | facts | {"ratio": ticket.ratio, "scope": ticket.scope, "norm": ticket.norm} | costs
 
-    def _kept(self, ticket: Ticket, mode: str, seed: int) -> Kept:
-        if mode == "random":
-            return random_filters(seed, {group.name: group.width for group in self.snapshots.groups}, ticket.widths)
-        if mode == "init":
-            return ticket.drawn_anew(self.snapshots.scores(0, ticket.norm), 0).kept
-        return ticket.kept
+    def _experiment(self, config: Config, widths: dict[str, int]) -> Experiment:
+        # The last one is kept: tickets and modes of one shape and seed share its compiled programs.
+        if self._built is None or self._built[0] != (config, widths):
+            self._built = None
+            self._built = (config, widths), Experiment.build(config, dataset=self._dataset, widths=widths)
+        return self._built[1]
 
-    def _start(self, experiment: Experiment, ticket: Ticket, mode: str, kept: Kept, rewind_to: int) -> Tree:
-        if mode == "reinit":
+    def _drawn(self, stage: Stage) -> Ticket:
+        """The ticket with the filters that the stage's mode keeps."""
+        ticket, seed = stage.ticket, stage.config.seed
+        if stage.mode == "random":
+            return replace(ticket, kept=random_filters(seed, self._full_widths, ticket.widths))
+        if stage.mode == "init":
+            return ticket.drawn_anew(self.snapshots.scores(0, ticket.norm), 0)
+        return ticket
+
+    def _start(self, experiment: Experiment, stage: Stage, ticket: Ticket) -> Tree:
+        if stage.mode == "reinit":
             # The full network's initialisation, pruned: weights of the distribution that the ticket's own came from.
-            full = experiment.model.with_widths({group.name: group.width for group in self.snapshots.groups})
-            params = self._initialised(full, key_for(experiment.config.seed, Purpose.REINITIALISATION))["params"]
+            full = experiment.model.with_widths(self._full_widths)
+            params = self._initialised(full, "params", key_for(stage.config.seed, Purpose.REINITIALISATION))
         else:
-            params = self.snapshots.variables(ticket.round if mode == "finetune" else rewind_to)["params"]
+            source = ticket.round if stage.mode == "finetune" else stage.rewind_to
+            params = self.snapshots.variables(source)["params"]
         # Running statistics start anew, for a snapshot's are the full CNN's; evaluations re-estimate the compact one's.
-        fresh = self._initialised(experiment.model, jax.random.key(0))["batch_stats"]
-        params = prune({"params": params}, self.snapshots.groups, kept)["params"]
+        fresh = self._initialised(experiment.model, "batch_stats", jax.random.key(0))
+        params = prune({"params": params}, self.snapshots.groups, ticket.kept)["params"]
         state = starting_state({"params": params, "batch_stats": fresh}, experiment.config)
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes()))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")
+        ticket.write(stage.directory.path)
         return replicate(state, experiment.mesh)
 
-    def _initialised(self, model: nn.Module, key: jax.Array) -> Tree:
+    def _initialised(self, model: nn.Module, collection: str, key: jax.Array) -> Tree:
         image = jnp.zeros((1, *self._dataset.train_images.shape[1:]))
-        return jit_once(lambda: model.init(key, image))()
+        # Compiled for this collection alone: random numbers take long to compile.
+        return jit_once(lambda: model.init(key, image)[collection])()
 
     def _cost_of(self, experiment: Experiment) -> Costs:
         """Parameters, FLOPs and speed of the compact network beside the unpruned one's, measured once a shape."""
-        full = experiment.model.with_widths({group.name: group.width for group in self.snapshots.groups})
+        full = experiment.model.with_widths(self._full_widths)
         key = (experiment.model, experiment.config.data.batch_size)
         if key not in self._costs:
             self._costs[key] = _costs(experiment, full)
@@ -142,7 +150,7 @@ def _saving(costs: Costs) -> str:
     )
 
 
-def random_filters(seed: int, widths: Mapping[str, int], sizes: Mapping[str, int]) -> Kept:
+def random_filters(seed: int, widths: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, list[int]]:
     """As many filters of each group as `sizes` says, drawn uniformly; ascending."""
     drawn = {}
     for number, (name, n) in enumerate(widths.items()):

@@ -18,7 +18,7 @@ from loft_jax.errors import UserError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
-RANKINGS, DISTANCES, OVERLAPS = "rankings.npz", "distances.csv", "overlaps.npz"
+RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS = "tickets", "retrain", "results.csv"
 
 Row = dict[str, Any]
@@ -34,9 +34,17 @@ class RunDirectory:
         self.rankings = self.path / RANKINGS
         self.distances = self.path / DISTANCES
         self.overlaps = self.path / OVERLAPS
+        self.search = self.path / SEARCH
         self.tickets = self.path / TICKETS
         self.retrain = self.path / RETRAIN
         self._metrics = self.path / METRICS
+
+    @property
+    def started(self) -> bool:
+        """Whether anything is there but a config, which is all that a start that failed leaves."""
+        return self.path.is_dir() and any(
+            path.name != CONFIG and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
+        )
 
     def open(self, config: Config, label: str = "--workdir") -> None:
         """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
@@ -52,12 +60,10 @@ class RunDirectory:
                 pass
         except OSError as error:
             raise UserError(f"{label} {self.path}: cannot be written ({error.strerror}); use another") from None
-        # A start that failed leaves nothing but its config, whole or not, and claims nothing.
-        held = {path.name for path in self.path.iterdir()} - {CONFIG, f".{CONFIG}.tmp"}
-        if held and not (self.path / CONFIG).exists():
+        if self.started and not (self.path / CONFIG).exists():
             raise UserError(f"{label} {self.path}: is not empty and holds no run; use another")
-        if held:
-            self._refuse_other(config, label)
+        if self.started:
+            self.check_same(config, label)
         if self.summary() is None:
             write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
@@ -73,6 +79,8 @@ class RunDirectory:
         rounds = saved_rounds(self.snapshots)
         if not rounds:
             raise UserError(f"{self.path}: holds no snapshots; train it first, python -m loft_jax.train --workdir ...")
+        if rounds[0] != 0:
+            raise UserError(f"{self.snapshots}: that of round 0, the initialisation, is missing; train the run anew")
         return rounds
 
     def append(self, row: Row) -> None:
@@ -102,14 +110,15 @@ class RunDirectory:
             return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         return None
 
-    def _refuse_other(self, config: Config, label: str) -> None:
+    def check_same(self, config: Config, label: str = "--workdir") -> None:
+        """Raise UserError, naming the fields, if the run there was made with other settings."""
         before, now = flatten(self.read_config()), flatten(config)
         differing = [key for key in now if key not in config.resumable() and now[key] != before[key]]
         if differing:
             fields = "; ".join(f"{key}: {before[key]} there, {now[key]} now" for key in differing)
             raise UserError(
                 f"{label} {self.path}: holds a run with another config ({fields}); "
-                "use another directory, or the settings it was made with"
+                "use another directory, delete this one, or use the settings it was made with"
             )
 
 
@@ -121,7 +130,8 @@ def saved_rounds(directory: Path) -> list[int]:
 
 def write_aside(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, replacing one that is there."""
-    aside = path.with_name(f".{path.name}.tmp")
+    # The process is in the name, for two retrainings of one run may collect their results at once.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(aside, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

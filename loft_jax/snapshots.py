@@ -27,7 +27,7 @@ class Snapshots:
         # The number of classes and the images' shape change no path and no group.
         model = create_model(settings.name, 1, width=settings.width, stem=settings.stem)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        self._paths = flatten_dict(shapes, sep="/").keys()
+        self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_dict(shapes, sep="/").items()}
         self.groups = model.filter_groups()
 
     def variables(self, round_number: int) -> Tree:
@@ -62,8 +62,11 @@ class Snapshots:
     def _check(self, variables: Tree, round_number: int) -> None:
         flat = flatten_dict(variables, sep="/")
         name = f"{self.path}, round {round_number}: holds a snapshot of another model than {self.config.model.name}"
-        if differing := sorted(self._paths ^ flat.keys()):
-            raise UserError(f"{name} ({differing[0]!r} is not in both); use the config it was made with")
+        kernels = {path: leaf.shape[:-2] for path, leaf in flat.items()}
+        if differing := sorted(
+            path for path in self._kernels | kernels if self._kernels.get(path) != kernels.get(path)
+        ):
+            raise UserError(f"{name} ({differing[0]!r} is not alike in both); use the config it was made with")
         for group in self.groups:
             for path, axis in group.axes.items():
                 if flat[path].ndim <= axis or flat[path].shape[axis] != group.width:
@@ -74,10 +77,13 @@ class Snapshots:
 
 
 def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`rank_filters` of every group's scores: int32 [n] each."""
+    """`rank_filters` of every group's scores: int32 [n] each. Raises UserError unless they are permutations."""
     rankings = {name: np.asarray(rank_filters(values)) for name, values in scores.items()}
-    for name, ranks in rankings.items():
-        check_ranks(ranks, name)
+    try:
+        for name, ranks in rankings.items():
+            check_ranks(ranks, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return rankings
 
 

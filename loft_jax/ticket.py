@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FILE = "ticket.json"
 
-Scope, Norm = Literal["group", "global"], Literal["l1", "l2"]
+Scope, Norm = Literal["group", "global"], Literal["l2", "l1"]
 SCOPES, NORMS = get_args(Scope), get_args(Norm)
 
 
@@ -60,7 +60,7 @@ class Ticket:
         return {group: len(kept) for group, kept in self.kept.items()}
 
     def drawn_anew(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
-        """The ticket that other scores give at the same ratio and scope."""
+        """The ticket that the scores of another round give at the same ratio and scope."""
         return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
 
     def write(self, directory: Path) -> None:
@@ -83,14 +83,23 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     """Read tickets/NAME of a run's directory of tickets.
 
     Raises:
-      UserError: there is no such ticket, or its file does not hold one.
+      UserError: there is no such ticket, or its file holds none, or one of another name.
     """
-    path = directory / name / FILE
-    if not path.is_file():
+    if not (directory / name / FILE).is_file():
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
         known = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
         raise UserError(f"--ticket {name}: no such ticket in {directory}; {known}")
-    advice = "draw it anew with python -m loft_jax.tickets"
+    ticket = read_ticket(directory / name)
+    if ticket.name != name:
+        raise UserError(
+            f"--ticket {name}: holds {ticket.name}; a ticket goes by that name, in a directory of that name"
+        )
+    return ticket
+
+
+def read_ticket(directory: Path) -> Ticket:
+    """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
+    path, advice = directory / FILE, "draw it anew with python -m loft_jax.tickets"
     try:
         return Ticket(**json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
-from loft_jax.metric import footrule, normalise
+from loft_jax.metric import footrule, over_chance
 from loft_jax.partition import prune
 from loft_jax.run_directory import RunDirectory, write_aside
-from loft_jax.snapshots import Snapshots, rank_groups
+from loft_jax.snapshots import Snapshots, check_comparable, rank_groups
 from loft_jax.ticket import Ticket, kept_overlaps, ratio_text
 
 COLUMNS = (
@@ -34,6 +35,7 @@ class TicketSearch:
     """What a search found, computed and not yet written.
 
     Attributes:
+      asked: what was asked for, of search.json: reference, ratios, scope, norm.
       rounds: of the T snapshots, ascending.
       rankings: group name -> int32 [T, n].
       rows: of distances.csv, a row for each round and group.
@@ -42,6 +44,7 @@ class TicketSearch:
         of the kept filters.
     """
 
+    asked: dict[str, Any]
     rounds: Sequence[int]
     rankings: dict[str, np.ndarray]
     rows: list[Row]
@@ -52,23 +55,23 @@ class TicketSearch:
     def of(
         cls,
         snapshots: Snapshots,
-        scores: Sequence[Scores],
-        reference: Mapping[str, np.ndarray],
+        reference: "Reference",
         ratios: Iterable[float],
         scope: str,
         norm: str,
+        progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> "TicketSearch":
-        """Search a run.
+        """Search a run, with one snapshot in memory at a time.
 
         Args:
-          scores: of every snapshot, group name -> float [n].
-          reference: ranks that distances are taken from, group name -> int32 [n].
+          reference: where distances are taken from.
           ratios, scope, norm: of the tickets, as in `Ticket`.
+          progress: told of every snapshot as it is read.
         """
-        rounds = snapshots.rounds
-        of_round = [rank_groups(values) for values in scores]
-        rankings = {name: np.stack([ranks[name] for ranks in of_round]) for name in of_round[0]}
-        ratios = list(dict.fromkeys(ratios))
+        rounds, ratios = snapshots.rounds, list(dict.fromkeys(ratios))
+        scores = [snapshots.scores(round_number, norm) for round_number in progress(rounds)]
+        ranked = [rank_groups(values) for values in scores]
+        rankings = {name: np.stack([ranks[name] for ranks in ranked]) for name in ranked[0]}
         tickets = {
             (r, ratio): snapshots.ticket(values, r, ratio, scope, norm)
             for r, values in zip(rounds, scores, strict=True)
@@ -77,8 +80,10 @@ class TicketSearch:
         overlaps = {}
         for ratio in ratios:
             overlaps |= _overlaps([tickets[r, ratio] for r in rounds], snapshots)
-        rows = distance_rows(snapshots.directory, rounds, rankings, reference)
-        return cls(rounds, rankings, rows, tickets, overlaps)
+        rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm))
+        asked = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
+        asked |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
+        return cls(asked, rounds, rankings, rows, tickets, overlaps)
 
     def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
         """Write all of it, the tickets of these rounds only; each file aside, then renamed."""
@@ -86,6 +91,7 @@ class TicketSearch:
         _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
         _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
         write_aside(directory.distances, _csv(self.rows))
+        write_aside(directory.search, json.dumps(self.asked, indent=2) + "\n")
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
                 ticket.write(directory.tickets / ticket.name)
@@ -109,36 +115,52 @@ def distance_rows(
         to_previous = [None, *jax.vmap(footrule)(ranks[:-1], ranks[1:]).tolist()]
         for round_number, at, step in zip(rounds, to_reference, to_previous, strict=True):
             metric = metrics.get(round_number, {})
-            distances = (at, normalise(at, n), step, None if step is None else normalise(step, n))
+            distances = (at, over_chance(at, n), step, None if step is None else over_chance(step, n))
             facts = (metric.get("train/loss"), metric.get("test/accuracy"))
             values = (str(directory.path), name, round_number, metric.get("epoch"), *distances, *facts)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
     return sorted(rows, key=lambda row: row["round"])
 
 
-def reference_of(text: str | None, snapshots: Snapshots) -> tuple[Snapshots, int]:
-    """RUN2 or RUN2@ROUND -> its snapshots and the round, by default the last; None for the run's own last.
+@dataclass(frozen=True)
+class Reference:
+    """The snapshot that distances are taken from.
 
-    Raises:
-      UserError: there is no such run or snapshot.
+    Attributes:
+      snapshots, round: of its run.
+      meaningless: why the distances from it mean nothing, where it was taken by force; else None.
     """
-    if text is None:
-        return snapshots, snapshots.rounds[-1]
-    path, at, round_text = text.rpartition("@")
-    if not at or Path(text).is_dir():
-        path, round_text = text, ""
-    try:
-        other = Snapshots(RunDirectory(path))
-    except UserError as error:
-        raise UserError(f"--reference {text}: {error}") from None
-    if not round_text:
-        return other, other.rounds[-1]
-    if round_text not in map(str, other.rounds):
-        raise UserError(
-            f"--reference {text}: {path} has no snapshot of round {round_text}; "
-            f"there are {', '.join(map(str, other.rounds))}"
-        )
-    return other, int(round_text)
+
+    snapshots: Snapshots
+    round: int
+    meaningless: str | None
+
+    @classmethod
+    def of(cls, text: str | None, run: Snapshots, *, force: bool) -> "Reference":
+        """RUN2 or RUN2@ROUND, by default its last; None for the run's own last snapshot.
+
+        Raises:
+          UserError: there is no such run or snapshot, or its filters cannot be held against the run's.
+        """
+        if text is None:
+            return cls(run, run.rounds[-1], None)
+        named = "@" in text and not Path(text).is_dir()
+        path, _, round_text = text.rpartition("@") if named else (text, "", "")
+        try:
+            other = Snapshots(RunDirectory(path))
+        except UserError as error:
+            raise UserError(f"--reference {text}: {error}") from None
+        if named and round_text not in map(str, other.rounds):
+            raise UserError(
+                f"--reference {text}: {path} has no snapshot of round {round_text}; "
+                f"there are {', '.join(map(str, other.rounds))}"
+            )
+        meaningless = check_comparable(run, other, force=force)
+        return cls(other, int(round_text) if named else other.rounds[-1], meaningless)
+
+    def ranks(self, norm: str) -> dict[str, np.ndarray]:
+        """Group name -> int32 [n]."""
+        return rank_groups(self.snapshots.scores(self.round, norm))
 
 
 def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:

@@ -16,7 +16,10 @@ Row = dict[str, Any]
 
 
 class TicketWatch:
-    """Follows `train.stop_when`: the normalised footrule of each snapshot's ranking from that of the one before."""
+    """Follows `train.stop_when`: the normalised footrule of each snapshot's ranking from that of the one before.
+
+    To be shown only the snapshots for which `Config.stopping_is_judged`.
+    """
 
     def __init__(self, settings: Train, groups: Sequence[FilterGroup]):
         self._settings, self._groups = settings, tuple(groups)
@@ -25,7 +28,7 @@ class TicketWatch:
         self._figures: list[float] = []
 
     def resume(self, newest: Any, rows: Sequence[Row]) -> None:
-        """Go on behind a run's newest snapshot (its variables) and its rows."""
+        """Go on behind the variables of the newest snapshot shown, and the rows of the run."""
         self._previous = self._rankings(newest)
         self._figures = [row[self._figure] for row in rows if self._figure in row]
 
@@ -49,8 +52,8 @@ class TicketWatch:
             return None
         which = "the group that moved most" if settings.stop_groups == "worst" else "the mean over groups"
         return (
-            f"the ticket has appeared: from one snapshot to the next the filter distance ({which}, 1 is chance) was "
-            f"{', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={settings.stop_when:g}"
+            f"the ticket has appeared: over {settings.snapshot_every} rounds the filter distance ({which}, 1 is "
+            f"chance) was {', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={settings.stop_when:g}"
         )
 
     def _rankings(self, variables: Any) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from loft_jax.errors import RunStopped
 from loft_jax.experiment import Experiment
 from loft_jax.overview import summarise
 from loft_jax.progress import TrainingProgress
-from loft_jax.run_directory import RunDirectory
+from loft_jax.run_directory import RunDirectory, saved_rounds
 from loft_jax.stopwatch import Stopwatch
 from loft_jax.ticket_watch import TicketWatch
 
@@ -84,9 +84,10 @@ class Trainer:
             self._conclude({})
             return 0
         self._state = self._restore(newest)
-        if self._ticket_watch:
-            before = read_state(self._directory.snapshots, self._snapshots.latest())
-            self._ticket_watch.resume(before["variables"], self._directory.rows())
+        judged = [r for r in saved_rounds(self._directory.snapshots) if self._config.stopping_is_judged(r)]
+        if self._ticket_watch and judged:
+            before = read_state(self._directory.snapshots, judged[-1])["variables"]
+            self._ticket_watch.resume(before, self._directory.rows())
         return self._done
 
     @property
@@ -121,7 +122,7 @@ class Trainer:
         """Evaluate, write the row, save: what is due after `self._done` rounds."""
         due = self._config.train
         snapshots = self._snapshots is not None and due.snapshot_is_due(self._done)
-        if snapshots and self._ticket_watch:
+        if self._ticket_watch and self._config.stopping_is_judged(self._done):
             metrics |= self._ticket_watch.observe(self._state)
         evaluates, saves = (
             self.finished or self._done % every == 0 for every in (due.eval_every, due.checkpoint_every)
@@ -176,7 +177,8 @@ class Trainer:
         raise RunStopped(
             f"{name} is {value} after round {self._done} (learning rate {learning_rate:.3g}); the last good checkpoint "
             f"is that of round {self._checkpoints.latest()} in {self._directory.checkpoints}. Lower "
-            "optimizer.learning_rate or raise optimizer.warmup_steps, in another workdir"
+            "optimizer.learning_rate or raise optimizer.warmup_steps, and start anew, in another directory or after "
+            "deleting this one"
         )
 
 

@@ -16,7 +16,7 @@ from loft_jax import create_model, load_checkpoint, prune
 from loft_jax import retrain as command
 from loft_jax.checkpoint import read_state
 from loft_jax.data.digits import load_digits
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.overview import parameter_count
 from loft_jax.progress import TrainingProgress
 from loft_jax.results import print_results, write_results
@@ -169,6 +169,47 @@ def test_what_is_finished_is_skipped_and_other_settings_are_refused(started, ret
         retrain(started, "--ticket", TICKET, "--train.rounds", 1)
 
 
+@pytest.mark.parametrize(("mode", "seed"), [("rewind", 5), ("rewind-r4", 0)])
+def test_seeds_of_different_settings_are_not_mixed(mode, seed, started, retrain):
+    late = ["--rewind_to", 4] if mode == "rewind-r4" else []
+    with pytest.raises(
+        UserError, match=rf"{mode}/seed0: holds a run with another config \(train.rounds: 6 there, 1 now"
+    ):
+        retrain(started, "--ticket", TICKET, "--seeds", seed, "--train.rounds", 1, *late)
+
+
+@pytest.mark.parametrize("mode", ["rewind", "random"])
+def test_a_ticket_that_was_changed_after_its_retraining_is_noticed(mode, started, tmp_path, retrain):
+    shutil.copytree(started, tmp_path / "run")
+    path = tmp_path / "run/tickets" / TICKET / "ticket.json"
+    ticket = json.loads(path.read_text())
+    ticket["kept"]["stage1/block1"] = [1]
+    path.write_text(json.dumps(ticket))
+    with pytest.raises(UserError, match=r"was trained with other filters than .* keeps now; delete that"):
+        retrain(tmp_path / "run", "--ticket", TICKET, "--mode", mode)
+
+
+def test_a_stage_that_diverges_keeps_no_other_from_being_trained(run, retrain, monkeypatch, capsys):
+    trained = []
+
+    def diverging(retraining, stage):
+        trained.append(stage.mode)
+        raise RunStopped("train/loss is nan")
+
+    monkeypatch.setattr("loft_jax.retraining.Retraining.run", diverging)
+    with pytest.raises(RunStopped, match=r"rewind/seed0: train/loss is nan\n.*init/seed0: train/loss is nan"):
+        retrain(run, "--ticket", TICKET, "--mode", "rewind", "init")
+    assert trained == ["rewind", "init"]
+
+
+def test_a_start_that_failed_claims_no_directory(run, retrain, monkeypatch):
+    with pytest.raises(UserError, match=r"mesh.data=8: only 4 cpu devices are there"):
+        retrain(run, "--ticket", f"{TICKET}/", "--mesh.data", 8)
+    monkeypatch.setattr("loft_jax.retraining.Retraining.run", lambda *_: {"seed": 0})
+    monkeypatch.setattr("loft_jax.retrain.write_results", lambda run: [])
+    retrain(run, "--ticket", TICKET, "--train.rounds", 1)
+
+
 def test_an_interrupted_retraining_goes_on_to_the_same_end(started, run, retrain, monkeypatch):
     update = TrainingProgress.update
 
@@ -204,6 +245,7 @@ def test_another_seed_reads_the_runs_own_split_in_another_order(run, retrain, mo
 
 def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
     facts = {"ticket": TICKET, "mode": "rewind", "rewind_to": 0, "ticket_round": 6, "ratio": 0.5, "scope": "group"}
+    facts |= {"rounds": 6, "settings": "0123456789ab"}
     costs = {"parameters": 1, "flops_per_image": 2.0, "steps_images_per_second": 3.0}
     costs |= {f"{key}_unpruned": 2 * value for key, value in costs.items()}
     for seed, accuracy in ((0, 0.90), (1, 0.92), (10, 0.97)):
@@ -215,8 +257,12 @@ def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
     assert row["seeds"] == "0 1 10"
     assert row["test_accuracy_mean"] == pytest.approx(0.93)
     assert row["test_accuracy_std"] == pytest.approx(0.0360555, rel=1e-5)
-    print_results([row])
-    assert "93.00% ± 3.61" in capsys.readouterr().out
+    assert row["test_accuracies"] == "0.9 0.92 0.97"
+    print_results(RunDirectory(run), [row, {**row, "settings": "ba9876543210"}])
+    said = capsys.readouterr().out
+    assert "93.00% ± 3.61" in said
+    assert "trained with different settings" in said
+    assert f"unpruned  {RunDirectory(run).summary()['test/accuracy']:.2%}: the run itself, after its 6 rounds" in said
 
 
 def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
@@ -251,6 +297,8 @@ def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
         (["--ticket", TICKET, "--every", "2"], "give either --ticket NAME .* or --every K --ratio R"),
         (["--every", "2"], "--every K and --ratio R go together"),
         (["--ticket", TICKET, "--ratio", "0.5"], "--every K and --ratio R go together"),
+        (["--ticket", TICKET, "--norm", "l1"], "--scope and --norm go with --every"),
+        (["--every", "2", "--ratio", "0.5", "--mode", "init"], "--mode init: is the same network for every snapshot"),
         (["--every", "2", "--ratio", "1"], r"--ratio: 1: must be in \[0, 1\)"),
         (["--every", "0", "--ratio", "0.5"], "--every: 0: must be a whole number of at least 1"),
         (["--ticket", "r9-group-l2-0.5"], "--ticket r9-group-l2-0.5: no such ticket .* there are r6-group-l2-0, r6"),

@@ -1,26 +1,28 @@
 """`train.stop_when`: a run ends when its filters' ranking has settled, and ends there after a resume too."""
 
+import shutil
+
 import numpy as np
 import pytest
-from runs import SETTINGS, assert_same_state, config_of, opened, train_rounds
+from runs import assert_same_state, config_of, opened, train_rounds
 
 from loft_jax.checkpoint import read_state, saved_rounds
 from loft_jax.config import Train
 from loft_jax.metric import normalised_footrule
 from loft_jax.models.groups import FilterGroup
 from loft_jax.run_directory import RunDirectory
+from loft_jax.snapshots import Snapshots, rank_groups
+from loft_jax.summary import print_summary
 from loft_jax.ticket_watch import TicketWatch
 from loft_jax.train import run
 
 GROUPS = tuple(FilterGroup(name, 3, {f"params/{name}/kernel": 1}, True) for name in ("a", "b"))
-STOPPING = {
-    **SETTINGS["train"],
-    "snapshot_every": 6,
-    "snapshot_dense_rounds": 4,
-    "checkpoint_every": 1,
-    "stop_when": 5.0,
-    "stop_snapshots": 2,
-}
+# Warm-up is over after two rounds, so distances are judged at rounds 4, 6 and 8.
+STOPPING = config_of(
+    optimizer={"warmup_steps": 4},
+    train={"rounds": 8, "eval_every": 8, "checkpoint_every": 1, "norm_batches": 2, "snapshot_every": 2}
+    | {"snapshot_dense_rounds": 3, "stop_when": 5.0, "stop_snapshots": 2},
+)
 
 
 def variables(**scores):
@@ -78,33 +80,46 @@ def test_a_resumed_watch_counts_the_rows_from_before():
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run of six rounds that stops after two, the distances being below 5 whatever happens."""
+    """A run of eight rounds that stops after six, the distances being below 5 whatever happens."""
     path = tmp_path_factory.mktemp("stopped") / "run"
-    return path, run(config_of(train=STOPPING), opened(path, config_of(train=STOPPING)))
+    return path, run(STOPPING, opened(path, STOPPING))
 
 
 def test_a_run_that_stops_says_why_and_ends_like_any_other(stopped, capsys):
     path, summary = stopped
     rows = RunDirectory(path).rows()
-    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert [row["round"] for row in rows if "distance/worst" in row] == [4, 6]
+    assert rows[-1]["round"] == summary["round"] == 6
     assert "test/accuracy" in rows[-1]
-    assert summary["round"] == 2
-    assert summary["images"] == 2 * 4 * 2 * 8
-    figures = f"{rows[1]['distance/worst']:.4f}, {rows[2]['distance/worst']:.4f}"
-    assert figures in summary["stopped"]
-    assert saved_rounds(path / "checkpoints") == [1, 2]
-    assert saved_rounds(path / "snapshots") == [0, 1, 2]
+    assert summary["images"] == 6 * 4 * 2 * 8
+    assert f"was {rows[4]['distance/worst']:.4f}, {rows[6]['distance/worst']:.4f}, below" in summary["stopped"]
+    assert saved_rounds(path / "checkpoints") == [5, 6]
+    assert saved_rounds(path / "snapshots") == [0, 1, 2, 3, 4, 6]
+    print_summary(summary)
+    assert "stopped   the ticket has appeared" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_stops_where_an_undisturbed_one_does(stopped, tmp_path):
-    config = config_of(train=STOPPING)
-    train_rounds(tmp_path / "run", config, 1)
-    summary = run(config, opened(tmp_path / "run", config))
+def test_the_distances_of_a_run_are_those_of_its_judged_snapshots(stopped):
+    snapshots, rows = Snapshots(RunDirectory(stopped[0])), RunDirectory(stopped[0]).rows()
+    before, after = (rank_groups(snapshots.scores(round_number, "l2")) for round_number in (2, 4))
+    distances = [float(normalised_footrule(before[name], after[name])) for name in before]
+    assert rows[4]["distance/worst"] == pytest.approx(max(distances), rel=1e-5)
+    assert rows[4]["distance/mean"] == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+@pytest.mark.parametrize("done", [1, 5])
+def test_an_interrupted_run_stops_where_an_undisturbed_one_does(done, stopped, tmp_path):
+    train_rounds(tmp_path / "run", STOPPING, done)
+    summary = run(STOPPING, opened(tmp_path / "run", STOPPING))
     assert summary["stopped"] == stopped[1]["stopped"]
-    assert_same_state(read_state(tmp_path / "run/checkpoints", 2), read_state(stopped[0] / "checkpoints", 2))
-    # Killed between the last checkpoint and the summary: nothing is left to train.
+    assert_same_state(read_state(tmp_path / "run/checkpoints", 6), read_state(stopped[0] / "checkpoints", 6))
+
+
+def test_a_stopped_run_whose_summary_was_lost_has_no_round_left(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
-    assert run(config, opened(tmp_path / "run", config))["stopped"] == stopped[1]["stopped"]
+    assert run(STOPPING, opened(tmp_path / "run", STOPPING))["stopped"] == stopped[1]["stopped"]
+    assert len(RunDirectory(tmp_path / "run").rows()) == 7
 
 
 def test_snapshots_can_be_denser_at_the_start():
@@ -112,11 +127,16 @@ def test_snapshots_can_be_denser_at_the_start():
     assert [done for done in range(8) if settings.snapshot_is_due(done)] == [0, 1, 2, 4, 7]
 
 
-def test_a_run_that_could_never_stop_is_refused():
-    with pytest.raises(ValueError, match=r"takes only 2 snapshots after .*try train\.snapshot_every=1"):
-        config_of(train={**SETTINGS["train"], "stop_when": 0.1})
+@pytest.mark.parametrize(
+    ("settings", "distances"), [({}, 1), ({"warmup_steps": 9}, 0), ({"rounds": 2, "snapshot_every": 1}, 2)]
+)
+def test_a_run_that_could_never_stop_is_refused(settings, distances):
+    warmup = {"warmup_steps": settings.pop("warmup_steps", 0)}
+    train = {"rounds": 6, "snapshot_every": 4, "stop_when": 0.1, **settings}
+    with pytest.raises(ValueError, match=f"there are only {distances} distances over train.snapshot_every="):
+        config_of(train=train, optimizer=warmup)
 
 
 def test_the_cadence_of_snapshots_may_change_on_resume_unless_it_decides_the_end():
     assert "train.snapshot_every" in config_of().resumable()
-    assert "train.snapshot_every" not in config_of(train=STOPPING).resumable()
+    assert "train.snapshot_every" not in STOPPING.resumable()

@@ -1,0 +1,49 @@
+"""Command-line options that say which tickets are meant, shared by the commands that draw and retrain them."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from loft_jax.errors import UserError
+from loft_jax.ticket import NORMS, SCOPES
+
+
+def add_ticket_options(parser: argparse.ArgumentParser) -> None:
+    """--scope and --norm; None where they are not given, which stands for the first of their choices."""
+    parser.add_argument(
+        "--scope",
+        choices=SCOPES,
+        help="the same ratio in each filter group, or one over all groups, by scores divided by their group's mean\n"
+        f"(default: {SCOPES[0]})",
+    )
+    parser.add_argument("--norm", choices=NORMS, help=f"of a filter's kernel, its score (default: {NORMS[0]})")
+
+
+def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> None:
+    """Raise UserError unless all rounds are among the saved ones."""
+    for round_number in rounds:
+        if round_number not in saved:
+            raise UserError(f"{option} {round_number}: no such snapshot; there are {', '.join(map(str, saved))}")
+
+
+def ratio(text: str) -> float:
+    """An argparse type: the share of filters removed, in [0, 1)."""
+    try:
+        if 0 <= float(text) < 1:
+            return abs(float(text))  # -0 is 0
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: must be in [0, 1), the share of filters removed; try 0.5")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            if least <= int(text) < 2**31:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}; try {least}")
+
+    return parse
