@@ -1,5 +1,8 @@
 """Four virtual CPU devices, and one compilation cache for the session that leaves the user's alone."""
 
+import shutil
+import sys
+
 import jax
 import pytest
 
@@ -26,6 +29,34 @@ def finished(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("runs") / "undisturbed"
     return path, run(config_of(), opened(path, config_of()))
+
+
+@pytest.fixture
+def retrain(monkeypatch):
+    """Run the command with these arguments, in this process."""
+    monkeypatch.setattr("loft_jax.experiment.configure_jax", lambda config: None)
+
+    def call(*arguments):
+        from loft_jax.retrain import main
+
+        monkeypatch.setattr(sys, "argv", ["retrain", *map(str, arguments)])
+        main()
+
+    return call
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, with the tickets of its last snapshot at 50 % and 0 %."""
+    from loft_jax.run_directory import RunDirectory
+    from loft_jax.snapshots import Snapshots
+
+    shutil.copytree(finished[0], tmp_path / "run")
+    snapshots = Snapshots(RunDirectory(tmp_path / "run"))
+    for ratio in (0.5, 0.0):
+        ticket = snapshots.ticket(snapshots.scores(6, "l2"), 6, ratio, "group", "l2")
+        ticket.write(tmp_path / "run/tickets" / ticket.name)
+    return tmp_path / "run"
 
 
 @pytest.fixture

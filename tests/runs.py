@@ -16,6 +16,8 @@ SETTINGS = {
     "mesh": {"cpu_devices": 4},
 }
 
+TICKET = "r6-group-l2-0.5"
+
 
 def settings_with(**changes):
     return {**SETTINGS, **{name: {**SETTINGS.get(name, {}), **section} for name, section in changes.items()}}

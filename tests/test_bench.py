@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from loft_jax.bench import flops_of_deep_sub_cnn, ratio_row
+from loft_jax.bench import flops_of_deep_sub_cnn, footrule_rows, ratio_row
 from loft_jax.speed import interleaved
 
 
@@ -25,6 +25,11 @@ def test_pairs_are_interleaved_and_the_first_is_not_counted():
 def test_the_sub_cnn_of_loft_4_costs_at_most_055_of_the_full_step():
     (row,) = flops_of_deep_sub_cnn()
     assert 0.5 < row["ratio"] <= 0.55
+
+
+def test_the_distance_matrix_is_faster_than_a_numpy_loop():
+    (row,) = footrule_rows(pairs=1)
+    assert row["ratio"] < 1
 
 
 @pytest.mark.parametrize(
