@@ -46,6 +46,7 @@ class ResNet(nn.Module):
       dtype: dtype of the computation; variables and logits are float32.
       norm_momentum: weight of the old value in the running norm statistics.
       norm_axis: mesh axis over which norm statistics of a batch are averaged, inside shard_map.
+      segment: (first, last) block of a part of the network, counted from 0, the last exclusive; None for all of it.
     """
 
     blocks: tuple[int, ...]
@@ -58,19 +59,36 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     norm_momentum: float = 0.9
     norm_axis: str | None = None
+    segment: tuple[int, int] | None = None
+
+    def block_names(self) -> tuple[str, ...]:
+        """ "stage1/block1", ... in network order."""
+        return tuple(f"stage{stage}/block{block}" for stage, block in self._positions())
+
+    def with_segment(self, first: int, last: int) -> "ResNet":
+        """The part of the network from block `first` to before block `last`.
+
+        Its variables are those of the full network that lie in it, under the same names. The stem goes with the first
+        block, the final norm, pooling and head with the last; between them activations are mapped to activations.
+
+        Raises:
+          ValueError: it holds no block, or more than there are.
+        """
+        if not 0 <= first < last <= len(self.block_names()):
+            raise ValueError(f"segment {first} to {last}: must hold some of the {len(self.block_names())} blocks")
+        return self.clone(segment=(first, last))
 
     def filter_groups(self) -> tuple[FilterGroup, ...]:
         """One group a block, in network order; partitioned are those of stages 2.. but for each stage's first."""
         inner_norm = "norm2" if self.preactivation else "norm1"
         groups = []
-        for stage, count in enumerate(self.blocks, start=1):
-            for block in range(1, count + 1):
-                name, module = f"stage{stage}/block{block}", f"stage{stage}_block{block}"
-                axes = {f"params/{module}/conv1/kernel": 3}
-                axes |= {path.format(f"{module}/{inner_norm}"): 0 for path in _NORM_VARIABLES}
-                axes |= {f"params/{module}/conv2/kernel": 2}
-                width = self.widths.get(name, self._outer_width(stage))
-                groups.append(FilterGroup(name, width, axes, partitioned=stage > 1 and block > 1))
+        for stage, block in self._positions():
+            name, module = f"stage{stage}/block{block}", f"stage{stage}_block{block}"
+            axes = {f"params/{module}/conv1/kernel": 3}
+            axes |= {path.format(f"{module}/{inner_norm}"): 0 for path in _NORM_VARIABLES}
+            axes |= {f"params/{module}/conv2/kernel": 2}
+            width = self.widths.get(name, self._outer_width(stage))
+            groups.append(FilterGroup(name, width, axes, partitioned=stage > 1 and block > 1))
         return tuple(groups)
 
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
@@ -95,18 +113,23 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.norm_axis,
         )
-        x = self._stem(x.astype(self.dtype), norm)
-        for stage, count in enumerate(self.blocks, start=1):
-            for block in range(1, count + 1):
-                x = _Block(
-                    filters=self.widths.get(f"stage{stage}/block{block}", self._outer_width(stage)),
-                    features=self._outer_width(stage),
-                    stride=2 if stage > 1 and block == 1 else 1,
-                    preactivation=self.preactivation,
-                    branch_scale=self.branch_scales.get(f"stage{stage}/block{block}", 1.0),
-                    dtype=self.dtype,
-                    name=f"stage{stage}_block{block}",
-                )(x, norm)
+        positions = self._positions()
+        first, last = self.segment or (0, len(positions))
+        x = x.astype(self.dtype)
+        if first == 0:
+            x = self._stem(x, norm)
+        for stage, block in positions[first:last]:
+            x = _Block(
+                filters=self.widths.get(f"stage{stage}/block{block}", self._outer_width(stage)),
+                features=self._outer_width(stage),
+                stride=2 if stage > 1 and block == 1 else 1,
+                preactivation=self.preactivation,
+                branch_scale=self.branch_scales.get(f"stage{stage}/block{block}", 1.0),
+                dtype=self.dtype,
+                name=f"stage{stage}_block{block}",
+            )(x, norm)
+        if last < len(positions):
+            return x
         if self.preactivation:
             x = nn.relu(norm(name="norm")(x))
         x = x.mean(axis=(1, 2))
@@ -121,14 +144,18 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
 
+    def _positions(self) -> list[tuple[int, int]]:
+        """(stage, block) of every block, each counted from 1."""
+        return [(stage, block) for stage, count in enumerate(self.blocks, 1) for block in range(1, count + 1)]
+
     def _outer_width(self, stage: int) -> int:
         return self.width * 2 ** (stage - 1)
 
     def _checked(self, by_group: Mapping) -> Mapping:
-        known = {f"stage{s}/block{b}" for s, count in enumerate(self.blocks, 1) for b in range(1, count + 1)}
-        unknown = sorted(set(by_group) - known)
+        known = self.block_names()
+        unknown = sorted(set(by_group) - set(known))
         if unknown:
-            raise ValueError(f"no such filter group: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            raise ValueError(f"no such filter group: {', '.join(unknown)}; known: {', '.join(known)}")
         return by_group
 
 
