@@ -1,7 +1,5 @@
 """All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from loft_jax.progress import console
-from loft_jax.run_directory import RESULTS, SUMMARY, RunDirectory, write_aside
+from loft_jax.run_directory import RESULTS, SUMMARY, RunDirectory, write_table
 
 _FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm", "rounds", "settings")
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
@@ -37,11 +35,7 @@ def write_results(run: RunDirectory) -> list[Row]:
     rows.sort(
         key=lambda row: (row["ratio"], row["scope"], row["norm"], row["ticket_round"], row["mode"], row["rewind_to"])
     )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_aside(run.retrain / RESULTS, text.getvalue())
+    write_table(run.retrain / RESULTS, COLUMNS, rows)
     return rows
 
 

@@ -1,6 +1,5 @@
 """Everything that is computed from a run's snapshots to find its ticket: rankings, distances, overlaps, tickets."""
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from safetensors.numpy import save as to_safetensors
 from loft_jax.errors import UserError
 from loft_jax.metric import footrule, over_chance
 from loft_jax.partition import prune
-from loft_jax.run_directory import RunDirectory, write_aside
+from loft_jax.run_directory import RunDirectory, write_aside, write_table
 from loft_jax.snapshots import Snapshots, check_comparable, rank_groups
 from loft_jax.ticket import Ticket, kept_overlaps, ratio_text
 
@@ -90,7 +89,7 @@ class TicketSearch:
         rounds = np.array(self.rounds, np.int32)
         _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
         _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
-        write_aside(directory.distances, _csv(self.rows))
+        write_table(directory.distances, COLUMNS, self.rows)
         write_aside(directory.search, json.dumps(self.asked, indent=2) + "\n")
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
@@ -191,11 +190,3 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_aside(path, buffer.getvalue())
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
