@@ -7,6 +7,7 @@ from typing import Any
 _EXPORTS = {
     "FilterGroup": "loft_jax.models.groups",
     "create_model": "loft_jax.models",
+    "deal_partition": "loft_jax.partition",
     "draw_partition": "loft_jax.partition",
     "expected_footrule": "loft_jax.metric",
     "extract": "loft_jax.partition",

@@ -61,7 +61,8 @@ class RoundBench:
 
         from loft_jax.mesh import make_mesh, replicate
         from loft_jax.models import create_model
-        from loft_jax.round import Round, initial_state
+        from loft_jax.round import Round
+        from loft_jax.state import initial_state
 
         self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(SETTING)
         self._dataset = dataset
@@ -156,7 +157,7 @@ def flops_of_deep_sub_cnn() -> list[Row]:
     from jax import numpy as jnp
 
     from loft_jax.models import create_model
-    from loft_jax.round import split_groups, sub_cnn
+    from loft_jax.sub_cnn import split_groups, sub_cnn
 
     model, batch = create_model("preresnet34", 10), 2
     image = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)

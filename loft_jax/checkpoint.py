@@ -2,7 +2,7 @@
 
 A checkpoint is {"variables", "training", "round"}: "variables" = {"params", "batch_stats"} are the full CNN's, with
 norm statistics re-estimated on training batches, ready to evaluate; "training" holds what only the next round needs
-(running norm statistics, carried momentum). A snapshot is {"variables", "round"}.
+(running norm statistics, carried momentum, owners of filters). A snapshot is {"variables", "round"}.
 """
 
 import logging

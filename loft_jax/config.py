@@ -52,7 +52,11 @@ class Data(Section):
 class Loft(Section):
     workers: PositiveInt = Field(4, description="sub-CNNs trained side by side; 1 is plain SGD")
     local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
-    sync: Literal["psum"] = Field("psum", description="how owned slices travel: summed into every device's full CNN")
+    sync: Literal["psum", "exchange"] = Field(
+        "psum",
+        description="how owned slices travel: summed into every device's full CNN, or straight from each owner to the "
+        "next (fewer bytes, and no device holds the full CNN)",
+    )
     partition: Literal["paper", "all", "none"] = Field(
         "paper", description="groups to split: those the model declares, every group, or none (local SGD)"
     )

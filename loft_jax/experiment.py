@@ -18,7 +18,9 @@ from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
 from loft_jax.mesh import make_mesh, replicate
 from loft_jax.models import create_model
-from loft_jax.round import Round, initial_state, split_groups
+from loft_jax.round import Round
+from loft_jax.state import initial_state
+from loft_jax.sub_cnn import split_groups
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 

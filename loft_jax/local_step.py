@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
+from loft_jax.data.dataset import Dataset
 from loft_jax.mesh import DATA
-from loft_jax.optimizer import sgd_step
+from loft_jax.optimizer import learning_rate_schedule, make_sgd, sgd_step
 
 Tree = dict[str, Any]
 
@@ -62,16 +64,19 @@ class LocalStep:
             logits, updated = self.model.apply(
                 {"params": params, "batch_stats": state["batch_stats"]}, batch, train=True, mutable=["batch_stats"]
             )
-            soft = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self.label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, soft).mean()
             # The mean is differentiated, not the gradients averaged: those with respect to variables that are equal on
             # all data shards arrive summed over them.
-            return jax.lax.pmean(loss, DATA), updated["batch_stats"]
+            return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated["batch_stats"]
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
         params, momentum = sgd_step(self.sgd, gradients, state["momentum"], state["params"], self.learning_rate(step))
         state = {"params": params, "batch_stats": batch_stats, "momentum": momentum}
         return jax.lax.optimization_barrier(state), loss
+
+    def mean_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Mean cross-entropy of float32 logits [batch, classes] against the smoothed int32 labels [batch]."""
+        soft = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), self.label_smoothing)
+        return optax.softmax_cross_entropy(logits, soft).mean()
 
     def draw_batch(
         self, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
@@ -86,3 +91,18 @@ class LocalStep:
         if self.augmentation is not None:
             batch = self.augmentation.apply(batch, drawn)
         return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std)), labels[indices]
+
+
+def make_local_step(config: Config, model: nn.Module, dataset: Dataset, data_shards: int = 1) -> LocalStep:
+    """The local step of a module, as the config and the data set say."""
+    mean, std = dataset.channel_statistics
+    return LocalStep(
+        model=model,
+        sgd=make_sgd(config.optimizer),
+        learning_rate=learning_rate_schedule(config),
+        label_smoothing=config.optimizer.label_smoothing,
+        augmentation=Augmentation(dataset.crop_padding, dataset.flip) if config.data.augment else None,
+        mean=mean,
+        std=std,
+        data_shards=data_shards,
+    )

@@ -1,4 +1,4 @@
-"""Who owns which filter: draw a partition, extract a compact sub-CNN, merge it back. Pure functions of the declaration.
+"""Who owns which filter: draw or deal a partition, extract a compact sub-CNN, merge it back. Pure functions of the declaration.
 
 "Variables" are nested dicts of arrays, collection first: {"params": ..., "batch_stats": ...}. Any further collection
 whose paths the groups name (momentum, say) is sliced the same way; a collection that is absent is passed over.
@@ -38,6 +38,35 @@ def draw_partition(key: jax.Array, groups: Sequence[FilterGroup], workers: int) 
         if workers < 1 or group.width % workers:
             raise ValueError(f"workers={workers} must divide the width {group.width} of filter group {group.name!r}")
     return _draw(key, split, workers)
+
+
+def deal_partition(key: jax.Array, owned: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The partition that follows another under `loft.sync: exchange`: every worker deals its filters to all workers.
+
+    Each worker's k = n/S filters are shuffled and dealt in S hands, so that every filter is equally likely to go to any
+    worker and every ordered pair of workers exchanges the same number, k/S. Where S does not divide k, hands differ by
+    one filter, and chance decides which pairs exchange the larger ones.
+
+    Args:
+      key: JAX PRNG key; the new partition is a pure function of it and the old one.
+      owned: group name -> bool [S, n], as `draw_partition` gives it: row s is what worker s owns.
+
+    Returns:
+      Group name -> bool [S, n], a partition again.
+
+    Raises:
+      ValueError: a group's rows are no disjoint cover of its filters in equal parts.
+    """
+    for name, masks in owned.items():
+        if isinstance(masks, jax.core.Tracer):
+            continue
+        masks = np.asarray(masks)
+        even = masks.ndim == 2 and masks.dtype == bool and (masks.sum(axis=0) == 1).all()
+        if not even or len(set(masks.sum(axis=1).tolist())) != 1:
+            raise ValueError(
+                f"filter group {name!r}: rows must own equally many filters, and each filter be owned once"
+            )
+    return _deal(key, dict(owned))
 
 
 def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices) -> dict[str, Any]:
@@ -83,6 +112,12 @@ def prune(variables: Variables, groups: Sequence[FilterGroup], kept: Indices) ->
     return extract(variables, groups, kept)
 
 
+def ascending(mask: jax.Array, size: int) -> jax.Array:
+    """Where a mask [..., n] is true, in ascending order: int32 [..., size]; n fills what is left."""
+    n = mask.shape[-1]
+    return jnp.sort(jnp.where(mask, jnp.arange(n, dtype=jnp.int32), n), axis=-1)[..., :size]
+
+
 def owned_indices(masks: Mapping[str, jax.Array], widths: Mapping[str, int], worker: Any) -> dict[str, jax.Array]:
     """One worker's row of a partition as ascending indices.
 
@@ -94,7 +129,7 @@ def owned_indices(masks: Mapping[str, jax.Array], widths: Mapping[str, int], wor
     Returns:
       Group name -> int32 [k].
     """
-    return {name: jnp.nonzero(mask[worker], size=widths[name])[0].astype(jnp.int32) for name, mask in masks.items()}
+    return {name: ascending(mask[worker], widths[name]) for name, mask in masks.items()}
 
 
 @partial(jax.jit, static_argnames=("groups", "workers"))
@@ -104,6 +139,24 @@ def _draw(key: jax.Array, groups: tuple[FilterGroup, ...], workers: int) -> dict
         hands = jax.random.permutation(jax.random.fold_in(key, i), group.width).reshape(workers, -1)
         masks[group.name] = jnp.zeros((workers, group.width), bool).at[jnp.arange(workers)[:, None], hands].set(True)
     return masks
+
+
+@jax.jit
+def _deal(key: jax.Array, owned: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    dealt = {}
+    for i, (name, masks) in enumerate(sorted(owned.items())):
+        workers, n = masks.shape
+        even, extra = divmod(n // workers, workers)
+        shuffle, source, target = jax.random.split(jax.random.fold_in(key, i), 3)
+        filters = jax.random.permutation(shuffle, ascending(masks, n // workers), axis=1, independent=True)
+        # Left over are `extra` filters of each worker. They go round a circle on which chance has placed the workers:
+        # each gives to `extra` others and gets from as many.
+        places = jax.random.permutation(source, workers)[:, None] + jnp.arange(extra)
+        others = jax.random.permutation(target, workers)[places % workers]
+        hands = jnp.broadcast_to(jnp.repeat(jnp.arange(workers), even), (workers, workers * even))
+        receivers = jnp.concatenate([hands, others], axis=1)
+        dealt[name] = jnp.zeros((workers, n), bool).at[receivers, filters].set(True)
+    return dealt
 
 
 @partial(jax.jit, static_argnames="groups")

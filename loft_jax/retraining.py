@@ -18,11 +18,11 @@ from loft_jax.mesh import replicate
 from loft_jax.overview import parameter_count
 from loft_jax.partition import prune
 from loft_jax.randomness import Purpose, key_for
-from loft_jax.round import starting_state
 from loft_jax.run_directory import RunDirectory
 from loft_jax.snapshots import Snapshots
 from loft_jax.speed import StepLoop, images_per_second
 from loft_jax.stage import Stage
+from loft_jax.state import starting_state
 from loft_jax.ticket import Ticket, check_fits
 from loft_jax.trainer import train_to_the_end
 
@@ -104,7 +104,8 @@ class Retraining:
         # Running statistics start anew, for a snapshot's are the full CNN's; evaluations re-estimate the compact one's.
         fresh = self._initialised(experiment.model, "batch_stats", jax.random.key(0))
         params = prune({"params": params}, self.snapshots.groups, ticket.kept)["params"]
-        state = starting_state({"params": params, "batch_stats": fresh}, experiment.config)
+        variables = {"params": params, "batch_stats": fresh}
+        state = starting_state(variables, experiment.config, experiment.round.groups)
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes()))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")

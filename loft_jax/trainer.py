@@ -80,7 +80,7 @@ class Trainer:
         if self._snapshots:
             self._snapshots.drop_after(kept)
         if newest is None:
-            self._state = (start_from or self._experiment.initial_state)()
+            self._state = self._experiment.round.place((start_from or self._experiment.initial_state)())
             self._conclude({})
             return 0
         self._state = self._restore(newest)
@@ -122,34 +122,41 @@ class Trainer:
         """Evaluate, write the row, save: what is due after `self._done` rounds."""
         due = self._config.train
         snapshots = self._snapshots is not None and due.snapshot_is_due(self._done)
+        full = None
         if self._ticket_watch and self._config.stopping_is_judged(self._done):
-            metrics |= self._ticket_watch.observe(self._state)
+            full = self._full()
+            metrics |= self._ticket_watch.observe(full)
         evaluates, saves = (
             self.finished or self._done % every == 0 for every in (due.eval_every, due.checkpoint_every)
         )
         if evaluates or saves or snapshots:
+            full = full or self._full()
             with self._watch.phase("evaluation"):
-                variables = {name: self._state[name] for name in ("params", "batch_stats")}
+                variables = {name: full[name] for name in ("params", "batch_stats")}
                 variables = self._experiment.estimate_norms(variables, self._experiment.images)
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
             # The loss is of before the round's last update, and not every round that is saved is evaluated.
-            if not _all_finite((variables, self._state)):
+            if not _all_finite((variables, full)):
                 self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
         row = self._row(metrics)
         self._directory.append(row)
         if snapshots:
-            self._snapshots.save(self._done, {"variables": variables, "round": self._state["round"]})
+            self._snapshots.save(self._done, {"variables": variables, "round": full["round"]})
         if saves:
             # A snapshot must not be missing where a later start resumes past it.
             if self._snapshots:
                 self._snapshots.wait()
-            tree = {"variables": variables, "training": _training_part(self._state), "round": self._state["round"]}
+            tree = {"variables": variables, "training": _training_part(full), "round": full["round"]}
             self._checkpoints.save(self._done, tree)
         if self.finished:
             self._checkpoints.wait()
         return row
+
+    def _full(self) -> Tree:
+        with self._watch.phase("evaluation"):
+            return self._experiment.round.full(self._state)
 
     def _row(self, metrics: Row) -> Row:
         config, seconds = self._config, self._watch.lap()
@@ -168,7 +175,8 @@ class Trainer:
         variables = {name: shapes[name] for name in ("params", "batch_stats")}
         like = {"variables": variables, "training": _training_part(shapes), "round": shapes["round"]}
         tree = self._checkpoints.restore(round_number, like, self._experiment.mesh)
-        return {"params": tree["variables"]["params"], **tree["training"], "round": tree["round"]}
+        full = {"params": tree["variables"]["params"], **tree["training"], "round": tree["round"]}
+        return self._experiment.round.place(full)
 
     def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:
         if math.isfinite(value):
@@ -188,5 +196,5 @@ def _all_finite(tree: Tree) -> jax.Array:
 
 
 def _training_part(state: Tree) -> Tree:
-    """What only the next round needs: running norm statistics and, if it is carried, momentum."""
-    return {name: state[name] for name in ("batch_stats", "momentum") if name in state}
+    """What only the next round needs: running norm statistics, and where there are any momentum and owners."""
+    return {name: state[name] for name in ("batch_stats", "momentum", "owners") if name in state}

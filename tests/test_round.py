@@ -15,7 +15,7 @@ from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.mesh import WORKER
 from loft_jax.optimizer import learning_rate_schedule
 from loft_jax.randomness import Purpose, key_for
-from loft_jax.round import split_groups
+from loft_jax.sub_cnn import split_groups
 
 
 def batches_of(config, worker, round_number):

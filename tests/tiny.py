@@ -12,7 +12,8 @@ from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset
 from loft_jax.mesh import make_mesh, replicate
 from loft_jax.models.resnet import ResNet
-from loft_jax.round import Round, initial_state
+from loft_jax.round import Round
+from loft_jax.state import initial_state
 
 # Partitioned: stage2/block2, width 8. Everything else is shared under `partition: paper`.
 MODEL = ResNet(blocks=(1, 2), num_classes=3, width=4, preactivation=True)
@@ -63,17 +64,17 @@ class Run:
         # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
         start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
         start = jax.device_get(start)
-        self.state = replicate(start, self.mesh)
+        self.state = self.round.place(replicate(start, self.mesh))
 
     def _start(self) -> dict[str, Any]:
         return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])
 
     def rounds(self, count: int) -> dict[str, Any]:
-        """The state after so many further rounds, as numpy arrays."""
+        """The full state after so many further rounds, as numpy arrays."""
         for _ in range(count):
             masks, workers = self.round.train_locally(self.state, self.images, self.labels)
             self.state, self.loss = self.round.sync(self.state, masks, workers)
-        return jax.device_get(self.state)
+        return jax.device_get(self.round.full(self.state))
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
