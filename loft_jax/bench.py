@@ -1,7 +1,7 @@
 """Speed, as ratios in one run: python -m loft_jax.bench [--json FILE]
 
 Each timed row runs two things in turn, A B A B ..., and gives the median of the pairwise ratios: absolute times depend
-on the machine and on what else it does, ratios much less. FLOPs are read from compiled programs.
+on the machine and on what else it does, ratios much less. FLOPs are XLA's count.
 """
 
 import argparse
@@ -153,26 +153,13 @@ def footrule_rows(pairs: int) -> list[Row]:
 
 def flops_of_deep_sub_cnn() -> list[Row]:
     """FLOPs of a LoFT-4 training step over the full network's: preresnet34, width 64, 32x32 images."""
-    import jax
-    from jax import numpy as jnp
-
     from loft_jax.models import create_model
+    from loft_jax.sizes import training_flops
     from loft_jax.sub_cnn import split_groups, sub_cnn
 
-    model, batch = create_model("preresnet34", 10), 2
-    image = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
-
-    def flops(module: Any) -> float:
-        def loss(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-            variables = {"params": params, "batch_stats": batch_stats}
-            logits, updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
-            return logits.sum(), updated
-
-        shapes = jax.eval_shape(module.init, jax.random.key(0), image)
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        return step.lower(shapes["params"], shapes["batch_stats"], image).compile().cost_analysis()["flops"] / batch
-
-    compact, full = (flops(m) for m in (sub_cnn(model, split_groups(model, SETTING), SETTING), model))
+    model = create_model("preresnet34", 10)
+    networks = sub_cnn(model, split_groups(model, SETTING), SETTING), model
+    compact, full = (training_flops(network, (32, 32, 3)) for network in networks)
     return [ratio_row("FLOPs of the LoFT-4 over the full training step, preresnet34", [compact], [full], "FLOPs/image")]
 
 

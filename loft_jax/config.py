@@ -3,8 +3,10 @@
 Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 """
 
+import difflib
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -50,7 +52,9 @@ class Data(Section):
 
 
 class Loft(Section):
-    workers: PositiveInt = Field(4, description="sub-CNNs trained side by side; 1 is plain SGD")
+    workers: PositiveInt = Field(
+        4, description="sub-CNNs trained side by side; 1 is plain SGD, and the default where gpipe.stages is set"
+    )
     local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
     sync: Literal["psum", "exchange"] = Field(
         "psum",
@@ -111,6 +115,18 @@ class Train(Section):
         """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
         return done % self.snapshot_every == 0 or done <= self.snapshot_dense_rounds or done == self.rounds
 
+    def evaluation_is_due(self, done: int) -> bool:
+        """Whether the full CNN is evaluated after so many rounds: at 0 and at the last always."""
+        return done % self.eval_every == 0 or done == self.rounds
+
+    def checkpoint_is_due(self, done: int) -> bool:
+        """Whether a checkpoint is saved after so many rounds: at 0 and at the last always."""
+        return done % self.checkpoint_every == 0 or done == self.rounds
+
+    def anything_is_due(self, done: int) -> bool:
+        """Whether the full CNN is needed after so many rounds, for any of these."""
+        return self.snapshot_is_due(done) or self.evaluation_is_due(done) or self.checkpoint_is_due(done)
+
 
 class Mesh(Section):
     worker: PositiveInt | None = Field(
@@ -118,6 +134,44 @@ class Mesh(Section):
     )
     data: PositiveInt = Field(1, description="devices that share the batch of one worker")
     cpu_devices: PositiveInt = Field(1, description="virtual devices when JAX runs on the CPU")
+
+
+class GPipe(Section):
+    stages: PositiveInt | None = Field(
+        None,
+        description="parts of the full CNN, each on a device of its own, through which plain SGD sends micro-batches "
+        "(GPipe); loft.workers is then 1; null: no pipeline",
+    )
+    microbatches: PositiveInt = Field(
+        4, description="parts of a batch that follow each other through the stages; batch norm sees one at a time"
+    )
+    cuts: str = Field(
+        "balanced",
+        description="where the stages end: balanced (by FLOPs), paper, or the last block of each stage but the last, "
+        "as in stage2/block1,stage3/block1",
+    )
+
+    @field_validator("cuts", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("cuts")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if value not in CUT_RULES and not all(re.fullmatch(r"stage\d+/block\d+", name) for name in value.split(",")):
+            close = difflib.get_close_matches(value, CUT_RULES, n=1)
+            hint = f"did you mean {close[0]}?" if close else "try balanced"
+            raise ValueError(f"must be balanced, paper, or blocks as in stage2/block1,stage3/block1; {hint}")
+        return value
+
+    @property
+    def cut_blocks(self) -> tuple[str, ...] | None:
+        """The blocks that `cuts` names; None where it is a rule."""
+        return None if self.cuts in CUT_RULES else tuple(self.cuts.split(","))
+
+
+CUT_RULES = ("balanced", "paper")
 
 
 class Config(Section):
@@ -135,6 +189,16 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    gpipe: GPipe = GPipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_pipeline_has_one_worker(cls, settings: Any) -> Any:
+        """Asking for GPipe is not asking for the default number of workers too."""
+        sections = [settings.get(name) or {} for name in ("gpipe", "loft")] if isinstance(settings, dict) else [None]
+        if not all(isinstance(section, dict) for section in sections) or sections[0].get("stages") is None:
+            return settings
+        return {**settings, "loft": {"workers": 1, **sections[1]}}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -143,6 +207,8 @@ class Config(Section):
                 f"data.batch_size={self.data.batch_size}: must be a multiple of mesh.data={self.mesh.data}; "
                 f"try {nearest_multiple(self.data.batch_size, self.mesh.data)}"
             )
+        if self.gpipe.stages is not None:
+            self._check_pipeline(self.gpipe.stages)
         if self.mesh.worker is not None and self.loft.workers % self.mesh.worker:
             fitting = largest_divisor(self.loft.workers, self.mesh.worker)
             raise ValueError(
@@ -162,6 +228,26 @@ class Config(Section):
                 f"{self.train.snapshot_every} rounds; lower either, or raise train.rounds"
             )
         return self
+
+    def _check_pipeline(self, stages: int) -> None:
+        batch_size, parts, cuts = self.data.batch_size, self.gpipe.microbatches, self.gpipe.cut_blocks
+        if self.loft.workers != 1:
+            raise ValueError(
+                f"gpipe.stages={stages}: is GPipe, which trains the full CNN, and loft.workers={self.loft.workers} is "
+                "LoFT; use loft.workers=1, or leave gpipe.stages out"
+            )
+        if batch_size % parts:
+            divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+            nearest = min(divisors, key=lambda d: (abs(d - parts), d))
+            raise ValueError(f"gpipe.microbatches={parts}: must divide data.batch_size={batch_size}; try {nearest}")
+        if cuts is not None and len(cuts) != stages - 1:
+            raise ValueError(
+                f"gpipe.cuts={self.gpipe.cuts}: must name {stages - 1} blocks for gpipe.stages={stages}, not "
+                f"{len(cuts)}; try gpipe.stages={len(cuts) + 1}, or gpipe.cuts=balanced"
+            )
+        for key, value in (("mesh.data", self.mesh.data), ("mesh.worker", self.mesh.worker)):
+            if value not in (1, None):
+                raise ValueError(f"{key}={value}: a stage of GPipe is one device; leave {key} out")
 
     def stopping_is_judged(self, done: int) -> bool:
         """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""

@@ -1,52 +1,100 @@
-"""What pretraining costs: python -m loft_jax.cost --paper
+"""What pretraining costs: python -m loft_jax.cost --config C, or --paper
 
-The paper's table of communication, printed and predicted from the models.
+--config C   a setting, with 1, 2, 4 and 8 workers: parameters, FLOPs, bytes and peak memory of LoFT (as the paper
+             counts bytes, and as this program's two syncs move them), local SGD, data-parallel SGD and GPipe. Bytes
+             are predicted from the model's declaration, and beside that read from the compiled programs. The settings
+             decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches, train.rounds, ...
+--paper      the paper's table of communication, printed and predicted from the models
 """
 
 import argparse
 import csv
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from loft_jax.cli import run_command
+from loft_jax.cli import CommandLine, overridden, read_yaml, run_command
+from loft_jax.config import Config
+from loft_jax.errors import UserError
+from loft_jax.summary import duration
+
+# What imports JAX is imported where it is needed: a typo is told before JAX is loaded.
 
 Row = dict[str, Any]
+WORKERS = (1, 2, 4, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loft_jax.cost", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--paper", action="store_true", required=True, help="the paper's table")
-    parser.add_argument("--format", choices=("table", "csv"), default="table", help="(default: table)")
-    arguments = parser.parse_args()
-    from loft_jax.published import COLUMNS, communication_table
+    command = CommandLine("python -m loft_jax.cost", __doc__)
+    add = command.parser.add_argument
+    add("--paper", action="store_true", help="the paper's table, instead of a setting's")
+    add("--format", choices=("table", "csv"), default="table", help="(default: table)")
+    add("--workers", type=int, nargs="+", default=WORKERS, metavar="S", help="(default: 1 2 4 8)")
+    add("--no_compile", action="store_true", help="what is known without compiling: no memory, and nothing measured")
+    options, overrides = command.parse_overrides()
+    check_options(options, overrides)
+    if options.paper:
+        from loft_jax.cost_tables import print_paper
+        from loft_jax.published import COLUMNS, communication_table
 
-    rows = communication_table()
-    if arguments.format == "csv":
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        print_table(rows)
+        rows = communication_table()
+        print_csv(COLUMNS, rows) if options.format == "csv" else print_paper(rows)
+        return
+    config = overridden(read_yaml(options.config), overrides, source=options.config)
+    costs, notes = costs_of(config, options.workers, compiles=not options.no_compile)
+    from loft_jax.cost_tables import as_rows, print_setting
+
+    rows = as_rows(costs)
+    print_csv(list(rows[0]), rows) if options.format == "csv" else print_setting(rows)
+    for note in notes:
+        print(f"note      {note}", file=sys.stderr)
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """The rows for people."""
-    from rich.table import Table
+def check_options(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Raise UserError on what the options alone tell to be wrong."""
+    if options.paper and (options.config or overrides):
+        raise UserError("--paper has settings of its own; leave out --config and the settings, or leave out --paper")
+    if not options.paper and not options.config:
+        raise UserError("give --config FILE for what a setting costs, or --paper for the paper's table; see --help")
+    if min(options.workers) < 1:
+        raise UserError(f"--workers {min(options.workers)}: must be at least 1; try 1")
 
-    from loft_jax.progress import console
 
-    table = Table(title="communication of the whole pretraining, GB (1e9 bytes)")
-    for heading in ("setting", "method", "published", "predicted", "error", "as printed", "GPipe over LoFT"):
-        table.add_column(heading, justify="left" if heading in ("setting", "method") else "right")
-    for row in rows:
-        figures = [f"{row[key]:,.2f}" for key in ("published_gb", "predicted_gb", "predicted_gb_as_printed")]
-        times = f"{row['improvement']:.2f}x" if row["improvement"] else ""
-        error = f"{row['relative_error']:+.3%}"
-        table.add_row(row["setting"], row["method"], figures[0], figures[1], error, figures[2], times)
-    console().print(table)
+def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple[list[Any], list[str]]:
+    """The costs of every method that the model and the devices allow, with progress on stderr.
+
+    Returns:
+      A list of `costs.Cost`, and a note for each method that is missing.
+    """
+    from loft_jax.costs import Costs
+    from loft_jax.data.facts import dataset_facts
+    from loft_jax.experiment import configure_jax
+
+    mesh = config.mesh.model_copy(update={"cpu_devices": max(*numbers, config.mesh.cpu_devices)})
+    configure_jax(config.model_copy(update={"mesh": mesh}))
+    costs = Costs(config, dataset_facts(config), compiles=compiles)
+    methods = [method for number in sorted({*numbers}) for method in costs.methods(number)]
+    found, notes, start = [], [], time.perf_counter()
+    for done, (name, rows) in enumerate(methods):
+        left = (time.perf_counter() - start) / done * (len(methods) - done) if done else 0.0
+        if compiles:
+            ending = f", {duration(left)} left" if done else ""
+            print(f"compiling {done + 1}/{len(methods)}: {name}{ending}", file=sys.stderr, flush=True)
+        try:
+            found += rows()
+        except (ValueError, UserError) as reason:
+            notes.append(f"{name} is missing: {reason}")
+    if not found:
+        raise UserError("; ".join(notes))
+    return found, notes
+
+
+def print_csv(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """The rows for programs; None is an empty cell."""
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,12 @@ class DeviceLoop:
                 settle(carry, self._mesh)
         return carry
 
-    def compiled(self, *args: Tree) -> dict[str, jax.stages.Compiled]:
-        """The compiled programs of a call with these arguments (arrays or their shapes), by name; runs nothing."""
+    def lowered(self, *args: Tree) -> dict[str, jax.stages.Lowered]:
+        """The programs of a call with these arguments (arrays or their shapes), by name; runs nothing."""
         if self.fused:
-            return {"loop": self._run.lower(*args).compile()}
+            return {"loop": self._run.lower(*args)}
         carry = jax.eval_shape(self.begin, *args)
-        return {"begin": self.begin.lower(*args).compile(), "step": self._step.lower(carry, *args).compile()}
+        return {"begin": self.begin.lower(*args), "step": self._step.lower(carry, *args)}
 
 
 def vary(tree: Tree, axes: str | tuple[str, ...]) -> Tree:

@@ -15,7 +15,7 @@ from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
 from loft_jax.data.dataset import Dataset
 from loft_jax.device_loop import DeviceLoop, vary
-from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, settle
+from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, settle, shapes_on
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
@@ -51,6 +51,12 @@ class NormEstimator:
         """{"params", "batch_stats"} and the training images on the mesh -> the same with new "batch_stats"."""
         carry = settle(self._loop(variables, images), self._mesh)
         return {"params": variables["params"], "batch_stats": settle(self._combine(carry["moments"]), self._mesh)}
+
+    def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
+        """The program in which devices share what they have found, for these statistics or their shapes."""
+        flat = flatten_dict(batch_stats, sep="/")
+        found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
+        return self._combine.lower(shapes_on(NamedSharding(self._mesh, PER_DEVICE), found))
 
     def _begin(self, variables: Tree, images: jax.Array) -> Tree:
         permutation = jax.random.permutation(key_for(self._seed, Purpose.NORM_STATISTICS), self._examples)

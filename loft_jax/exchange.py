@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from loft_jax import partition
 from loft_jax.config import Config
 from loft_jax.device_loop import vary
-from loft_jax.mesh import PER_WORKER, REPLICATED, WORKER, settle
+from loft_jax.mesh import PER_WORKER, REPLICATED, WORKER, settle, shapes_on
 from loft_jax.models.groups import FilterGroup, filter_axes, with_momentum
 from loft_jax.partition import ascending
 from loft_jax.randomness import Purpose, key_for
@@ -51,8 +51,8 @@ class Exchange:
         check_exchangeable(split)
         self._axes = {group.name: dict(sorted(group.axes.items())) for group in split}
         self._shares = {group.name: group.width // self._workers for group in split}
-        at_rest = {name: NamedSharding(mesh, spec) for name, spec in self.state_spec.items()}
-        self._place = jax.jit(self._dealt_out, out_shardings=at_rest)
+        self._at_rest = {name: NamedSharding(mesh, spec) for name, spec in self.state_spec.items()}
+        self._place = jax.jit(self._dealt_out, out_shardings=self._at_rest)
         self._full = jax.jit(self._assembled, out_shardings=NamedSharding(mesh, REPLICATED))
 
     def place(self, full: Tree) -> Tree:
@@ -63,9 +63,10 @@ class Exchange:
         """The state at rest -> the full state, on every device of the mesh: an all-gather of the slices."""
         return settle(self._full(state), self._mesh)
 
-    def compiled(self, state: Tree) -> jax.stages.Compiled:
-        """The program of `full`."""
-        return self._full.lower(state).compile()
+    def lowered(self, state: Tree) -> jax.stages.Lowered:
+        """The program of `full`, for a state at rest or its shapes."""
+        lying = {name: shapes_on(sharding, state[name]) for name, sharding in self._at_rest.items()}
+        return self._full.lower(lying)
 
     def partition(self, state: Tree) -> Tree:
         """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""

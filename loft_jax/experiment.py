@@ -12,11 +12,15 @@ from jax.sharding import Mesh
 
 from loft_jax.cache import cache_directory
 from loft_jax.config import Config
+from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
 from loft_jax.data.dataset import Dataset
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
-from loft_jax.mesh import make_mesh, replicate
+from loft_jax.exchange import check_exchangeable
+from loft_jax.gpipe import GPipe
+from loft_jax.ledger import Traffic, sync_traffic
+from loft_jax.mesh import WORKER, make_mesh, replicate
 from loft_jax.models import create_model
 from loft_jax.round import Round
 from loft_jax.state import initial_state
@@ -45,6 +49,15 @@ def jit_once(function: Callable[[], Any]) -> Callable[[], Any]:
     return jax.jit(function, compiler_options=options)
 
 
+def check_model(model: nn.Module, config: Config) -> None:
+    """Raise ValueError if the model cannot be split over the workers, or cut into the stages, that are asked for."""
+    split = [group for group in split_groups(model, config) if group.partitioned]
+    if config.loft.sync == "exchange":
+        check_exchangeable(split)
+    if config.gpipe.stages is not None:
+        check_cuts(model, config)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run's parts. `images` and `labels` are the training set, on every device of the mesh."""
@@ -53,7 +66,7 @@ class Experiment:
     dataset: Dataset
     mesh: Mesh
     model: nn.Module
-    round: Round
+    round: Round | GPipe
     estimate_norms: NormEstimator
     evaluate: Evaluator
     images: jax.Array
@@ -72,13 +85,18 @@ class Experiment:
         Raises:
           UserError: model, data or devices do not fit the config.
         """
-        mesh = make_mesh(config)
-        dtype = jnp.dtype(config.precision)
-        # What the model alone can tell is told before any data are read.
+        # What the model alone can tell is told before devices and data are looked at.
         try:
-            split_groups(create_model(config.model.name, 1, width=config.model.width), config)
+            check_model(create_model(config.model.name, 1, width=config.model.width), config)
         except ValueError as error:
             raise UserError(str(error)) from None
+        mesh = make_mesh(config)
+        if config.gpipe.stages is not None and jax.process_count() > 1:
+            raise UserError(
+                f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, and {jax.process_count()} have been "
+                "started; start one"
+            )
+        dtype = jnp.dtype(config.precision)
         dataset = dataset or load_dataset(config)
         examples = len(dataset.train_labels)
         if config.data.split == "disjoint" and examples < config.loft.workers:
@@ -93,7 +111,7 @@ class Experiment:
             dataset=dataset,
             mesh=mesh,
             model=model,
-            round=Round(config, model, dataset, mesh),
+            round=(Round if config.gpipe.stages is None else GPipe)(config, model, dataset, mesh),
             estimate_norms=NormEstimator(config, model, dataset, mesh),
             evaluate=Evaluator(config, model, dataset, mesh),
             images=replicate(dataset.train_images, mesh),
@@ -107,6 +125,10 @@ class Experiment:
     def state_shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of the state; computes nothing."""
         return jax.eval_shape(self._initialise)
+
+    def sync_traffic(self) -> Traffic:
+        """What a sync of LoFT moves between the devices of the mesh."""
+        return sync_traffic(self.state_shapes(), self.round.groups, self.config, self.mesh.shape[WORKER])
 
     def _initialise(self) -> dict[str, Any]:
         return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])

@@ -4,15 +4,20 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from loft_jax.models.groups import FilterGroup
+from loft_jax.collectives import sent_bytes
+from loft_jax.config import Config
+from loft_jax.exchange import largest_hand
+from loft_jax.models.groups import FilterGroup, filter_axes, with_momentum
 from loft_jax.models.resnet import ResNet
+from loft_jax.state import exchanges
 
 BYTES_OF_FLOAT = 4
 
@@ -52,6 +57,73 @@ class ParameterSplit:
         return BYTES_OF_FLOAT * (2 * self.partitioned + workers * (2 * self.shared_kernels + self.rest))
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What this program's collectives move, in bytes.
+
+    Attributes:
+      payloads: kind of collective -> bytes that each device hands in, as `collectives.payloads` reads them.
+      devices: that exchange.
+    """
+
+    payloads: Mapping[str, int]
+    devices: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends (all-reduce as a ring)."""
+        return sum(sent_bytes(kind, payload, self.devices) for kind, payload in self.payloads.items())
+
+    @property
+    def wire(self) -> float:
+        """Bytes that all devices together send."""
+        return self.devices * self.sent
+
+
+def sync_traffic(state: Mapping[str, Any], groups: Sequence[FilterGroup], config: Config, devices: int) -> Traffic:
+    """Of one sync.
+
+    Args:
+      state: the full state, or its shapes.
+      groups: `partitioned` where the run splits them.
+      devices: over which the workers are spread.
+    """
+    if devices == 1:
+        return Traffic({}, 1)
+    variables = {kind: state[kind] for kind in ("params", "batch_stats", "momentum") if kind in state}
+    sizes = {path: leaf.size for path, leaf in flatten_dict(variables, sep="/").items()}
+    split = [group for group in with_momentum(groups) if group.partitioned]
+    loss = BYTES_OF_FLOAT
+    if not exchanges(config, groups):
+        doubly = sum(sizes[path] for path, pairs in filter_axes(split).items() if path in sizes and len(pairs) > 1)
+        # Which entries of a variable of two split groups some worker holds is counted in int32.
+        return Traffic({"all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + doubly) + loss}, devices)
+    workers = config.loft.workers
+    moved = 0
+    for group in split:
+        filter_size = sum(sizes.pop(path) for path in group.axes if path in sizes) // group.width
+        moved += workers * largest_hand(group.width // workers, workers) * filter_size
+    payloads = {"all-reduce": BYTES_OF_FLOAT * sum(sizes.values()) + loss}
+    return Traffic(payloads | {"all-to-all": BYTES_OF_FLOAT * workers // devices * moved}, devices)
+
+
+def assembly_traffic(state: Mapping[str, Any], groups: Sequence[FilterGroup], config: Config, devices: int) -> Traffic:
+    """Of assembling the full state from the workers' slices, before an evaluation or a checkpoint."""
+    if devices == 1 or not exchanges(config, groups):
+        return Traffic({}, devices)
+    variables = {kind: state[kind] for kind in ("params", "batch_stats", "momentum") if kind in state}
+    sizes = {path: leaf.size for path, leaf in flatten_dict(variables, sep="/").items()}
+    moved = {path for group in with_momentum(groups) if group.partitioned for path in group.axes if path in sizes}
+    return Traffic({"all-gather": BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // devices}, devices)
+
+
+def norm_traffic(state: Mapping[str, Any], devices: int) -> Traffic:
+    """Of gathering the norm statistics that all devices have estimated a part of."""
+    return Traffic(
+        {"all-reduce": BYTES_OF_FLOAT * sum(leaf.size for leaf in jax.tree.leaves(state["batch_stats"]))}, devices
+    )
+
+
 def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequence[str]) -> list[int]:
     """Floats of one image's activations where the network is cut: behind each of these blocks.
 
@@ -69,6 +141,6 @@ def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequ
     return floats
 
 
-def gpipe_bytes(boundaries: Sequence[int], images: int) -> int:
+def gpipe_bytes(boundaries: Sequence[int], images: int, bytes_of_number: int = BYTES_OF_FLOAT) -> int:
     """Bytes between GPipe's stages for this many images: activations forward, their gradients back."""
-    return 2 * BYTES_OF_FLOAT * sum(boundaries) * images
+    return 2 * bytes_of_number * sum(boundaries) * images

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from loft_jax.config import Config, largest_divisor
 from loft_jax.errors import UserError
@@ -19,17 +19,25 @@ PER_DEVICE = PartitionSpec((WORKER, DATA))
 def make_mesh(config: Config) -> Mesh:
     """The mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
 
+    Under GPipe the worker devices are those of the stages.
+
     Raises:
       UserError: the devices do not suffice for what `mesh` asks for.
     """
     devices, data, workers = _devices(), config.mesh.data, config.loft.workers
+    stages = config.gpipe.stages
     hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" else ""
     if data > len(devices):
         raise UserError(
             f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are there; try {len(devices)}{hint}"
         )
+    if stages is not None and stages > len(devices):
+        raise UserError(
+            f"gpipe.stages={stages}: each needs a device of its own, and {len(devices)} {devices[0].platform} devices "
+            f"are there; try {len(devices)}{hint}"
+        )
     most = largest_divisor(workers, len(devices) // data)
-    worker = config.mesh.worker or most
+    worker = stages or config.mesh.worker or most
     if worker * data > len(devices):
         raise UserError(
             f"mesh.worker={worker}: with mesh.data={data} it needs {worker * data} devices and {len(devices)} "
@@ -52,6 +60,11 @@ def _devices() -> list[jax.Device]:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Host arrays -> a copy on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+
+
+def shapes_on(sharding: Sharding, tree: Any) -> Any:
+    """Shapes and dtypes of a tree of arrays or shapes, lying so on the devices."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def fuses_loops(mesh: Mesh) -> bool:

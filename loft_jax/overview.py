@@ -3,38 +3,62 @@
 from typing import Any
 
 import jax
-import numpy as np
-from flax import linen as nn
 from rich.table import Table
 
 from loft_jax.experiment import Experiment
+from loft_jax.gpipe import GPipe
 from loft_jax.mesh import DATA, WORKER
 from loft_jax.progress import console
+from loft_jax.sizes import parameter_count
 from loft_jax.summary import PHASES
 
 
 def print_setup(experiment: Experiment) -> None:
     """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync."""
     config, mesh, data = experiment.config, experiment.mesh, experiment.dataset
-    worker, workers = mesh.shape[WORKER], config.loft.workers
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
     shape = data.train_images.shape[1:]
     full, compact = (parameter_count(model, shape) for model in (experiment.model, experiment.round.step.model))
-    payload = sync_payload_bytes(experiment)
-    sent = 2 * (worker - 1) / worker * payload
     lines = {
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
-        "mesh": f"worker {worker} x data {mesh.shape[DATA]}; {workers} workers, {workers // worker} a device",
+        "mesh": _mesh_text(experiment),
         "data": f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images, "
         + "x".join(map(str, shape)),
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, len(data.train_labels)):.1f} epochs",
-        "sync": f"{_megabytes(payload)} summed over the workers; each device sends {_megabytes(sent)} in a ring",
+        **_traffic_text(experiment),
     }
     for name, text in lines.items():
         print(f"{name:<9} {text}", flush=True)
+
+
+def _mesh_text(experiment: Experiment) -> str:
+    config, mesh = experiment.config, experiment.mesh
+    if config.gpipe.stages is not None:
+        return f"{config.gpipe.stages} stages, a device each"
+    worker, workers = mesh.shape[WORKER], config.loft.workers
+    return f"worker {worker} x data {mesh.shape[DATA]}; {workers} workers, {workers // worker} a device"
+
+
+def _traffic_text(experiment: Experiment) -> dict[str, str]:
+    """What goes from device to device, where, and how much of it."""
+    if isinstance(gpipe := experiment.round, GPipe):
+        names = experiment.model.block_names()
+        stages = ", ".join(
+            f"{names[first]} to {names[last - 1]} on {device.platform}:{device.id}"
+            for (first, last), device in zip(gpipe.bounds, gpipe.devices, strict=True)
+        )
+        parts, size = gpipe.microbatches, gpipe.inputs[0].shape[0]
+        moved = f"{parts} micro-batches of {size}; {_megabytes(gpipe.bytes_per_step)} a step between the stages"
+        return {"stages": stages, "pipeline": moved}
+    traffic = experiment.sync_traffic()
+    exchanged = traffic.payloads.get("all-to-all", 0)
+    moved = f"{_megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
+    if exchanged:
+        moved += f", {_megabytes(exchanged)} of filters exchanged"
+    return {"sync": f"{moved}; each device sends {_megabytes(traffic.sent)}, sums in a ring"}
 
 
 def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
@@ -69,7 +93,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
         "parameters": parameter_count(experiment.model, shape),
         "parameters_sub_cnn": parameter_count(experiment.round.step.model, shape),
-        "sync_payload_bytes": sync_payload_bytes(experiment),
+        **_bytes_moved(experiment, last["round"]),
         "model": config.model.name,
         "data": config.data.name,
         "workers": config.loft.workers,
@@ -82,16 +106,13 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def parameter_count(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Parameters of a network for images of this shape (height, width, channels)."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
-
-
-def sync_payload_bytes(experiment: Experiment) -> int:
-    """Bytes of what one sync sums over the workers: the state's arrays, and the loss."""
-    state = {name: part for name, part in experiment.state_shapes().items() if name != "round"}
-    return 4 + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+def _bytes_moved(experiment: Experiment, rounds: int) -> dict[str, Any]:
+    """What training rounds put on the wire, all devices together; evaluations and checkpoints are not counted."""
+    if isinstance(gpipe := experiment.round, GPipe):
+        wire = rounds * experiment.config.loft.local_steps * gpipe.bytes_per_step
+        return {"gpipe_stages": len(gpipe.bounds), "bytes_on_the_wire": wire}
+    traffic = experiment.sync_traffic()
+    return {"sync_payload_bytes": sum(traffic.payloads.values()), "bytes_on_the_wire": rounds * traffic.wire}
 
 
 def _megabytes(size: float) -> str:

@@ -1,4 +1,6 @@
-"""Who owns which filter: draw or deal a partition, extract a compact sub-CNN, merge it back. Pure functions of the declaration.
+"""Who owns which filter: draw or deal a partition, extract a compact sub-CNN, merge it back.
+
+All are pure functions of the models' declaration.
 
 "Variables" are nested dicts of arrays, collection first: {"params": ..., "batch_stats": ...}. Any further collection
 whose paths the groups name (momentum, say) is sliced the same way; a collection that is absent is passed over.

@@ -18,6 +18,7 @@ _GIGABYTE = 1e9
 _EPOCHS = 20
 _CUTS_34 = {2: ("stage3/block1",), 4: ("stage2/block1", "stage3/block1", "stage4/block1")}
 _CUTS_18 = {2: ("stage2/block2",), 4: ("stage2/block1", "stage2/block2", "stage3/block2")}
+CUTS = {"preresnet18": _CUTS_18, "preresnet34": _CUTS_34, "resnet34": _CUTS_34}
 
 Row = dict[str, Any]
 

@@ -42,6 +42,7 @@ _FIXED = {
     "loft.partition": "there is one worker",
     "loft.sync": "there is one worker",
     "loft.rescale": "there is one worker",
+    "gpipe.": "a ticket is retrained by plain SGD",
     "train.stop": "a retraining ends with its last round",
     "train.snapshot": "a retraining takes no snapshots",
     "mesh.worker": "there is one worker; mesh.data spreads its batch",
@@ -109,7 +110,8 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
             if key.startswith(fixed):
                 raise UserError(f"--{key}: cannot be changed for a retraining: {reason}")
     settings = run.model_dump()
-    settings["loft"]["workers"], settings["mesh"]["worker"], settings["train"]["stop_when"] = 1, None, None
+    settings["loft"]["workers"], settings["gpipe"]["stages"] = 1, None
+    settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
     return overridden(settings, dict(overrides), source="command line")
 
 

@@ -15,10 +15,10 @@ from loft_jax.data import load_dataset
 from loft_jax.errors import UserError
 from loft_jax.experiment import Experiment, jit_once
 from loft_jax.mesh import replicate
-from loft_jax.overview import parameter_count
 from loft_jax.partition import prune
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.run_directory import RunDirectory
+from loft_jax.sizes import parameter_count
 from loft_jax.snapshots import Snapshots
 from loft_jax.speed import StepLoop, images_per_second
 from loft_jax.stage import Stage

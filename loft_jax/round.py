@@ -1,7 +1,7 @@
 """A round of LoFT on a mesh: partition, extract, local steps, sync (paper, steps 1 to 3).
 
-What a device holds between rounds, and how workers meet, is `loft.sync`'s (sync.py, exchange.py). In a round each device
-holds one worker's compact sub-CNN at a time.
+What a device holds between rounds, and how workers meet, is `loft.sync`'s (sync.py, exchange.py). In a round each
+device holds one worker's compact sub-CNN at a time.
 """
 
 from typing import Any
@@ -33,13 +33,14 @@ class Round:
       groups: the model's filter groups, `partitioned` where the run splits them.
       step: a local step of the sub-CNN.
       meeting: how workers meet at a sync, and what the state between rounds is.
+      slots: workers a device trains, one after another.
     """
 
     def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
         self._config, self._mesh = config, mesh
         self.groups = split_groups(model, config)
         self.meeting = (Exchange if exchanges(config, self.groups) else Psum)(config, self.groups, mesh)
-        self._slots = config.loft.workers // mesh.shape[WORKER]
+        self.slots = config.loft.workers // mesh.shape[WORKER]
         self._examples = len(dataset.train_labels)
         data = mesh.shape[DATA]
         worker_model = sub_cnn(model, self.groups, config).clone(norm_axis=DATA if data > 1 else None)
@@ -62,7 +63,7 @@ class Round:
             donate_argnums=0,
         )
         self._slot_numbers = [
-            jax.device_put(jnp.int32(slot), NamedSharding(mesh, REPLICATED)) for slot in range(self._slots)
+            jax.device_put(jnp.int32(slot), NamedSharding(mesh, REPLICATED)) for slot in range(self.slots)
         ]
 
     def place(self, full: Tree) -> Tree:
@@ -91,19 +92,24 @@ class Round:
         settle(workers, self._mesh)
         return settle(self._sync(state, masks, workers), self._mesh)
 
-    def compiled(self, state: Tree, images: Tree, labels: Tree) -> dict[str, jax.stages.Compiled]:
-        """The compiled programs of a round, by name, for these arrays or their shapes; runs nothing."""
+    def lowered(self, state: Tree, images: Tree, labels: Tree) -> dict[str, jax.stages.Lowered]:
+        """The programs of a round, by name, for these arrays or their shapes; runs nothing."""
         masks = jax.eval_shape(self.meeting.partition, state)
         arguments = (state, masks, self._slot_numbers[0], images, labels)
-        workers = [jax.eval_shape(self._train.begin, *arguments)] * self._slots
-        return self._train.compiled(*arguments) | {"sync": self._sync.lower(state, masks, workers).compile()}
+        workers = [jax.eval_shape(self._train.begin, *arguments)] * self.slots
+        return self._train.lowered(*arguments) | {"sync": self._sync.lower(state, masks, workers)}
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """How often each program of `lowered` runs in one round."""
+        return {"begin": self.slots, "step": self.slots * self._config.loft.local_steps, "loop": self.slots, "sync": 1}
 
     def _begin(self, state: Tree, masks: Tree, slot: jax.Array, images: jax.Array, labels: jax.Array) -> Tree:
         config, round_number = self._config, vary(state["round"], WORKER)
         compact = self.meeting.compact(state, masks, slot)
         if config.loft.momentum == "reset":
             compact["momentum"] = jax.tree.map(jnp.zeros_like, compact["params"])
-        worker = jax.lax.axis_index(WORKER) * self._slots + slot
+        worker = jax.lax.axis_index(WORKER) * self.slots + slot
         seen = config.loft.local_steps * config.data.batch_size
         order = worker_order(
             key_for(config.seed, Purpose.ORDER),

@@ -39,13 +39,17 @@ def main() -> None:
 
 def dry_run(config: Config) -> None:
     """Everything up to compiling one round; prints sizes, memory and bytes."""
+    import jax
+
     from loft_jax.experiment import Experiment, configure_jax
     from loft_jax.overview import print_programs, print_setup
 
     configure_jax(config)
     experiment = Experiment.build(config)
     print_setup(experiment)
-    print_programs(experiment.round.compiled(experiment.initial_state(), experiment.images, experiment.labels))
+    state = jax.eval_shape(experiment.round.place, experiment.state_shapes())
+    lowered = experiment.round.lowered(state, experiment.images, experiment.labels)
+    print_programs({name: program.compile() for name, program in lowered.items()})
 
 
 def run(config: Config, directory: RunDirectory) -> dict[str, Any]:

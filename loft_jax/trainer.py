@@ -126,9 +126,8 @@ class Trainer:
         if self._ticket_watch and self._config.stopping_is_judged(self._done):
             full = self._full()
             metrics |= self._ticket_watch.observe(full)
-        evaluates, saves = (
-            self.finished or self._done % every == 0 for every in (due.eval_every, due.checkpoint_every)
-        )
+        evaluates = self.finished or due.evaluation_is_due(self._done)
+        saves = self.finished or due.checkpoint_is_due(self._done)
         if evaluates or saves or snapshots:
             full = full or self._full()
             with self._watch.phase("evaluation"):

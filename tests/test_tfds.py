@@ -178,10 +178,10 @@ def test_a_data_set_without_a_test_split_is_refused(tmp_path, cache):
 
 def test_a_data_set_larger_than_a_device_holds_is_refused_before_it_is_decoded(tmp_path, cache, monkeypatch):
     prepare(tmp_path, tiny_content())
-    monkeypatch.setattr(loader, "_FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3 - 1)
+    monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3 - 1)
     assert "do not fit on the device" in refusal("tiny_images", str(tmp_path))
     assert not cache.exists()
-    monkeypatch.setattr(loader, "_FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3)
+    monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3)
     load_tfds("tiny_images", str(tmp_path))
 
 

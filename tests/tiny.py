@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset
+from loft_jax.gpipe import GPipe
 from loft_jax.mesh import make_mesh, replicate
 from loft_jax.models.resnet import ResNet
 from loft_jax.round import Round
@@ -57,14 +58,17 @@ class Run:
     def __post_init__(self) -> None:
         self.dataset, self.mesh = dataset(), make_mesh(self.config)
         self.model = self.model.clone(dtype=jnp.dtype(self.config.precision))
-        self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
+        if self.config.gpipe.stages is None:
+            self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
+        else:
+            self.round = GPipe(self.config, self.model, self.dataset, self.mesh)
         self.images, self.labels = (
             replicate(a, self.mesh) for a in (self.dataset.train_images, self.dataset.train_labels)
         )
         # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
         start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
-        start = jax.device_get(start)
-        self.state = self.round.place(replicate(start, self.mesh))
+        self.full = jax.device_get(start)
+        self.state = self.round.place(replicate(self.full, self.mesh))
 
     def _start(self) -> dict[str, Any]:
         return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])

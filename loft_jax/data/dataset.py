@@ -6,6 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+# Data sets are kept on the device whole.
+FITS_ON_DEVICE_BYTES = 8 * 2**30
+
 
 @dataclass(frozen=True)
 class Dataset:

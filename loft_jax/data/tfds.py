@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from loft_jax.cache import cache_directory
-from loft_jax.data.dataset import Dataset
+from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset
 from loft_jax.errors import UserError
 
-_FITS_ON_DEVICE_BYTES = 8 * 2**30
 _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")
 
@@ -113,10 +112,10 @@ def _checked(info, name: str, directory: Path) -> str:
             "one size can be kept on the device"
         )
     size = int(np.prod(image.shape)) * sum(info.splits[s].num_examples for s in ("train", test_split))
-    if size > _FITS_ON_DEVICE_BYTES:
+    if size > FITS_ON_DEVICE_BYTES:
         raise UserError(
             f"data.name={name}: {size / 2**30:.1f} GiB of pixels do not fit on the device "
-            f"(limit {_FITS_ON_DEVICE_BYTES / 2**30:.0f} GiB); use a smaller or resized data set"
+            f"(limit {FITS_ON_DEVICE_BYTES / 2**30:.0f} GiB); use a smaller or resized data set"
         )
     return test_split
 

@@ -1,0 +1,228 @@
+"""What a setting costs by every method and number of workers: size, compute, bytes and memory, a row each.
+
+Bytes are predicted from the model's declaration, and read from the compiled programs where they are compiled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from loft_jax.collectives import wire_bytes
+from loft_jax.config import Config
+from loft_jax.cuts import check_cuts
+from loft_jax.data.facts import Facts
+from loft_jax.evaluate import NormEstimator
+from loft_jax.gpipe import GPipe
+from loft_jax.ledger import BYTES_OF_FLOAT, ParameterSplit, Traffic, assembly_traffic, norm_traffic, sync_traffic
+from loft_jax.memory import PeakMemory, gpipe_memory, nbytes, round_memory
+from loft_jax.mesh import make_mesh
+from loft_jax.models import create_model
+from loft_jax.round import Round
+from loft_jax.sizes import parameter_count, training_flops
+from loft_jax.state import initial_state
+from loft_jax.sub_cnn import split_groups, sub_cnn
+
+COLLECTIVES = "this program's collectives"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a network, and FLOPs of the loss and gradients of one image."""
+
+    parameters: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What goes from device to device.
+
+    Attributes:
+      counts: whose bytes they are.
+      event: at what they are sent: a sync; a step; an evaluation, whose norm statistics are gathered on all devices,
+        as before every checkpoint and snapshot; an assembly of the full CNN before it.
+      sent, received: by a worker in one event (for GPipe by the stage that sends most).
+      events: their number over the whole run.
+      total: that all workers, and the server if there is one, send over the run.
+      measured: the same from the compiled programs; None where nothing was compiled.
+    """
+
+    counts: str
+    event: str
+    sent: float
+    received: float
+    events: int
+    total: float
+    measured: float | None = None
+
+    @classmethod
+    def of(cls, traffic: Traffic, event: str, events: int, measured: float | None = None) -> "Bytes":
+        """Of collectives; a device sends as much as it receives."""
+        return cls(COLLECTIVES, event, traffic.sent, traffic.sent, events, events * traffic.wire, measured)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One method with one number of workers (devices; for GPipe stages).
+
+    Attributes:
+      momentum: whether it is carried over a sync, where that changes the bytes; else None.
+      full, worker: of the full CNN, and of what one worker trains.
+      bytes: None where nothing is sent.
+      memory: of a device; None where nothing was compiled.
+    """
+
+    method: str
+    momentum: str | None
+    workers: int
+    full: Size
+    worker: Size
+    bytes: Bytes | None
+    memory: PeakMemory | None = None
+
+
+class Costs:
+    """The costs of a setting: of a config's run, with other numbers of workers, methods and syncs.
+
+    Args:
+      config: of the run.
+      facts: of its data set.
+      compiles: whether to compile programs, for memory and for the bytes in them.
+    """
+
+    def __init__(self, config: Config, facts: Facts, *, compiles: bool):
+        self._config, self._facts, self._compiles = config, facts, compiles
+        settings, dtype = config.model, jnp.dtype(config.precision)
+        self._model = create_model(
+            settings.name, facts.num_classes, width=settings.width, stem=settings.stem, dtype=dtype
+        )
+        self._dataset = facts.stand_in()
+        self._sizes: dict[nn.Module, Size] = {}
+
+    def methods(self, workers: int) -> list[tuple[str, Callable[[], list[Cost]]]]:
+        """(name, what makes its rows) of every method that there is for so many workers.
+
+        The second raises ValueError or UserError where the model or the devices do not allow the method.
+        """
+        if workers == 1:
+            config = self._with(loft={"workers": 1, "sync": "psum"})
+            return [("plain SGD", partial(self._of_round, "plain SGD", config, 1))]
+        named = {f"LoFT-{workers}, server": partial(self._of_server, workers)}
+        own = self._config.loft.momentum
+        for sync in ("psum", "exchange") if self._config.loft.partition != "none" else ():
+            for momentum in (own, *({"carry", "reset"} - {own})):
+                config = self._with(loft={"workers": workers, "sync": sync, "momentum": momentum})
+                of_round = partial(self._of_round, f"LoFT-{workers}, {sync}", config, workers)
+                named[f"LoFT-{workers}, {sync}, momentum {momentum}"] = of_round
+        local = self._with(loft={"workers": workers, "sync": "psum", "partition": "none"})
+        batch = {"batch_size": workers * self._config.data.batch_size}
+        data_parallel = self._with(loft={"workers": 1, "sync": "psum"}, data=batch, mesh={"data": workers})
+        for name, config in {"local SGD": local, "data-parallel SGD": data_parallel}.items():
+            named[f"{name}-{workers}"] = partial(self._of_round, f"{name}-{workers}", config, workers)
+        return [*named.items(), (f"GPipe-{workers}", partial(self._of_gpipe, workers))]
+
+    def _size(self, module: nn.Module) -> Size:
+        module, shape = module.clone(norm_axis=None), self._facts.image_shape
+        if module not in self._sizes:
+            self._sizes[module] = Size(parameter_count(module, shape), training_flops(module, shape))
+        return self._sizes[module]
+
+    def _of_server(self, workers: int) -> list[Cost]:
+        """What the paper counts: a server that every worker sends to and receives from."""
+        config = self._with(loft={"workers": workers})
+        groups = split_groups(self._model, config)
+        split = ParameterSplit.of(self._model, groups, self._facts.image_shape)
+        up = BYTES_OF_FLOAT * (split.partitioned / workers + split.shared_kernels)
+        rounds = config.train.rounds
+        down, total = up + BYTES_OF_FLOAT * split.rest, rounds * split.server_bytes(workers)
+        moved = Bytes("the paper's server", "sync", up, down, rounds, total)
+        return [self._cost(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
+
+    def _of_round(self, name: str, config: Config, workers: int) -> list[Cost]:
+        """Of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
+        mesh, rounds = make_mesh(config), config.train.rounds
+        round_ = Round(config, self._model, self._dataset, mesh)
+        full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
+        state = jax.eval_shape(round_.place, full)
+        compiles = self._compiles and mesh.size == workers
+        programs = _compiled(round_.lowered(state, *self._training_data)) if compiles else {}
+        memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes) if programs else None
+        wire = rounds * wire_bytes(programs, round_.runs, workers) if programs else None
+        if workers == 1:
+            return [self._cost(name, config, workers, round_.step.model, None, memory)]
+        if config.mesh.data > 1:
+            gradients = Traffic({"all-reduce": BYTES_OF_FLOAT * (self._size(self._model).parameters + 1)}, workers)
+            moved = Bytes.of(gradients, "step", config.total_steps, wire)
+        else:
+            moved = Bytes.of(sync_traffic(full, round_.groups, config, workers), "sync", rounds, wire)
+        row = partial(self._cost, name, config, workers, round_.step.model)
+        due = sum(map(config.train.anything_is_due, range(rounds + 1)))
+        estimate = NormEstimator(config, self._model, self._dataset, mesh)
+        shared = _compiled({"share": estimate.lowered(full["batch_stats"])}) if programs else {}
+        wire = due * wire_bytes(shared, {"share": 1}, workers) if shared else None
+        rows = [row(moved, memory), row(Bytes.of(norm_traffic(full, workers), "evaluation", due, wire))]
+        assembled = assembly_traffic(full, round_.groups, config, workers)
+        if assembled.payloads:
+            program = _compiled({"full": round_.meeting.lowered(state)}) if programs else {}
+            wire = due * wire_bytes(program, {"full": 1}, workers) if program else None
+            rows.append(row(Bytes.of(assembled, "assembly", due, wire)))
+        return rows
+
+    def _of_gpipe(self, stages: int) -> list[Cost]:
+        gpipe = {"stages": stages}
+        if self._config.gpipe.cut_blocks and len(self._config.gpipe.cut_blocks) != stages - 1:
+            gpipe["cuts"] = "balanced"
+        config = self._with(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
+        check_cuts(self._model, config)
+        pipeline = GPipe(config, self._model, self._dataset, make_mesh(config))
+        lowered = pipeline.lowered()
+        flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
+        for name, program in lowered.items():
+            if not name.endswith("update"):
+                flops[pipeline.stage_of(name)] += program.cost_analysis()["flops"] / microbatch
+        parameters = [sum(leaf.size for leaf in jax.tree.leaves(own["params"])) for own in pipeline.variable_shapes]
+        # A stage sends on what leaves it, and back the gradient of what came in.
+        ends = [0, *(pipeline.microbatches * nbytes(x) for x in pipeline.inputs[1:]), 0]
+        most = max(before + behind for before, behind in pairwise(ends))
+        steps = config.total_steps
+        counts = "activations between stages, and their gradients"
+        moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
+        programs = _compiled(lowered) if self._compiles else {}
+        memory = gpipe_memory(programs, pipeline, self._facts.device_bytes) if programs else None
+        largest = Size(max(parameters), max(flops))
+        return [Cost(f"GPipe-{stages}", None, stages, self._size(self._model), largest, moved, memory)]
+
+    def _cost(
+        self,
+        name: str,
+        config: Config,
+        workers: int,
+        module: nn.Module,
+        moved: Bytes | None,
+        memory: PeakMemory | None = None,
+    ) -> Cost:
+        momentum = config.loft.momentum if moved and moved.counts == COLLECTIVES and config.loft.workers > 1 else None
+        return Cost(name, momentum, workers, self._size(self._model), self._size(module), moved, memory)
+
+    @property
+    def _training_data(self) -> Iterator[jax.ShapeDtypeStruct]:
+        for array in (self._dataset.train_images, self._dataset.train_labels):
+            yield jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+    def _with(self, **sections: dict[str, Any]) -> Config:
+        """The config without a pipeline and with these settings."""
+        settings = self._config.model_dump()
+        settings["gpipe"]["stages"], settings["mesh"] = None, {"cpu_devices": self._config.mesh.cpu_devices}
+        for name, changes in sections.items():
+            settings[name] |= changes
+        return Config.model_validate(settings)
+
+
+def _compiled(lowered: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:
+    return {name: program.compile() for name, program in lowered.items()}
