@@ -95,9 +95,11 @@ def sync_traffic(state: Mapping[str, Any], groups: Sequence[FilterGroup], config
     split = [group for group in with_momentum(groups) if group.partitioned]
     loss = BYTES_OF_FLOAT
     if not exchanges(config, groups):
-        doubly = sum(sizes[path] for path, pairs in filter_axes(split).items() if path in sizes and len(pairs) > 1)
-        # Which entries of a variable of two split groups some worker holds is counted in int32.
-        return Traffic({"all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + doubly) + loss}, devices)
+        # Which pairs of filters of two split groups some worker holds is counted in int32.
+        widths = {group.name: group.width for group in split}
+        pairs = {tuple(pairs) for path, pairs in filter_axes(split).items() if path in sizes and len(pairs) > 1}
+        counted = sum(math.prod(widths[name] for _, name in pair) for pair in pairs)
+        return Traffic({"all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + counted) + loss}, devices)
     workers = config.loft.workers
     moved = 0
     for group in split:

@@ -64,11 +64,16 @@ class Psum:
         total = flatten_dict(summed(deposits), sep="/")
         before = flatten_dict(full, sep="/")
         axes = partition.filter_axes_present(total, [g for g in self._groups if g.partitioned])
+        covered: dict[Any, jax.Array] = {}
         for path, leaf in total.items():
             if path not in axes:
                 total[path] = leaf / self._workers
             elif len(axes[path]) > 1:
-                total[path] = jnp.where(self._covered(masks, axes[path], leaf.ndim), leaf, before[path])
+                # Once for a kernel and its momentum.
+                which = (*axes[path], leaf.ndim)
+                if which not in covered:
+                    covered[which] = self._covered(masks, axes[path], leaf.ndim)
+                total[path] = jnp.where(covered[which], leaf, before[path])
         return unflatten_dict(total, sep="/") | {"round": state["round"] + 1}
 
     def _drawn(self, round_number: jax.Array) -> Tree:

@@ -10,8 +10,10 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _caches(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("cache")
+def _caches(tmp_path_factory, request):
+    # One for all processes of pytest-xdist, whose own directories lie side by side.
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if hasattr(request.config, "workerinput") else base) / "cache"
     jax.config.update("jax_compilation_cache_dir", str(directory / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     patch = pytest.MonkeyPatch()

@@ -39,6 +39,27 @@ def test_overrides_beat_the_file_and_leave_its_other_keys(write):
     assert flatten(config) == flatten(Config()) | changed
 
 
+@pytest.mark.parametrize(
+    ("argv", "workers"),
+    [
+        (["--gpipe.stages", "2"], 1),
+        (["--gpipe.stages", "null"], 4),
+        (["--gpipe.stages", "2", "--loft.workers", "1"], 1),
+    ],
+)
+def test_asking_for_gpipe_is_asking_for_one_worker(argv, workers):
+    config = parse(*argv)
+    assert config.loft.workers == workers
+    assert Config.model_validate(config.model_dump()) == config
+
+
+def test_cuts_are_text_or_a_list(write):
+    for cuts in ("stage1/block1,stage2/block1", "[stage1/block1, stage2/block1]"):
+        config = parse("--config", write(f"gpipe: {{stages: 3, cuts: {cuts!r}}}".replace("'[", "[").replace("]'", "]")))
+        assert config.gpipe.cut_blocks == ("stage1/block1", "stage2/block1")
+    assert Config().gpipe.cut_blocks is None
+
+
 def test_an_override_fills_a_section_that_the_file_leaves_empty(write):
     assert parse("--config", write("loft:\n"), "--loft.workers", "2").loft.workers == 2
 

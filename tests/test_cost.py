@@ -101,9 +101,3 @@ def test_the_command_prints_the_table_as_csv():
     assert tuple(rows[0]) == COLUMNS
     assert [float(row["published_gb"]) for row in rows[:2]] == [131.88, 104.59]
     assert rows[0]["improvement"] == ""
-
-
-def test_the_command_says_what_it_needs():
-    done = cost()
-    assert done.returncode == 2
-    assert "--paper" in done.stderr

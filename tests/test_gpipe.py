@@ -17,6 +17,10 @@ from loft_jax.errors import UserError
 from loft_jax.experiment import Experiment
 from loft_jax.ledger import boundary_floats, gpipe_bytes
 from loft_jax.models.resnet import ResNet
+from loft_jax.overview import print_setup
+from loft_jax.retrain import retrain_config
+from loft_jax.run_directory import saved_rounds
+from loft_jax.summary import print_summary
 from loft_jax.train import run
 
 DEEP = ResNet(blocks=(2, 2), num_classes=3, width=4, preactivation=True)
@@ -187,6 +191,18 @@ def test_cuts_that_the_model_does_not_have_are_refused(name, gpipe, message):
         Experiment.build(Config.model_validate({"model": {"name": name}, "gpipe": gpipe}))
 
 
+def test_a_stage_without_a_device_is_refused():
+    message = "gpipe.stages=5: each needs a device of its own, and 4 cpu devices are there; try 4; on a CPU raise mesh"
+    with pytest.raises(UserError, match=re.escape(message)):
+        Experiment.build(Config.model_validate({"gpipe": {"stages": 5}}))
+
+
+def test_a_second_process_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="GPipe runs in one process, and 2 have been started; start one"):
+        Experiment.build(config_of(**SETTINGS))
+
+
 # Through the train command.
 
 SETTINGS = {"loft": {"workers": 1}, "gpipe": {"stages": 2, "microbatches": 2}}
@@ -204,7 +220,23 @@ def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(piped, tmp_path):
     assert_same_state(read_state(tmp_path / "resumed/checkpoints", 6), read_state(piped[0] / "checkpoints", 6))
 
 
-def test_the_summary_says_what_went_between_the_stages(piped):
-    _, summary = piped
+def test_the_run_says_what_goes_between_the_stages(piped, capsys):
+    experiment = Experiment.build(config_of(**SETTINGS))
+    boundary = boundary_floats(experiment.model, (8, 8, 1), ["stage2/block1"])
+    summary = piped[1]
     assert summary["gpipe_stages"] == 2
-    assert summary["workers"] == 1
+    assert summary["bytes_on_the_wire"] == 6 * 2 * gpipe_bytes(boundary, 8)
+    print_setup(experiment)
+    print_summary(summary)
+    said = capsys.readouterr().out
+    assert "mesh      2 stages, a device each" in said
+    assert "stages    stage1/block1 to stage2/block1 on cpu:0, stage2/block2 to stage3/block3 on cpu:1" in said
+    assert f"pipeline  2 micro-batches of 4; {gpipe_bytes(boundary, 8) / 1e6:.2f} MB a step between the stages" in said
+    assert "finished  preresnet20 on digits, GPipe of 2 stages" in said
+
+
+def test_tickets_are_drawn_from_a_pipelines_snapshots_and_retrained_without_one(piped):
+    retraining = retrain_config(config_of(**SETTINGS), {})
+    assert retraining.gpipe.stages is None
+    assert retraining.loft.workers == 1
+    assert saved_rounds(piped[0] / "snapshots") == [0, 4, 6]

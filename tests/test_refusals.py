@@ -85,6 +85,42 @@ WRONG_SETTINGS = {
         "{loft: {workers: 6}, mesh: {worker: 4}}",
         "mesh.worker=4: must divide loft.workers=6; try 3",
     ),
+    "GPipe and LoFT": (
+        "{loft: {workers: 4}, gpipe: {stages: 2}}",
+        "gpipe.stages=2: is GPipe, which trains the full CNN, and loft.workers=4 is LoFT; use loft.workers=1, or leave "
+        "gpipe.stages out",
+    ),
+    "micro-batches over the batch": (
+        "{data: {batch_size: 32}, gpipe: {stages: 2, microbatches: 5}}",
+        "gpipe.microbatches=5: must divide data.batch_size=32; try 4",
+    ),
+    "more micro-batches than images": (
+        "{data: {batch_size: 8}, gpipe: {stages: 2, microbatches: 100}}",
+        "gpipe.microbatches=100: must divide data.batch_size=8; try 8",
+    ),
+    "no stages": ("gpipe: {stages: 0}", "gpipe.stages=0: must be greater than or equal to 1; try 1"),
+    "misspelt cuts": (
+        "gpipe: {stages: 2, cuts: balancd}",
+        "gpipe.cuts=balancd: must be balanced, paper, or blocks as in stage2/block1,stage3/block1; did you mean "
+        "balanced?",
+    ),
+    "cuts that are no blocks": (
+        "gpipe: {stages: 2, cuts: [3]}",
+        "gpipe.cuts=[3]: must be balanced, paper, or blocks as in stage2/block1,stage3/block1; try balanced",
+    ),
+    "too few cuts": (
+        "gpipe: {stages: 4, cuts: stage2/block1}",
+        "gpipe.cuts=stage2/block1: must name 3 blocks for gpipe.stages=4, not 1; try gpipe.stages=2, or "
+        "gpipe.cuts=balanced",
+    ),
+    "a stage on two devices": (
+        "{gpipe: {stages: 2}, mesh: {data: 2}}",
+        "mesh.data=2: a stage of GPipe is one device; leave mesh.data out",
+    ),
+    "misspelt sync": (
+        "loft: {sync: exchang}",
+        "loft.sync=exchang: must be one of psum, exchange; did you mean exchange?",
+    ),
     "warm-up as long as the run": (
         "{train: {rounds: 5}, loft: {local_steps: 8}, optimizer: {warmup_steps: 40}}",
         "optimizer.warmup_steps=40: must be below the run's 40 local steps (train.rounds * loft.local_steps); try 4",

@@ -1,0 +1,153 @@
+"""Bytes read from compiled programs, and the ledger's against them: a hidden collective must not go unnoticed."""
+
+import jax
+import pytest
+from test_round import TwoLayers
+from tiny import MODEL, Run, config
+
+from loft_jax import create_model
+from loft_jax.collectives import Collective, parse, payloads, sent_bytes, wire_bytes
+from loft_jax.config import Config
+from loft_jax.data.facts import Facts
+from loft_jax.ledger import assembly_traffic, boundary_floats, gpipe_bytes, sync_traffic
+from loft_jax.mesh import WORKER, make_mesh
+from loft_jax.models.resnet import ResNet
+from loft_jax.published import CUTS
+from loft_jax.round import Round
+from loft_jax.state import initial_state
+
+POST = ResNet(blocks=(1, 2), num_classes=3, width=4, preactivation=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "payload", "devices"),
+    [
+        ("all-reduce", "replica_groups={{0,1},{2,3}}", 4 * 6 + 2 * 3, 2),
+        ("all-gather", "replica_groups=[1,4]<=[4]", 4 * 6 + 2 * 3, 4),
+        ("all-to-all", "replica_groups=[2,2]<=[2,2]T(1,0)", 4 * 6 + 2 * 3, 2),
+        ("reduce-scatter", "replica_groups=mesh['a'=2,'b'=2] {'b'}", 4 * 6 + 2 * 3, 2),
+        ("all-reduce", "replica_groups={}", 4 * 6 + 2 * 3, 4),
+        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 4 * 6 + 2 * 3, 4),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", ["", "-start"])
+def test_a_line_of_hlo_says_kind_payload_and_devices(kind, groups, payload, devices, asynchronous):
+    text = f"""HloModule m, num_partitions=4
+
+ENTRY %main (x: f32[2,3], y: bf16[3]) -> f32[2,3] {{
+  %x = f32[2,3]{{1,0:T(8,128)}} parameter(0)
+  %y = bf16[3]{{0}} parameter(1)
+  ROOT %c = (f32[2,3]{{1,0:T(8,128)}}, bf16[3]{{0}}) {kind}{asynchronous}(%x, %y), {groups}, metadata={{op="while("}}
+}}
+"""
+    assert parse(text) == [Collective(kind, payload, devices, times=1)]
+
+
+LOOP = """HloModule m, num_partitions=2
+
+%body (p: (s32[], f32[3])) -> (s32[], f32[3]) {
+  %p = (s32[], f32[3]{0}) parameter(0)
+  %x = f32[3]{0} get-tuple-element(%p), index=1
+  %r = f32[3]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %t = (s32[], f32[3]{0}) tuple(%x, %r)
+}
+
+%outer (p: f32[3]) -> f32[3] {
+  %p = f32[3]{0} parameter(0)
+  %w = (s32[], f32[3]{0}) while(%p), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+
+ENTRY %main (x: f32[3]) -> f32[3] {
+  %x = f32[3]{0} parameter(0)
+  %one = f32[3]{0} call(%x), to_apply=%outer
+  ROOT %two = f32[3]{0} call(%x), to_apply=%outer
+}
+"""
+
+
+def test_a_loops_body_counts_as_often_as_it_runs():
+    assert parse(LOOP) == 2 * [Collective("all-reduce", 12, 2, times=5)]
+
+
+def test_what_is_not_known_is_an_error_and_no_guess():
+    with pytest.raises(ValueError, match="how often r runs is not known"):
+        parse(LOOP.replace('"known_trip_count":{"n":"5"}', ""))
+    with pytest.raises(ValueError, match="named in an unknown way"):
+        parse(LOOP.replace("replica_groups={{0,1}}", "replica_groups=mesh['a'=4] {'a':(1)2}"))
+
+
+def test_a_ring_sends_what_the_paper_of_rings_says():
+    assert sent_bytes("all-reduce", 100, 4) * 4 == 2 * 3 * 100
+    assert sent_bytes("all-to-all", 100, 4) == 75
+    assert sent_bytes("all-gather", 100, 4) == 300
+    assert sent_bytes("reduce-scatter", 100, 4) == 75
+    assert sent_bytes("collective-permute", 100, 4) == 100
+
+
+def compiled(run, names=None):
+    lowered = run.round.lowered(run.state, run.images, run.labels)
+    return {name: payloads(lowered[name].compile()) for name in names or lowered}
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("fused", [False, True], ids=["stepwise", "fused"])
+@pytest.mark.parametrize("sync", ["psum", "exchange"])
+def test_a_round_has_no_collective_but_its_syncs(sync, fused):
+    run = Run(config(loft__sync=sync), fused=fused)
+    predicted = sync_traffic(run.full, run.round.groups, run.config, 4).payloads
+    assert set(predicted) == ({"all-reduce", "all-to-all"} if sync == "exchange" else {"all-reduce"})
+    training = {"loop": {}} if fused else {"begin": {}, "step": {}}
+    assert compiled(run) == training | {"sync": predicted}
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("model", [MODEL, POST], ids=["pre", "post"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loft__sync": "psum", "loft__workers": 2},
+        {"loft__sync": "psum", "loft__partition": "none", "mesh__worker": 2},
+        {"loft__sync": "psum", "loft__momentum": "reset", "mesh__worker": 1},
+        {"loft__sync": "exchange", "loft__workers": 2},
+        {"loft__sync": "exchange", "loft__partition": "all", "mesh__worker": 2},
+        {"loft__sync": "exchange", "loft__momentum": "reset", "mesh__worker": 4},
+        {"loft__sync": "exchange", "mesh__worker": 1},
+        {"loft__sync": "exchange", "loft__workers": 2, "mesh__data": 2},
+    ],
+    ids=lambda settings: ",".join(f"{key.split('__')[1]}={value}" for key, value in settings.items()),
+)
+def test_the_ledger_is_the_bytes_of_the_compiled_sync_and_assembly(model, settings):
+    run = Run(config(**settings), model=model)
+    ledger = (run.full, run.round.groups, run.config, run.mesh.shape[WORKER])
+    assert compiled(run, ["sync"])["sync"] == sync_traffic(*ledger).payloads
+    if settings["loft__sync"] == "exchange":
+        assert payloads(run.round.meeting.lowered(run.state).compile()) == assembly_traffic(*ledger).payloads
+
+
+def test_variables_of_two_split_groups_are_in_the_ledger():
+    run = Run(config(loft__workers=2), model=TwoLayers())
+    assert compiled(run, ["sync"])["sync"] == sync_traffic(run.full, run.round.groups, run.config, 2).payloads
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_data_parallel_step_reduces_gradients_loss_and_norm_statistics(workers):
+    """For pre-activation networks 3 numbers a channel: mean and mean square forward, and one more back."""
+    run = Run(config(loft__workers=workers, mesh__data=2, mesh__worker=workers))
+    network = run.round.step.model.clone(norm_axis=None)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), run.images[:1].astype(float))
+    parameters, statistics = (sum(x.size for x in jax.tree.leaves(shapes[kind])) for kind in ("params", "batch_stats"))
+    assert compiled(run, ["step"])["step"] == {"all-reduce": 4 * (parameters + 1 + 3 * statistics // 2)}
+
+
+@pytest.mark.parametrize(("workers", "least"), [(2, 3.5), (4, 5.3)])
+def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, least):
+    """PreResNet-34 on CIFAR-10, 500 syncs against 20 true epochs, the paper's partition and cuts; momentum reset."""
+    model, shape = create_model("preresnet34", 10), (32, 32, 3)
+    loft = {"workers": workers, "sync": "exchange", "momentum": "reset"}
+    settings = Config.model_validate({"model": {"name": "preresnet34"}, "data": {"batch_size": 128}, "loft": loft})
+    round_ = Round(settings, model, Facts(shape, 10, 50_000).stand_in(), make_mesh(settings))
+    state = jax.eval_shape(round_.place, jax.eval_shape(lambda: initial_state(model, settings, shape)))
+    images, labels = (jax.ShapeDtypeStruct((512, *dims), dtype) for dims, dtype in ((shape, "uint8"), ((), "int32")))
+    sync = {"sync": round_.lowered(state, images, labels)["sync"].compile()}
+    gpipe = gpipe_bytes(boundary_floats(model, shape, CUTS["preresnet34"][workers]), 20 * 50_000)
+    assert gpipe / (500 * wire_bytes(sync, {"sync": 1}, workers)) >= least
