@@ -25,7 +25,7 @@ from loft_jax.mesh import make_mesh
 from loft_jax.models import create_model
 from loft_jax.round import Round
 from loft_jax.sizes import parameter_count, training_flops
-from loft_jax.state import initial_state
+from loft_jax.state import exchanges, initial_state
 from loft_jax.sub_cnn import split_groups, sub_cnn
 
 COLLECTIVES = "this program's collectives"
@@ -146,32 +146,32 @@ class Costs:
 
     def _of_round(self, name: str, config: Config, workers: int) -> list[Cost]:
         """Of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
-        mesh, rounds = make_mesh(config), config.train.rounds
+        mesh = make_mesh(config)
         round_ = Round(config, self._model, self._dataset, mesh)
         full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
         state = jax.eval_shape(round_.place, full)
         compiles = self._compiles and mesh.size == workers
         programs = _compiled(round_.lowered(state, *self._training_data)) if compiles else {}
-        memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes) if programs else None
-        wire = rounds * wire_bytes(programs, round_.runs, workers) if programs else None
+        memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes) if compiles else None
+        row = partial(self._cost, name, config, workers, round_.step.model)
         if workers == 1:
-            return [self._cost(name, config, workers, round_.step.model, None, memory)]
+            return [row(None, memory)]
+        rounds, due = config.train.rounds, _due(config)
+        wire = rounds * wire_bytes(programs, round_.runs, workers) if compiles else None
         if config.mesh.data > 1:
             gradients = Traffic({"all-reduce": BYTES_OF_FLOAT * (self._size(self._model).parameters + 1)}, workers)
             moved = Bytes.of(gradients, "step", config.total_steps, wire)
         else:
             moved = Bytes.of(sync_traffic(full, round_.groups, config, workers), "sync", rounds, wire)
-        row = partial(self._cost, name, config, workers, round_.step.model)
-        due = sum(map(config.train.anything_is_due, range(rounds + 1)))
         estimate = NormEstimator(config, self._model, self._dataset, mesh)
-        shared = _compiled({"share": estimate.lowered(full["batch_stats"])}) if programs else {}
-        wire = due * wire_bytes(shared, {"share": 1}, workers) if shared else None
-        rows = [row(moved, memory), row(Bytes.of(norm_traffic(full, workers), "evaluation", due, wire))]
-        assembled = assembly_traffic(full, round_.groups, config, workers)
-        if assembled.payloads:
-            program = _compiled({"full": round_.meeting.lowered(state)}) if programs else {}
-            wire = due * wire_bytes(program, {"full": 1}, workers) if program else None
-            rows.append(row(Bytes.of(assembled, "assembly", due, wire)))
+        between = [("evaluation", norm_traffic(full, workers), lambda: estimate.lowered(full["batch_stats"]))]
+        if exchanges(config, round_.groups):
+            assembled = assembly_traffic(full, round_.groups, config, workers)
+            between.append(("assembly", assembled, lambda: round_.meeting.lowered(state)))
+        rows = [row(moved, memory)]
+        for event, traffic, lowered in between:
+            wire = due * wire_bytes({event: lowered().compile()}, {event: 1}, workers) if compiles else None
+            rows.append(row(Bytes.of(traffic, event, due, wire)))
         return rows
 
     def _of_gpipe(self, stages: int) -> list[Cost]:
@@ -191,12 +191,20 @@ class Costs:
         ends = [0, *(pipeline.microbatches * nbytes(x) for x in pipeline.inputs[1:]), 0]
         most = max(before + behind for before, behind in pairwise(ends))
         steps = config.total_steps
-        counts = "activations between stages, and their gradients"
-        moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
+        moved = Bytes("transfers between stages", "step", most, most, steps, steps * pipeline.bytes_per_step)
         programs = _compiled(lowered) if self._compiles else {}
         memory = gpipe_memory(programs, pipeline, self._facts.device_bytes) if programs else None
         largest = Size(max(parameters), max(flops))
-        return [Cost(f"GPipe-{stages}", None, stages, self._size(self._model), largest, moved, memory)]
+        row = partial(Cost, f"GPipe-{stages}", None, stages, self._size(self._model), largest)
+        return [row(moved, memory), row(self._copies(config, pipeline.variable_shapes))]
+
+    def _copies(self, config: Config, variables: list[Any]) -> Bytes:
+        """Of GPipe's stages to every device, where the full CNN is evaluated and saved."""
+        kinds = ("params", "batch_stats", *(["momentum"] if config.loft.momentum == "carry" else []))
+        sizes = [sum(nbytes(own[kind]) for kind in kinds) for own in variables]
+        others, due = len(sizes) - 1, _due(config)
+        sent, received = others * max(sizes), sum(sizes) - min(sizes)
+        return Bytes("copies to every device", "assembly", sent, received, due, due * others * sum(sizes))
 
     def _cost(
         self,
@@ -222,6 +230,11 @@ class Costs:
         for name, changes in sections.items():
             settings[name] |= changes
         return Config.model_validate(settings)
+
+
+def _due(config: Config) -> int:
+    """Rounds at which the full CNN is evaluated or saved."""
+    return sum(map(config.train.anything_is_due, range(config.train.rounds + 1)))
 
 
 def _compiled(lowered: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:

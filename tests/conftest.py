@@ -1,7 +1,12 @@
 """Four virtual CPU devices, and one compilation cache for the session that leaves the user's alone."""
 
+import os
 import shutil
 import sys
+
+# Tests compile for minutes and compute for seconds, so LLVM does not optimise here; an XLA_FLAGS of one's own wins.
+# `.ci/run` runs those marked `compat` with an empty one: on programs as users get them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

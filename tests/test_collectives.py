@@ -100,27 +100,27 @@ def test_a_round_has_no_collective_but_its_syncs(sync, fused):
     assert compiled(run) == training | {"sync": predicted}
 
 
-@pytest.mark.compat
-@pytest.mark.parametrize("model", [MODEL, POST], ids=["pre", "post"])
+SETTINGS = [
+    (MODEL, {"sync": "psum", "workers": 2}),
+    (POST, {"sync": "psum", "partition": "none", "devices": 2}),
+    (MODEL, {"sync": "psum", "momentum": "reset", "devices": 1}),
+    (POST, {"sync": "exchange", "workers": 2}),
+    (MODEL, {"sync": "exchange", "partition": "all", "devices": 2}),
+    (POST, {"sync": "exchange", "momentum": "reset", "devices": 4}),
+    (MODEL, {"sync": "exchange", "devices": 1}),
+    (MODEL, {"sync": "exchange", "workers": 2, "data": 2}),
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"loft__sync": "psum", "loft__workers": 2},
-        {"loft__sync": "psum", "loft__partition": "none", "mesh__worker": 2},
-        {"loft__sync": "psum", "loft__momentum": "reset", "mesh__worker": 1},
-        {"loft__sync": "exchange", "loft__workers": 2},
-        {"loft__sync": "exchange", "loft__partition": "all", "mesh__worker": 2},
-        {"loft__sync": "exchange", "loft__momentum": "reset", "mesh__worker": 4},
-        {"loft__sync": "exchange", "mesh__worker": 1},
-        {"loft__sync": "exchange", "loft__workers": 2, "mesh__data": 2},
-    ],
-    ids=lambda settings: ",".join(f"{key.split('__')[1]}={value}" for key, value in settings.items()),
+    ("model", "settings"), SETTINGS, ids=lambda x: ",".join(map(str, getattr(x, "values", list)()))
 )
 def test_the_ledger_is_the_bytes_of_the_compiled_sync_and_assembly(model, settings):
-    run = Run(config(**settings), model=model)
+    sections = {"devices": "mesh__worker", "data": "mesh__data"}
+    run = Run(config(**{sections.get(key, f"loft__{key}"): value for key, value in settings.items()}), model=model)
     ledger = (run.full, run.round.groups, run.config, run.mesh.shape[WORKER])
     assert compiled(run, ["sync"])["sync"] == sync_traffic(*ledger).payloads
-    if settings["loft__sync"] == "exchange":
+    if settings["sync"] == "exchange":
         assert payloads(run.round.meeting.lowered(run.state).compile()) == assembly_traffic(*ledger).payloads
 
 

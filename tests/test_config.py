@@ -138,7 +138,7 @@ def test_every_field_is_described_and_shown_by_help_with_type_and_default(capsys
         option = re.compile(rf"--{re.escape(key)} \S+ {re.escape(field.description)} \(default: {default}\)( |$)")
         assert option.search(shown), key
     for line in (
-        "--loft.workers int sub-CNNs trained side by side; 1 is plain SGD (default: 4)",
+        "--loft.workers int sub-CNNs trained side by side; 1 is plain SGD, and the default where gpipe.stages is set (default: 4)",
         "--model.width int|null channels of the first stage; null: the published width",
         "--loft.partition paper|all|none groups to split",
         "--data.augment bool random crop",
@@ -177,6 +177,7 @@ OTHER_VALUES = {
     "data.augment": False,
     "loft.workers": 2,
     "loft.local_steps": 4,
+    "loft.sync": "exchange",
     "loft.partition": "all",
     "loft.momentum": "reset",
     "loft.rescale": True,
@@ -201,6 +202,9 @@ OTHER_VALUES = {
     "mesh.worker": 2,
     "mesh.data": 2,
     "mesh.cpu_devices": 2,
+    "gpipe.stages": 2,
+    "gpipe.microbatches": 2,
+    "gpipe.cuts": "paper",
 }
 CHANGES_NO_RESULT = {
     "data.data_dir",
@@ -217,8 +221,7 @@ CHANGES_NO_RESULT = {
 
 
 def test_every_field_is_in_the_table_of_other_values():
-    # loft.sync has one choice only.
-    assert set(OTHER_VALUES) | {"loft.sync"} == set(flatten(Config()))
+    assert set(OTHER_VALUES) == set(flatten(Config()))
     assert set(flatten(Config())) >= RESUMABLE
 
 

@@ -112,8 +112,7 @@ def test_stages_lie_on_different_devices_and_nowhere_else():
     assert flat(run.round.full(run.state)).keys() == flat(run.full).keys()
 
 
-@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2)])
-@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize(("stages", "precision", "size"), [(4, "float32", 4), (2, "bfloat16", 2)])
 def test_what_a_step_transfers_is_what_the_ledger_says(stages, precision, size):
     run = pipeline(stages, 4, precision=precision)
     run.rounds(1)
