@@ -15,10 +15,12 @@ _SENT = {
     "all-to-all": lambda g: (g - 1) / g,
     "collective-permute": lambda g: 1,
 }
-_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$")
-_CALL = re.compile(r"\b(?:to_apply|calls|body|branch_computations|true_computation|false_computation)=\{?([^}\s]+)")
-_COLLECTIVE = re.compile(rf" ({'|'.join(_SENT)})(?:-start)?\(([^)]*)\)")
+_OPCODE = re.compile(r"^ ([a-z][\w\-]*)\(")
+# Operations between devices whose bytes are not known here, and those that only end what another has begun.
+_UNKNOWN = re.compile(r"(ragged-all-to-all|collective-broadcast|send|recv)")
+_ENDING = re.compile(r".*-(done|update)")
+_CALLED = re.compile(r"\b(?:to_apply|calls|body|condition|\w+_computations?)=(?:\{([^}]*)\}|([^\s,]+))")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
     """The collectives of a compiled program that more than one device takes part in.
 
     Raises:
-      ValueError: one is in a loop of which the compiler does not say how often it runs, or names its devices in a way
-        that is not known here.
+      ValueError: one is in a loop of which the compiler does not say how often it runs, or in a conditional; or it is
+        written in a way that is not known here. Nothing is guessed.
     """
     return [found for found in parse(program.as_text()) if found.devices > 1]
 
@@ -72,7 +74,7 @@ def wire_bytes(programs: Mapping[str, jax.stages.Compiled], runs: Mapping[str, i
 
 
 def parse(hlo: str) -> list[Collective]:
-    """`collectives` of a module's text, those of one device included."""
+    """`collectives` of a module's text, those of one device included. Raises ValueError as that."""
     header = re.search(r"\bnum_partitions=(\d+)", hlo.split("\n", 1)[0])
     computations, entry = _computations(hlo)
     return list(_walk(entry, computations, int(header[1]) if header else 1, times=1))
@@ -94,33 +96,44 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 def _walk(name: str, computations: dict[str, list[str]], partitions: int, times: int | None) -> Iterator[Collective]:
     """`times`: how often the computation runs; None if it is not known."""
-    shapes: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for line in computations[name]:
-        instruction = _INSTRUCTION.match(line)
-        if not instruction:
+        if not (instruction := _INSTRUCTION.match(line)):
             continue
-        shapes[instruction[1]] = _bytes(_shape(instruction[2]))
-        text = instruction[2].split(", metadata=")[0]
-        if found := _COLLECTIVE.search(text):
+        result, text = instruction[1], instruction[2].split(", metadata=")[0]
+        shape = _balanced(text) if text.startswith("(") else text.split(" ", 1)[0]
+        sizes[result], text = _bytes(shape), text[len(shape) :]
+        opcode = (_OPCODE.match(text) or ["", ""])[1]
+        if _ENDING.fullmatch(opcode):
+            continue
+        if _UNKNOWN.match(opcode):
+            raise ValueError(f"{result} is a {opcode}, of which it is not known how many bytes it sends")
+        kind = opcode.removesuffix("-start")
+        if kind in _SENT:
             if times is None:
-                raise ValueError(f"how often {instruction[1]} runs is not known: its loop has no known trip count")
-            payload = sum(shapes[operand] for operand in re.findall(r"%([\w.\-]+)", found[2]))
-            yield Collective(found[1], payload, _group_size(text, partitions), times)
+                raise ValueError(f"how often {result} runs is not known: it is in a conditional or an unbounded loop")
+            operands = re.findall(r"%([\w.\-]+)", _balanced(text[text.index("(") :]))
+            payload = sum(sizes[operand] for operand in operands)
+            if not payload:
+                raise ValueError(f"operands of {result} have no size that is known: {text}")
+            yield Collective(kind, payload, _group_size(text, partitions), times)
             continue
         inner = times
-        if " while(" in text:
+        if opcode == "while":
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
             inner = times * int(trips[1]) if trips and times is not None else None
-        for called in _CALL.findall(text):
-            for part in called.split(","):
-                if part.lstrip("%") in computations:
-                    yield from _walk(part.lstrip("%"), computations, partitions, inner)
+        elif opcode == "conditional":
+            inner = None
+        for listed, single in _CALLED.findall(text):
+            for called in (listed or single).split(","):
+                if (known := called.strip().lstrip("%")) in computations:
+                    yield from _walk(known, computations, partitions, inner)
+    if not sizes:
+        raise ValueError(f"no instruction was found in {name}: the text is not as it is known here")
 
 
-def _shape(text: str) -> str:
-    """The shape that a definition begins with; a tuple's is in parentheses."""
-    if not text.startswith("("):
-        return text.split(" ", 1)[0]
+def _balanced(text: str) -> str:
+    """The text up to where its first parenthesis closes; layouts within may have parentheses of their own."""
     depth = 0
     for i, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -131,8 +144,8 @@ def _shape(text: str) -> str:
 
 def _bytes(shape: str) -> int:
     total = 0
-    for dtype, dimensions in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
-        bits = _BITS.get(dtype) or int((re.match(r"[a-z]+(\d+)", dtype) or [0, 0])[1])
+    for kind, bits, dimensions in re.findall(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]", shape):
+        bits = 8 if kind == "pred" else int(bits or 0)
         total += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
     return total
 
@@ -140,7 +153,7 @@ def _bytes(shape: str) -> int:
 def _group_size(text: str, partitions: int) -> int:
     """Devices that a collective joins, in whichever way its line says it."""
     if " collective-permute" in text:
-        return partitions
+        return len({*re.findall(r"\d+", re.search(r"source_target_pairs=(\S+)", text)[1])})
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(listed[1].split(","))
     if "replica_groups={}" in text or "replica_groups=" not in text:

@@ -154,15 +154,19 @@ class GPipe(Section):
     @field_validator("cuts", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        names = value.split(",") if isinstance(value, str) else value
+        return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
 
     @field_validator("cuts")
     @classmethod
     def _named(cls, value: str) -> str:
-        if value not in CUT_RULES and not all(re.fullmatch(r"stage\d+/block\d+", name) for name in value.split(",")):
-            close = difflib.get_close_matches(value, CUT_RULES, n=1)
-            hint = f"did you mean {close[0]}?" if close else "try balanced"
-            raise ValueError(f"must be balanced, paper, or blocks as in stage2/block1,stage3/block1; {hint}")
+        for name in [] if value in CUT_RULES else value.split(","):
+            if not re.fullmatch(r"stage\d+/block\d+", name):
+                meant = [f"stage{stage}/block{block}" for stage, block in re.findall(r"^\D+(\d+)\D+(\d+)$", name)]
+                close = meant or difflib.get_close_matches(name, CUT_RULES, n=1)
+                hint = f"did you mean {close[0]}?" if close else "try balanced"
+                rule = "balanced, paper, or blocks as in stage2/block1,stage3/block1"
+                raise ValueError(f"{name!r} is none of {rule}; {hint}")
         return value
 
     @property
@@ -274,7 +278,8 @@ class Config(Section):
 
     def resumable(self) -> frozenset[str]:
         """Dotted keys that may differ between a run's first start and its resume: they leave the result as it is."""
-        return RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
+        keys = RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
+        return keys | {"gpipe.microbatches"} if self.gpipe.stages is None else keys
 
     def epochs(self, rounds: int, examples: int) -> float:
         """Passes over a training set of `examples` images made by `rounds` rounds, as paper.md counts them."""
@@ -294,6 +299,7 @@ RESUMABLE = SNAPSHOT_CADENCE | frozenset(
         "mesh.worker",
         "mesh.data",
         "mesh.cpu_devices",
+        "gpipe.cuts",
     }
 )
 

@@ -19,7 +19,8 @@ def as_rows(costs: Iterable[Cost]) -> list[Row]:
     `peak_over_plain_sgd` the device's peak memory over that of plain SGD.
     """
     costs = list(costs)
-    gpipe = {cost.workers: cost.bytes.total for cost in costs if cost.method.startswith("GPipe")}
+    steps = [cost for cost in costs if cost.bytes and cost.bytes.event == "step"]
+    gpipe = {cost.workers: cost.bytes.total for cost in steps if cost.method.startswith("GPipe")}
     plain = next((cost.memory for cost in costs if cost.workers == 1), None)
     rows = []
     for cost in costs:

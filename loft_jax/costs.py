@@ -13,13 +13,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from loft_jax.cli import validated
 from loft_jax.collectives import wire_bytes
 from loft_jax.config import Config
-from loft_jax.cuts import check_cuts
 from loft_jax.data.facts import Facts
 from loft_jax.evaluate import NormEstimator
+from loft_jax.experiment import check_model
 from loft_jax.gpipe import GPipe
-from loft_jax.ledger import BYTES_OF_FLOAT, ParameterSplit, Traffic, assembly_traffic, norm_traffic, sync_traffic
+from loft_jax.ledger import (
+    BYTES_OF_FLOAT,
+    ParameterSplit,
+    Traffic,
+    assembly_traffic,
+    norm_traffic,
+    step_traffic,
+    sync_traffic,
+)
 from loft_jax.memory import PeakMemory, gpipe_memory, nbytes, round_memory
 from loft_jax.mesh import make_mesh
 from loft_jax.models import create_model
@@ -108,23 +117,24 @@ class Costs:
     def methods(self, workers: int) -> list[tuple[str, Callable[[], list[Cost]]]]:
         """(name, what makes its rows) of every method that there is for so many workers.
 
-        The second raises ValueError or UserError where the model or the devices do not allow the method.
+        The second raises UserError where the settings, the model or the devices do not allow the method.
         """
         if workers == 1:
-            config = self._with(loft={"workers": 1, "sync": "psum"})
-            return [("plain SGD", partial(self._of_round, "plain SGD", config, 1))]
-        named = {f"LoFT-{workers}, server": partial(self._of_server, workers)}
-        own = self._config.loft.momentum
-        for sync in ("psum", "exchange") if self._config.loft.partition != "none" else ():
+            return [("plain SGD", partial(self._of_round, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
+        named, own = {}, self._config.loft.momentum
+        splits = self._config.loft.partition != "none"
+        if splits:
+            named[f"LoFT-{workers}, server"] = partial(self._of_server, workers)
+        for sync in ("psum", "exchange") if splits else ():
             for momentum in (own, *({"carry", "reset"} - {own})):
-                config = self._with(loft={"workers": workers, "sync": sync, "momentum": momentum})
-                of_round = partial(self._of_round, f"LoFT-{workers}, {sync}", config, workers)
+                loft = {"workers": workers, "sync": sync, "momentum": momentum}
+                of_round = partial(self._of_round, f"LoFT-{workers}, {sync}", workers, loft=loft)
                 named[f"LoFT-{workers}, {sync}, momentum {momentum}"] = of_round
-        local = self._with(loft={"workers": workers, "sync": "psum", "partition": "none"})
+        name, loft = f"local SGD-{workers}", {"workers": workers, "sync": "psum", "partition": "none"}
+        named[name] = partial(self._of_round, name, workers, loft=loft)
+        name, loft = f"data-parallel SGD-{workers}", {"workers": 1, "sync": "psum"}
         batch = {"batch_size": workers * self._config.data.batch_size}
-        data_parallel = self._with(loft={"workers": 1, "sync": "psum"}, data=batch, mesh={"data": workers})
-        for name, config in {"local SGD": local, "data-parallel SGD": data_parallel}.items():
-            named[f"{name}-{workers}"] = partial(self._of_round, f"{name}-{workers}", config, workers)
+        named[name] = partial(self._of_round, name, workers, loft=loft, data=batch, mesh={"data": workers})
         return [*named.items(), (f"GPipe-{workers}", partial(self._of_gpipe, workers))]
 
     def _size(self, module: nn.Module) -> Size:
@@ -144,23 +154,25 @@ class Costs:
         moved = Bytes("the paper's server", "sync", up, down, rounds, total)
         return [self._cost(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
 
-    def _of_round(self, name: str, config: Config, workers: int) -> list[Cost]:
+    def _of_round(self, name: str, workers: int, **sections: dict[str, Any]) -> list[Cost]:
         """Of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
+        config = self._with(**sections)
         mesh = make_mesh(config)
         round_ = Round(config, self._model, self._dataset, mesh)
         full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
         state = jax.eval_shape(round_.place, full)
         compiles = self._compiles and mesh.size == workers
         programs = _compiled(round_.lowered(state, *self._training_data)) if compiles else {}
-        memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes) if compiles else None
+        memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes(mesh.size)) if compiles else None
         row = partial(self._cost, name, config, workers, round_.step.model)
         if workers == 1:
             return [row(None, memory)]
         rounds, due = config.train.rounds, _due(config)
         wire = rounds * wire_bytes(programs, round_.runs, workers) if compiles else None
         if config.mesh.data > 1:
-            gradients = Traffic({"all-reduce": BYTES_OF_FLOAT * (self._size(self._model).parameters + 1)}, workers)
-            moved = Bytes.of(gradients, "step", config.total_steps, wire)
+            moved = Bytes.of(
+                step_traffic(self._size(self._model).parameters, workers), "step", config.total_steps, wire
+            )
         else:
             moved = Bytes.of(sync_traffic(full, round_.groups, config, workers), "sync", rounds, wire)
         estimate = NormEstimator(config, self._model, self._dataset, mesh)
@@ -179,7 +191,6 @@ class Costs:
         if self._config.gpipe.cut_blocks and len(self._config.gpipe.cut_blocks) != stages - 1:
             gpipe["cuts"] = "balanced"
         config = self._with(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
-        check_cuts(self._model, config)
         pipeline = GPipe(config, self._model, self._dataset, make_mesh(config))
         lowered = pipeline.lowered()
         flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
@@ -191,9 +202,10 @@ class Costs:
         ends = [0, *(pipeline.microbatches * nbytes(x) for x in pipeline.inputs[1:]), 0]
         most = max(before + behind for before, behind in pairwise(ends))
         steps = config.total_steps
-        moved = Bytes("transfers between stages", "step", most, most, steps, steps * pipeline.bytes_per_step)
+        counts = f"transfers between stages; cuts: {config.gpipe.cuts}"
+        moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
         programs = _compiled(lowered) if self._compiles else {}
-        memory = gpipe_memory(programs, pipeline, self._facts.device_bytes) if programs else None
+        memory = gpipe_memory(programs, pipeline, self._facts.device_bytes(stages)) if programs else None
         largest = Size(max(parameters), max(flops))
         row = partial(Cost, f"GPipe-{stages}", None, stages, self._size(self._model), largest)
         return [row(moved, memory), row(self._copies(config, pipeline.variable_shapes))]
@@ -229,7 +241,9 @@ class Costs:
         settings["gpipe"]["stages"], settings["mesh"] = None, {"cpu_devices": self._config.mesh.cpu_devices}
         for name, changes in sections.items():
             settings[name] |= changes
-        return Config.model_validate(settings)
+        config = validated(settings, source="this setting with other methods")
+        check_model(self._model, config)
+        return config
 
 
 def _due(config: Config) -> int:

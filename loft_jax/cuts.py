@@ -24,9 +24,10 @@ def check_cuts(model: nn.Module, config: Config) -> None:
             f"try {len(names)}"
         )
     if gpipe.cuts == "paper" and gpipe.stages > 1 and gpipe.stages not in CUTS.get(config.model.name, {}):
+        hint = "gpipe.stages=2 or 4" if config.model.name in CUTS else "balanced"
         raise ValueError(
             f"gpipe.cuts=paper: the paper cuts {', '.join(CUTS)}, each into 2 or 4 stages, and not "
-            f"{config.model.name} into {gpipe.stages}; try balanced"
+            f"{config.model.name} into {gpipe.stages}; try {hint}"
         )
     for name in gpipe.cut_blocks or ():
         if name not in names[:-1]:

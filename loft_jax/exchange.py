@@ -70,7 +70,8 @@ class Exchange:
 
     def partition(self, state: Tree) -> Tree:
         """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
-        return state["owners"]
+        # A copy, for a sync is given both and may overwrite the state.
+        return jax.tree.map(jnp.copy, state["owners"])
 
     def compact(self, state: Tree, masks: Tree, slot: jax.Array) -> Tree:
         """Inside shard_map: the compact variables of a device's worker, from the state at rest."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,11 +20,12 @@ from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
 from loft_jax.exchange import check_exchangeable
 from loft_jax.gpipe import GPipe
-from loft_jax.ledger import Traffic, sync_traffic
-from loft_jax.mesh import WORKER, make_mesh, replicate
+from loft_jax.ledger import Traffic, step_traffic, sync_traffic
+from loft_jax.mesh import DATA, WORKER, make_mesh, replicate
 from loft_jax.models import create_model
 from loft_jax.round import Round
-from loft_jax.state import initial_state
+from loft_jax.sizes import parameter_count
+from loft_jax.state import exchanges, initial_state
 from loft_jax.sub_cnn import split_groups
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -50,12 +52,15 @@ def jit_once(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def check_model(model: nn.Module, config: Config) -> None:
-    """Raise ValueError if the model cannot be split over the workers, or cut into the stages, that are asked for."""
-    split = [group for group in split_groups(model, config) if group.partitioned]
-    if config.loft.sync == "exchange":
-        check_exchangeable(split)
-    if config.gpipe.stages is not None:
-        check_cuts(model, config)
+    """Raise UserError if the model cannot be split over the workers, or cut into the stages, that are asked for."""
+    try:
+        groups = split_groups(model, config)
+        if exchanges(config, groups):
+            check_exchangeable([group for group in groups if group.partitioned])
+        if config.gpipe.stages is not None:
+            check_cuts(model, config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,7 @@ class Experiment:
           UserError: model, data or devices do not fit the config.
         """
         # What the model alone can tell is told before devices and data are looked at.
-        try:
-            check_model(create_model(config.model.name, 1, width=config.model.width), config)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        check_model(create_model(config.model.name, 1, width=config.model.width), config)
         mesh = make_mesh(config)
         if config.gpipe.stages is not None and jax.process_count() > 1:
             raise UserError(
@@ -126,9 +128,23 @@ class Experiment:
         """Shapes and dtypes of the state; computes nothing."""
         return jax.eval_shape(self._initialise)
 
+    @cached_property
     def sync_traffic(self) -> Traffic:
-        """What a sync of LoFT moves between the devices of the mesh."""
+        """What a sync of LoFT moves between the worker devices of the mesh."""
         return sync_traffic(self.state_shapes(), self.round.groups, self.config, self.mesh.shape[WORKER])
+
+    @cached_property
+    def step_traffic(self) -> Traffic:
+        """What a local step moves between the devices that share a worker's batch."""
+        parameters = parameter_count(self.round.step.model, self.dataset.train_images.shape[1:])
+        return step_traffic(parameters, self.mesh.shape[DATA])
+
+    def bytes_on_the_wire(self) -> float:
+        """What the last round's training sent, all devices together: GPipe's as it was sent, LoFT's by the ledger."""
+        if isinstance(self.round, GPipe):
+            return self.round.transfers.bytes
+        steps = self.config.loft.workers * self.config.loft.local_steps
+        return self.mesh.shape[DATA] * self.sync_traffic.wire + steps * self.step_traffic.wire
 
     def _initialise(self) -> dict[str, Any]:
         return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])

@@ -61,7 +61,7 @@ class GPipe:
       microbatches: number M.
       inputs: shape and dtype of the micro-batch that comes into each stage.
       variable_shapes, sum_shapes: of each stage's variables, and of what it adds up in a step.
-      transfers: activations and their gradients sent so far between stages.
+      transfers: activations and their gradients that the last round has sent between stages.
     """
 
     def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh):
@@ -114,6 +114,7 @@ class GPipe:
     def train_locally(self, state: Tree, images: jax.Array, labels: jax.Array) -> tuple[None, Tree]:
         """The steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""
         config, stages, (first, last) = self._config, state["stages"], (self.devices[0], self.devices[-1])
+        self.transfers = Transfers()
         if config.loft.momentum == "reset":
             stages = [stage | {"momentum": jax.tree.map(jnp.zeros_like, stage["params"])} for stage in stages]
         images, labels = _on(images, first), _on(labels, last)
@@ -186,7 +187,7 @@ class GPipe:
 
     @staticmethod
     def stage_of(program: str) -> int:
-        """The stage, counted from 0, of a program that `compiled` names."""
+        """The stage, counted from 0, of a program that `lowered` names."""
         return int(program.split()[1]) - 1
 
     def _drawn_order(self, round_number: jax.Array) -> jax.Array:
@@ -198,8 +199,7 @@ class GPipe:
 
     def _drawn_images(self, images: jax.Array, order: jax.Array, first_step: jax.Array, number: int) -> list[jax.Array]:
         key = key_for(self._config.seed, Purpose.AUGMENTATION, 0, first_step + number)
-        batch, _ = self.step.draw_batch(images, jnp.zeros(len(images), jnp.int32), order[number], key)
-        return jnp.split(batch, self.microbatches)
+        return jnp.split(self.step.draw_images(images, order[number], key), self.microbatches)
 
     def _drawn_labels(self, labels: jax.Array, order: jax.Array, number: int) -> list[jax.Array]:
         return jnp.split(labels[order[number]], self.microbatches)

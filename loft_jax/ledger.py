@@ -90,8 +90,7 @@ def sync_traffic(state: Mapping[str, Any], groups: Sequence[FilterGroup], config
     """
     if devices == 1:
         return Traffic({}, 1)
-    variables = {kind: state[kind] for kind in ("params", "batch_stats", "momentum") if kind in state}
-    sizes = {path: leaf.size for path, leaf in flatten_dict(variables, sep="/").items()}
+    sizes = _sizes(state)
     split = [group for group in with_momentum(groups) if group.partitioned]
     loss = BYTES_OF_FLOAT
     if not exchanges(config, groups):
@@ -113,17 +112,20 @@ def assembly_traffic(state: Mapping[str, Any], groups: Sequence[FilterGroup], co
     """Of assembling the full state from the workers' slices, before an evaluation or a checkpoint."""
     if devices == 1 or not exchanges(config, groups):
         return Traffic({}, devices)
-    variables = {kind: state[kind] for kind in ("params", "batch_stats", "momentum") if kind in state}
-    sizes = {path: leaf.size for path, leaf in flatten_dict(variables, sep="/").items()}
+    sizes = _sizes(state)
     moved = {path for group in with_momentum(groups) if group.partitioned for path in group.axes if path in sizes}
     return Traffic({"all-gather": BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // devices}, devices)
 
 
+def step_traffic(parameters: int, devices: int) -> Traffic:
+    """Of the gradients and the loss in one data-parallel step. The batch's norm statistics are not counted."""
+    return Traffic({"all-reduce": BYTES_OF_FLOAT * (parameters + 1)} if devices > 1 else {}, devices)
+
+
 def norm_traffic(state: Mapping[str, Any], devices: int) -> Traffic:
     """Of gathering the norm statistics that all devices have estimated a part of."""
-    return Traffic(
-        {"all-reduce": BYTES_OF_FLOAT * sum(leaf.size for leaf in jax.tree.leaves(state["batch_stats"]))}, devices
-    )
+    floats = sum(leaf.size for leaf in jax.tree.leaves(state["batch_stats"]))
+    return Traffic({"all-reduce": BYTES_OF_FLOAT * floats} if devices > 1 else {}, devices)
 
 
 def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequence[str]) -> list[int]:
@@ -146,3 +148,9 @@ def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequ
 def gpipe_bytes(boundaries: Sequence[int], images: int, bytes_of_number: int = BYTES_OF_FLOAT) -> int:
     """Bytes between GPipe's stages for this many images: activations forward, their gradients back."""
     return 2 * bytes_of_number * sum(boundaries) * images
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, int]:
+    """Path -> number of floats of every variable that workers train."""
+    variables = {kind: state[kind] for kind in ("params", "batch_stats", "momentum") if kind in state}
+    return {path: leaf.size for path, leaf in flatten_dict(variables, sep="/").items()}

@@ -87,10 +87,17 @@ class LocalStep:
         if self.data_shards > 1:
             start = jax.lax.axis_index(DATA) * part
             indices, drawn = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, part), (indices, drawn))
-        batch = images[indices]
+        return self._prepared(images[indices], drawn), labels[indices]
+
+    def draw_images(self, images: jax.Array, indices: jax.Array, key: jax.Array) -> jax.Array:
+        """The images of `draw_batch`, where one device holds the whole batch."""
+        drawn = {} if self.augmentation is None else self.augmentation.draw(key, len(indices))
+        return self._prepared(images[indices], drawn)
+
+    def _prepared(self, batch: jax.Array, drawn: Tree) -> jax.Array:
         if self.augmentation is not None:
             batch = self.augmentation.apply(batch, drawn)
-        return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std)), labels[indices]
+        return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std))
 
 
 def make_local_step(config: Config, model: nn.Module, dataset: Dataset, data_shards: int = 1) -> LocalStep:

@@ -1,6 +1,7 @@
 """Peak memory of a device in training: what stays on it, and the largest of a round's compiled programs.
 
-As the compiler plans it: its own measure of temporary space, which backends fill differently.
+As the compiler plans it: its own measure of temporary space, which backends fill differently. Left out is what takes
+little: drawing GPipe's batches, and the moment between a program's end and the release of what it read.
 """
 
 from collections.abc import Mapping
@@ -59,9 +60,9 @@ def round_memory(programs: Programs, round_: Round, state: Any, mesh: Mesh, data
     """Of a LoFT round.
 
     Args:
-      programs: `round_.compiled`.
+      programs: those of `round_.lowered`, compiled.
       state: between rounds, or its shapes.
-      data_bytes: of the training data on each device.
+      data_bytes: of the images on each device.
     """
     meeting, slots = round_.meeting, round_.slots
     masks = jax.eval_shape(meeting.partition, state)
@@ -82,7 +83,7 @@ def gpipe_memory(programs: Programs, gpipe: GPipe, data_bytes: int) -> PeakMemor
     for name, program in programs.items():
         stage = gpipe.stage_of(name)
         held = nbytes(gpipe.variable_shapes[stage]) + nbytes(gpipe.sum_shapes[stage])
-        # While the pipeline is full, every micro-batch's input waits for its way back.
-        held += gpipe.microbatches * nbytes(gpipe.inputs[stage])
+        # While the pipeline is full, every micro-batch's input waits for its way back, which a gradient begins.
+        held += gpipe.microbatches * nbytes(gpipe.inputs[stage]) + nbytes(gpipe.inputs[stage + 1 : stage + 2])
         peaks.append(PeakMemory(held + data_bytes, program_bytes(program), name))
     return max(peaks, key=lambda peak: peak.total)

@@ -53,12 +53,18 @@ def _traffic_text(experiment: Experiment) -> dict[str, str]:
         parts, size = gpipe.microbatches, gpipe.inputs[0].shape[0]
         moved = f"{parts} micro-batches of {size}; {_megabytes(gpipe.bytes_per_step)} a step between the stages"
         return {"stages": stages, "pipeline": moved}
-    traffic = experiment.sync_traffic()
+    traffic = experiment.sync_traffic
     exchanged = traffic.payloads.get("all-to-all", 0)
     moved = f"{_megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
     if exchanged:
         moved += f", {_megabytes(exchanged)} of filters exchanged"
     return {"sync": f"{moved}; each device sends {_megabytes(traffic.sent)}, sums in a ring"}
+
+
+def _traffic(experiment: Experiment) -> dict[str, Any]:
+    if isinstance(experiment.round, GPipe):
+        return {"gpipe_stages": len(experiment.round.bounds)}
+    return {"sync_payload_bytes": sum(experiment.sync_traffic.payloads.values())}
 
 
 def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
@@ -93,7 +99,8 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
         "parameters": parameter_count(experiment.model, shape),
         "parameters_sub_cnn": parameter_count(experiment.round.step.model, shape),
-        **_bytes_moved(experiment, last["round"]),
+        "bytes_on_the_wire": sum(row.get("bytes_on_the_wire", 0.0) for row in rows),
+        **_traffic(experiment),
         "model": config.model.name,
         "data": config.data.name,
         "workers": config.loft.workers,
@@ -104,15 +111,6 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         "device_kind": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-
-
-def _bytes_moved(experiment: Experiment, rounds: int) -> dict[str, Any]:
-    """What training rounds put on the wire, all devices together; evaluations and checkpoints are not counted."""
-    if isinstance(gpipe := experiment.round, GPipe):
-        wire = rounds * experiment.config.loft.local_steps * gpipe.bytes_per_step
-        return {"gpipe_stages": len(gpipe.bounds), "bytes_on_the_wire": wire}
-    traffic = experiment.sync_traffic()
-    return {"sync_payload_bytes": sum(traffic.payloads.values()), "bytes_on_the_wire": rounds * traffic.wire}
 
 
 def _megabytes(size: float) -> str:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from loft_jax.cli import CommandLine, overridden, run_command
-from loft_jax.config import Config
+from loft_jax.config import Config, GPipe
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
@@ -110,7 +110,8 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
             if key.startswith(fixed):
                 raise UserError(f"--{key}: cannot be changed for a retraining: {reason}")
     settings = run.model_dump()
-    settings["loft"]["workers"], settings["gpipe"]["stages"] = 1, None
+    settings["loft"] |= {"workers": 1, "sync": "psum"}
+    settings["gpipe"] = GPipe().model_dump()
     settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
     return overridden(settings, dict(overrides), source="command line")
 

@@ -1,7 +1,7 @@
 """A round of LoFT on a mesh: partition, extract, local steps, sync (paper, steps 1 to 3).
 
-What a device holds between rounds, and how workers meet, is `loft.sync`'s (sync.py, exchange.py). In a round each
-device holds one worker's compact sub-CNN at a time.
+What a device holds between rounds, and how workers meet, is `loft.sync`'s (sync.py, exchange.py). A device trains one
+worker's compact sub-CNN at a time.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
-"""Pretrain with LoFT: python -m loft_jax.train --config configs/digits.yaml --workdir runs/digits
+"""Pretrain: python -m loft_jax.train --config configs/digits.yaml --workdir runs/digits
 
-The same command run again resumes from the newest checkpoint; a finished run says so.
+By LoFT, local SGD, plain SGD or GPipe, as the settings say. The same command run again resumes from the newest
+checkpoint; a finished run says so.
 """
 
 from pathlib import Path

@@ -116,7 +116,8 @@ class Trainer:
         learning_rate = float(experiment.round.step.learning_rate(self._done * config.loft.local_steps))
         self._done += 1
         self._stop_unless_finite("train/loss", loss, learning_rate)
-        return self._conclude({"train/loss": loss, "learning_rate": learning_rate})
+        moved = experiment.bytes_on_the_wire()
+        return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
 
     def _conclude(self, metrics: Row) -> Row:
         """Evaluate, write the row, save: what is due after `self._done` rounds."""

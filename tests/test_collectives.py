@@ -27,7 +27,7 @@ POST = ResNet(blocks=(1, 2), num_classes=3, width=4, preactivation=False)
         ("all-to-all", "replica_groups=[2,2]<=[2,2]T(1,0)", 4 * 6 + 2 * 3, 2),
         ("reduce-scatter", "replica_groups=mesh['a'=2,'b'=2] {'b'}", 4 * 6 + 2 * 3, 2),
         ("all-reduce", "replica_groups={}", 4 * 6 + 2 * 3, 4),
-        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 4 * 6 + 2 * 3, 4),
+        ("collective-permute", "source_target_pairs={{0,1},{1,0}}", 4 * 6 + 2 * 3, 2),
     ],
 )
 @pytest.mark.parametrize("asynchronous", ["", "-start"])
@@ -76,6 +76,51 @@ def test_what_is_not_known_is_an_error_and_no_guess():
         parse(LOOP.replace("replica_groups={{0,1}}", "replica_groups=mesh['a'=4] {'a':(1)2}"))
 
 
+HEAD = "HloModule m, num_partitions=2\n\nENTRY %main (x: f32[3]) -> f32[3] {\n  %x = f32[3]{0} parameter(0)\n"
+CONDITIONAL = """HloModule m, num_partitions=2
+
+%quiet (x: f32[3]) -> f32[3] {
+  ROOT %x = f32[3]{0} parameter(0)
+}
+
+%loud (x: f32[3]) -> f32[3] {
+  %x = f32[3]{0} parameter(0)
+  ROOT %r = f32[3]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+}
+
+ENTRY %main (i: s32[], x: f32[3]) -> f32[3] {
+  %i = s32[] parameter(0)
+  %x = f32[3]{0} parameter(1)
+  ROOT %c = f32[3]{0} conditional(%i, %x, %x), branch_computations={%quiet, %loud}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CONDITIONAL, "how often r runs is not known"),
+        (HEAD + "  ROOT %r = f32[3]{0} ragged-all-to-all(%x)\n}\n", "r is a ragged-all-to-all"),
+        (HEAD + "  ROOT %r = f32[3]{0} all-reduce(), replica_groups={{0,1}}\n}\n", "operands of r have no size"),
+        (HEAD.replace("%x = ", "x = ") + "}\n", "no instruction was found in main"),
+    ],
+)
+def test_what_cannot_be_counted_is_an_error(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_an_asynchronous_collective_counts_once_and_tiled_operands_have_their_size():
+    text = (
+        HEAD
+        + """  %s = f32[3]{0:T(8,128)} all-reduce-start(f32[3]{0:T(8,128)} %x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %d = f32[3]{0} all-reduce-done(%s)
+}
+"""
+    )
+    assert parse(text) == [Collective("all-reduce", 12, 2, times=1)]
+
+
 def test_a_ring_sends_what_the_paper_of_rings_says():
     assert sent_bytes("all-reduce", 100, 4) * 4 == 2 * 3 * 100
     assert sent_bytes("all-to-all", 100, 4) == 75
@@ -104,7 +149,7 @@ SETTINGS = [
     (MODEL, {"sync": "psum", "workers": 2}),
     (POST, {"sync": "psum", "partition": "none", "devices": 2}),
     (MODEL, {"sync": "psum", "momentum": "reset", "devices": 1}),
-    (POST, {"sync": "exchange", "workers": 2}),
+    pytest.param(POST, {"sync": "exchange", "devices": 2}, marks=pytest.mark.compat),
     (MODEL, {"sync": "exchange", "partition": "all", "devices": 2}),
     (POST, {"sync": "exchange", "momentum": "reset", "devices": 4}),
     (MODEL, {"sync": "exchange", "devices": 1}),
@@ -145,7 +190,7 @@ def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, 
     model, shape = create_model("preresnet34", 10), (32, 32, 3)
     loft = {"workers": workers, "sync": "exchange", "momentum": "reset"}
     settings = Config.model_validate({"model": {"name": "preresnet34"}, "data": {"batch_size": 128}, "loft": loft})
-    round_ = Round(settings, model, Facts(shape, 10, 50_000).stand_in(), make_mesh(settings))
+    round_ = Round(settings, model, Facts(shape, 10, 50_000, 10_000).stand_in(), make_mesh(settings))
     state = jax.eval_shape(round_.place, jax.eval_shape(lambda: initial_state(model, settings, shape)))
     images, labels = (jax.ShapeDtypeStruct((512, *dims), dtype) for dims, dtype in ((shape, "uint8"), ((), "int32")))
     sync = {"sync": round_.lowered(state, images, labels)["sync"].compile()}

@@ -138,7 +138,7 @@ def test_every_field_is_described_and_shown_by_help_with_type_and_default(capsys
         option = re.compile(rf"--{re.escape(key)} \S+ {re.escape(field.description)} \(default: {default}\)( |$)")
         assert option.search(shown), key
     for line in (
-        "--loft.workers int sub-CNNs trained side by side; 1 is plain SGD, and the default where gpipe.stages is set (default: 4)",
+        "--loft.workers int sub-CNNs trained side by side; 1 is plain SGD",
         "--model.width int|null channels of the first stage; null: the published width",
         "--loft.partition paper|all|none groups to split",
         "--data.augment bool random crop",
@@ -217,7 +217,14 @@ CHANGES_NO_RESULT = {
     "mesh.worker",
     "mesh.data",
     "mesh.cpu_devices",
+    "gpipe.microbatches",
+    "gpipe.cuts",
 }
+
+
+def test_micro_batches_change_the_result_of_a_pipeline():
+    one, other = (Config(gpipe={"stages": 2, "microbatches": parts}) for parts in (2, 4))
+    assert one.hash() != other.hash()
 
 
 def test_every_field_is_in_the_table_of_other_values():

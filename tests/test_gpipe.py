@@ -1,6 +1,7 @@
 """GPipe against gradient accumulation on one device, and against plain SGD where both are the same."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,13 @@ from loft_jax.ledger import boundary_floats, gpipe_bytes
 from loft_jax.models.resnet import ResNet
 from loft_jax.overview import print_setup
 from loft_jax.retrain import retrain_config
-from loft_jax.run_directory import saved_rounds
+from loft_jax.run_directory import RunDirectory
+from loft_jax.snapshots import Snapshots
 from loft_jax.summary import print_summary
 from loft_jax.train import run
 
 DEEP = ResNet(blocks=(2, 2), num_classes=3, width=4, preactivation=True)
+POST = DEEP.clone(preactivation=False)
 
 
 def pipeline(stages, microbatches=2, model=DEEP, **settings):
@@ -31,12 +34,12 @@ def pipeline(stages, microbatches=2, model=DEEP, **settings):
     return Run(config(loft__workers=1, **gpipe, **settings), model=model)
 
 
-@jax.jit
-def accumulated(params, batch_stats, images, labels):
+@partial(jax.jit, static_argnames="model")
+def accumulated(params, batch_stats, images, labels, model=DEEP):
     """Means over micro-batches [M, batch, ...] of loss, gradients and updated statistics, on one device."""
 
     def loss_of(params, images, labels):
-        logits, updated = DEEP.apply(
+        logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
         )
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]), updated["batch_stats"]
@@ -52,13 +55,12 @@ def micro_batches(settings, round_number, parts):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize(("stages", "parts"), [(2, 2), (4, 4), (1, 2)])
-def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts):
-    run = pipeline(stages, parts)
+@pytest.mark.parametrize(("stages", "parts", "model"), [(2, 2, DEEP), (4, 4, DEEP), (1, 2, DEEP), (2, 4, POST)])
+def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, model):
+    run = pipeline(stages, parts, model)
     images, labels = micro_batches(run.config, 0, parts)[0]
-    (loss, stats), gradients = accumulated(
-        run.full["params"], run.full["batch_stats"], np.stack(images), np.stack(labels)
-    )
+    start = run.full["params"], run.full["batch_stats"]
+    (loss, stats), gradients = accumulated(*start, np.stack(images), np.stack(labels), model)
     first, last = run.round.devices[0], run.round.devices[-1]
     sums = run.round.gradients(
         run.state["stages"], jax.device_put(images, first), jax.device_put([y.astype(np.int32) for y in labels], last)
@@ -225,6 +227,8 @@ def test_the_run_says_what_goes_between_the_stages(piped, capsys):
     summary = piped[1]
     assert summary["gpipe_stages"] == 2
     assert summary["bytes_on_the_wire"] == 6 * 2 * gpipe_bytes(boundary, 8)
+    rows = RunDirectory(piped[0]).rows()
+    assert [row.get("bytes_on_the_wire") for row in rows] == [None, *[2 * gpipe_bytes(boundary, 8)] * 6]
     print_setup(experiment)
     print_summary(summary)
     said = capsys.readouterr().out
@@ -234,8 +238,9 @@ def test_the_run_says_what_goes_between_the_stages(piped, capsys):
     assert "finished  preresnet20 on digits, GPipe of 2 stages" in said
 
 
-def test_tickets_are_drawn_from_a_pipelines_snapshots_and_retrained_without_one(piped):
-    retraining = retrain_config(config_of(**SETTINGS), {})
-    assert retraining.gpipe.stages is None
-    assert retraining.loft.workers == 1
-    assert saved_rounds(piped[0] / "snapshots") == [0, 4, 6]
+def test_a_ticket_of_a_pipelines_run_is_drawn_from_it_and_retrained_without_one(piped):
+    snapshots = Snapshots(RunDirectory(piped[0]))
+    ticket = snapshots.ticket(snapshots.scores(6, "l2"), 6, 0.5, "group", "l2")
+    assert {name: len(kept) for name, kept in ticket.kept.items()}["stage3/block3"] == 8
+    retraining = retrain_config(snapshots.config, {})
+    assert (retraining.gpipe, retraining.loft.workers) == (Config().gpipe, 1)

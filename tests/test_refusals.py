@@ -101,12 +101,17 @@ WRONG_SETTINGS = {
     "no stages": ("gpipe: {stages: 0}", "gpipe.stages=0: must be greater than or equal to 1; try 1"),
     "misspelt cuts": (
         "gpipe: {stages: 2, cuts: balancd}",
-        "gpipe.cuts=balancd: must be balanced, paper, or blocks as in stage2/block1,stage3/block1; did you mean "
-        "balanced?",
+        "gpipe.cuts=balancd: 'balancd' is none of balanced, paper, or blocks as in stage2/block1,stage3/block1; did "
+        "you mean balanced?",
     ),
     "cuts that are no blocks": (
         "gpipe: {stages: 2, cuts: [3]}",
-        "gpipe.cuts=[3]: must be balanced, paper, or blocks as in stage2/block1,stage3/block1; try balanced",
+        "gpipe.cuts=[3]: '3' is none of balanced, paper, or blocks as in stage2/block1,stage3/block1; try balanced",
+    ),
+    "a misspelt block": (
+        "gpipe: {stages: 3, cuts: 'stage1/block1, stage2/blok1'}",
+        "gpipe.cuts=stage1/block1, stage2/blok1: 'stage2/blok1' is none of balanced, paper, or blocks as in "
+        "stage2/block1,stage3/block1; did you mean stage2/block1?",
     ),
     "too few cuts": (
         "gpipe: {stages: 4, cuts: stage2/block1}",

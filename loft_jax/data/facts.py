@@ -14,23 +14,27 @@ _STAND_IN_IMAGES = 512
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a data set's training images.
+    """Of a data set's images.
 
     Attributes:
       image_shape: (height, width, channels), as the network sees them.
       num_classes: of the labels.
-      examples: their number.
+      examples, test_examples: number of training and test images.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     examples: int
+    test_examples: int
 
-    @property
-    def device_bytes(self) -> int:
-        """Of uint8 images and int32 labels on a device; 0 where they are too many to be kept there."""
-        size = self.examples * (math.prod(self.image_shape) + 4)
-        return size if size <= FITS_ON_DEVICE_BYTES else 0
+    def device_bytes(self, devices: int) -> int:
+        """Of uint8 images and int32 labels on each device: the training set, and a part of the test set.
+
+        0 where they are too many to be kept there.
+        """
+        image = math.prod(self.image_shape) + 4
+        fits = image * (self.examples + self.test_examples) <= FITS_ON_DEVICE_BYTES
+        return image * (self.examples + math.ceil(self.test_examples / devices)) if fits else 0
 
     def stand_in(self) -> Dataset:
         """Black images of this kind, enough of them to compile programs for."""
@@ -40,9 +44,9 @@ class Facts:
 
 
 _KNOWN = {
-    "cifar10": Facts((32, 32, 3), 10, 50_000),
-    "cifar100": Facts((32, 32, 3), 100, 50_000),
-    "imagenet2012": Facts((224, 224, 3), 1000, 1_281_167),
+    "cifar10": Facts((32, 32, 3), 10, 50_000, 10_000),
+    "cifar100": Facts((32, 32, 3), 100, 50_000, 10_000),
+    "imagenet2012": Facts((224, 224, 3), 1000, 1_281_167, 50_000),
 }
 
 
@@ -51,4 +55,5 @@ def dataset_facts(config: Config) -> Facts:
     if known := _KNOWN.get(config.data.name):
         return known
     dataset = load_dataset(config)
-    return Facts(dataset.train_images.shape[1:], dataset.num_classes, len(dataset.train_labels))
+    counts = len(dataset.train_labels), len(dataset.test_labels)
+    return Facts(dataset.train_images.shape[1:], dataset.num_classes, *counts)
