@@ -3,7 +3,8 @@
 --config C   a setting, with 1, 2, 4 and 8 workers: parameters, FLOPs, bytes and peak memory of LoFT (as the paper
              counts bytes, and as this program's two syncs move them), local SGD, data-parallel SGD and GPipe. Bytes
              are predicted from the model's declaration, and beside that read from the compiled programs. The settings
-             decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches, train.rounds, ...
+             decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches, train.rounds, ...; a worker is
+             one device (mesh.data is left out)
 --paper      the paper's table of communication, printed and predicted from the models
 """
 
@@ -65,7 +66,7 @@ def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple
     """The costs of every method that the model and the devices allow, with progress on stderr.
 
     Returns:
-      A list of `costs.Cost`, and a note for each method that is missing.
+      A list of `costs.Cost`, and a note for each method that is missing or not compiled.
     """
     from loft_jax.costs import Costs
     from loft_jax.data.facts import dataset_facts
@@ -86,7 +87,7 @@ def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple
             found += rows()
         except UserError as reason:
             notes.append(f"{name} is missing: {reason}")
-    return found, notes
+    return found, notes + costs.notes
 
 
 def print_csv(columns: Sequence[str], rows: Sequence[Row]) -> None:

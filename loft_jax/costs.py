@@ -103,6 +103,9 @@ class Costs:
       config: of the run.
       facts: of its data set.
       compiles: whether to compile programs, for memory and for the bytes in them.
+
+    Attributes:
+      notes: why there is nothing compiled in rows that have been made.
     """
 
     def __init__(self, config: Config, facts: Facts, *, compiles: bool):
@@ -113,6 +116,7 @@ class Costs:
         )
         self._dataset = facts.stand_in()
         self._sizes: dict[nn.Module, Size] = {}
+        self.notes: list[str] = []
 
     def methods(self, workers: int) -> list[tuple[str, Callable[[], list[Cost]]]]:
         """(name, what makes its rows) of every method that there is for so many workers.
@@ -162,6 +166,10 @@ class Costs:
         full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
         state = jax.eval_shape(round_.place, full)
         compiles = self._compiles and mesh.size == workers
+        if self._compiles and not compiles:
+            self.notes.append(
+                f"{name} is not compiled: {workers} devices are needed, and {jax.device_count()} are there"
+            )
         programs = _compiled(round_.lowered(state, *self._training_data)) if compiles else {}
         memory = round_memory(programs, round_, state, mesh, self._facts.device_bytes(mesh.size)) if compiles else None
         row = partial(self._cost, name, config, workers, round_.step.model)
@@ -170,9 +178,8 @@ class Costs:
         rounds, due = config.train.rounds, _due(config)
         wire = rounds * wire_bytes(programs, round_.runs, workers) if compiles else None
         if config.mesh.data > 1:
-            moved = Bytes.of(
-                step_traffic(self._size(self._model).parameters, workers), "step", config.total_steps, wire
-            )
+            gradients = step_traffic(self._size(self._model).parameters, workers)
+            moved = Bytes.of(gradients, "step", config.total_steps, wire)
         else:
             moved = Bytes.of(sync_traffic(full, round_.groups, config, workers), "sync", rounds, wire)
         estimate = NormEstimator(config, self._model, self._dataset, mesh)
@@ -236,7 +243,7 @@ class Costs:
             yield jax.ShapeDtypeStruct(array.shape, array.dtype)
 
     def _with(self, **sections: dict[str, Any]) -> Config:
-        """The config without a pipeline and with these settings."""
+        """The config with these settings, without a pipeline, and a worker on one device."""
         settings = self._config.model_dump()
         settings["gpipe"]["stages"], settings["mesh"] = None, {"cpu_devices": self._config.mesh.cpu_devices}
         for name, changes in sections.items():
