@@ -64,7 +64,6 @@ def test_what_is_no_partition_in_equal_parts_is_not_dealt(masks):
     ("workers", "devices", "fused", "settings"),
     [
         pytest.param(2, 2, False, {}, marks=pytest.mark.compat),
-        (4, 4, False, {}),
         (4, 4, True, {"loft__partition": "all"}),
         (4, 2, False, {"loft__momentum": "reset"}),
         (4, 1, False, {"loft__partition": "all"}),

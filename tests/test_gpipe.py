@@ -55,7 +55,7 @@ def micro_batches(settings, round_number, parts):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize(("stages", "parts", "model"), [(2, 2, DEEP), (4, 4, DEEP), (1, 2, DEEP), (2, 4, POST)])
+@pytest.mark.parametrize(("stages", "parts", "model"), [(4, 4, DEEP), (1, 2, DEEP), (2, 4, POST)])
 def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, model):
     run = pipeline(stages, parts, model)
     images, labels = micro_batches(run.config, 0, parts)[0]
@@ -92,10 +92,8 @@ def test_rounds_are_those_of_gradient_accumulation(stages):
     np.testing.assert_allclose(run.loss, np.mean(losses[-3:]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"loft__momentum": "reset"}, {"precision": "float32", "data__augment": False}]
-)
-def test_one_micro_batch_is_plain_sgd(settings):
+def test_one_micro_batch_is_plain_sgd():
+    settings = {"loft__momentum": "reset", "data__augment": False}
     piped = pipeline(2, 1, **settings).rounds(2)
     plain = Run(config(loft__workers=1, **settings), model=DEEP).rounds(2)
     assert piped.keys() == plain.keys()
