@@ -16,8 +16,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from loft_jax.config import Config, Section
+from loft_jax.config import Config
 from loft_jax.errors import RunStopped, UserError
+from loft_jax.sections import Section
 
 
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from loft_jax.config import Config, Optimizer
+from loft_jax.config import Config
+from loft_jax.sections import Optimizer
 
 _DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
 

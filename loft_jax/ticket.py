@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from loft_jax.config import Fraction
 from loft_jax.errors import UserError
 from loft_jax.run_directory import write_aside
+from loft_jax.sections import Fraction
 
 if TYPE_CHECKING:
     from loft_jax.models.groups import FilterGroup

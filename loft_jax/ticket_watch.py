@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from loft_jax.config import Train
 from loft_jax.metric import filter_scores, normalised_footrule, rank_filters
 from loft_jax.models.groups import FilterGroup
+from loft_jax.sections import Train
 
 DISTANCES = ("distance/worst", "distance/mean")
 

@@ -9,8 +9,9 @@ import pytest
 from settings_helpers import parse, refusal
 
 from loft_jax.cli import CommandLine, read_yaml, run_command, validated
-from loft_jax.config import RESUMABLE, Config, Section, flatten
+from loft_jax.config import RESUMABLE, Config, flatten
 from loft_jax.errors import RunStopped, UserError
+from loft_jax.sections import Section
 
 
 def fields(section=Config, prefix=""):

@@ -13,9 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from loft_jax import FilterGroup, create_model, extract
-from loft_jax.config import Model
 from loft_jax.models import _MODELS
 from loft_jax.models.resnet import ResNet
+from loft_jax.sections import Model
 
 MODELS = ("preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34")
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -7,10 +7,10 @@ import pytest
 from runs import assert_same_state, config_of, opened, train_rounds
 
 from loft_jax.checkpoint import read_state, saved_rounds
-from loft_jax.config import Train
 from loft_jax.metric import normalised_footrule
 from loft_jax.models.groups import FilterGroup
 from loft_jax.run_directory import RunDirectory
+from loft_jax.sections import Train
 from loft_jax.snapshots import Snapshots, rank_groups
 from loft_jax.summary import print_summary
 from loft_jax.ticket_watch import TicketWatch

@@ -1,4 +1,4 @@
-"""The models by name. A new architecture is one module, one line here, and its name in `config.py`."""
+"""The models by name. A new architecture is one module, one line here, and its name in `sections.py`."""
 
 from functools import partial
 
