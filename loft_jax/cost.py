@@ -1,10 +1,10 @@
 """What pretraining costs: python -m loft_jax.cost --config C, or --paper
 
---config C   a setting, with 1, 2, 4 and 8 workers: parameters, FLOPs, bytes and peak memory of LoFT (as the paper
-             counts bytes, and as this program's two syncs move them), local SGD, data-parallel SGD and GPipe. Bytes
-             are predicted from the model's declaration, and beside that read from the compiled programs. The settings
-             decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches, train.rounds, ...; a worker is
-             one device (mesh.data is left out)
+--config C   a setting, with its own number of workers and with 1, 2, 4, 8: parameters, FLOPs, bytes and peak memory of
+             LoFT (as the paper counts bytes, and as this program's two syncs move them), local SGD, data-parallel SGD
+             and GPipe. Bytes are predicted from the model's declaration, and beside that read from the compiled
+             programs. The settings decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches,
+             train.rounds, ...; a worker is one device (mesh.data is left out)
 --paper      the paper's table of communication, printed and predicted from the models
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     add = command.parser.add_argument
     add("--paper", action="store_true", help="the paper's table, instead of a setting's")
     add("--format", choices=("table", "csv"), default="table", help="(default: table)")
-    add("--workers", type=int, nargs="+", default=WORKERS, metavar="S", help="(default: 1 2 4 8)")
+    add("--workers", type=int, nargs="+", metavar="S", help="(default: 1 2 4 8, and the setting's own)")
     add("--no_compile", action="store_true", help="what is known without compiling: no memory, and nothing measured")
     options, overrides = command.parse_overrides()
     check_options(options, overrides)
@@ -43,7 +43,8 @@ def main() -> None:
         print_csv(COLUMNS, rows) if options.format == "csv" else print_paper(rows)
         return
     config = overridden(read_yaml(options.config), overrides, source=options.config)
-    costs, notes = costs_of(config, options.workers, compiles=not options.no_compile)
+    numbers = options.workers or (*WORKERS, config.loft.workers, config.gpipe.stages or 1)
+    costs, notes = costs_of(config, numbers, compiles=not options.no_compile)
     from loft_jax.cost_tables import as_rows, print_setting
 
     rows = as_rows(costs)
@@ -58,8 +59,8 @@ def check_options(options: argparse.Namespace, overrides: dict[str, str]) -> Non
         raise UserError("--paper has settings of its own; leave out --config and the settings, or leave out --paper")
     if not options.paper and not options.config:
         raise UserError("give --config FILE for what a setting costs, or --paper for the paper's table; see --help")
-    if min(options.workers) < 1:
-        raise UserError(f"--workers {min(options.workers)}: must be at least 1; try 1")
+    if wrong := [number for number in options.workers or () if number < 1]:
+        raise UserError(f"--workers {wrong[0]}: must be at least 1; try 1")
 
 
 def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple[list[Any], list[str]]:

@@ -9,7 +9,9 @@ import pytest
 import tiny
 from runs import config_of
 
-from loft_jax.cost_tables import as_rows
+from loft_jax.cli import run_command
+from loft_jax.cost import main
+from loft_jax.cost_tables import as_rows, print_setting
 from loft_jax.costs import Costs
 from loft_jax.data.facts import Facts, dataset_facts
 from loft_jax.errors import UserError
@@ -150,9 +152,19 @@ def test_the_command_prints_rows_for_programs():
     assert "LoFT-3, psum, momentum carry is missing: loft.workers=3: must divide" in done.stderr
 
 
-def test_the_tables_for_people_hold_every_method(rows, capsys):
-    from loft_jax.cost_tables import print_setting
+def test_the_settings_own_number_of_workers_is_among_the_default_ones(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("loft_jax.cost.costs_of", lambda config, numbers, compiles: asked.append(numbers) or ([], []))
+    monkeypatch.setattr("loft_jax.cost_tables.as_rows", lambda costs: [{"workers": 1}])
+    argv = ["cost", "--config", "configs/digits.yaml", "--format", "csv", "--loft.workers", "16"]
+    monkeypatch.setattr(sys, "argv", argv)
+    main()
+    monkeypatch.setattr(sys, "argv", [*argv[:5], "--gpipe.stages", "3"])
+    main()
+    assert [set(numbers) for numbers in asked] == [{1, 2, 4, 8, 16}, {1, 2, 3, 4, 8}]
 
+
+def test_the_tables_for_people_hold_every_method(rows, capsys):
     print_setting(rows)
     said = capsys.readouterr().out
     for word in ("LoFT-2, server", "LoFT-2, exchange", "GPipe-2", "peak memory", "GPipe / it", "assembly"):
@@ -170,9 +182,6 @@ def test_the_tables_for_people_hold_every_method(rows, capsys):
     ],
 )
 def test_bad_input_is_refused(arguments, message, monkeypatch, capsys):
-    from loft_jax.cli import run_command
-    from loft_jax.cost import main
-
     monkeypatch.setattr(sys, "argv", ["cost", *arguments])
     with pytest.raises(SystemExit) as stop:
         run_command(main)
