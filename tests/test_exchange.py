@@ -142,7 +142,6 @@ def exchanged(tmp_path_factory):
     return path
 
 
-@pytest.mark.compat
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(exchanged, tmp_path):
     settings = config_of(loft={"sync": "exchange"})
     train_rounds(tmp_path / "resumed", settings, 5)
