@@ -55,8 +55,8 @@ def main() -> None:
 
 def check_options(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Raise UserError on what the options alone tell to be wrong."""
-    if options.paper and (options.config or overrides):
-        raise UserError("--paper has settings of its own; leave out --config and the settings, or leave out --paper")
+    if options.paper and (options.config or overrides or options.workers or options.no_compile):
+        raise UserError("--paper has settings of its own; leave out all others but --format, or leave out --paper")
     if not options.paper and not options.config:
         raise UserError("give --config FILE for what a setting costs, or --paper for the paper's table; see --help")
     if wrong := [number for number in options.workers or () if number < 1]:
@@ -88,6 +88,8 @@ def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple
             found += rows()
         except UserError as reason:
             notes.append(f"{name} is missing: {reason}")
+    if not found:
+        raise UserError("\n       ".join(notes))
     return found, notes + costs.notes
 
 

@@ -177,6 +177,8 @@ def test_the_tables_for_people_hold_every_method(rows, capsys):
         ([], "give --config FILE for what a setting costs, or --paper for the paper's table"),
         (["--paper", "--config", "configs/digits.yaml"], "--paper has settings of its own"),
         (["--paper", "--loft.workers", "2"], "--paper has settings of its own"),
+        (["--paper", "--workers", "2"], "--paper has settings of its own"),
+        (["--paper", "--no_compile"], "--paper has settings of its own"),
         (["--config", "configs/digits.yaml", "--workers", "0"], "--workers 0: must be at least 1; try 1"),
         (["--config", "configs/digit.yaml"], "no such file; did you mean configs/digits.yaml?"),
     ],

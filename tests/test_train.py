@@ -58,6 +58,9 @@ def test_the_summary_is_the_last_round_and_adds_up_the_rows(finished):
     assert summary["images"] == 4 * 2 * 8 * 6
     assert summary["seconds/train"] == pytest.approx(sum(row.get("seconds/train", 0) for row in rows))
     assert summary["config_hash"] == config_of().hash()
+    # A ring of four devices, six rounds.
+    assert rows[1]["bytes_on_the_wire"] == 2 * 3 * summary["sync_payload_bytes"]
+    assert summary["bytes_on_the_wire"] == 6 * rows[1]["bytes_on_the_wire"]
 
 
 def test_checkpoints_are_kept_apart_from_snapshots(finished):
