@@ -15,7 +15,7 @@ from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
 from loft_jax.data.dataset import Dataset
 from loft_jax.device_loop import DeviceLoop, vary
-from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, settle, shapes_on
+from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, distribute, settle, shapes_on
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
@@ -92,9 +92,9 @@ class Evaluator:
         self._model, self._mesh, self._examples = model, mesh, examples
         self._mean, self._std = dataset.channel_statistics
         sharding = NamedSharding(mesh, PER_DEVICE)
-        self._images = jax.device_put(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
+        self._images = distribute(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
         # A label of -1 marks the padding.
-        self._labels = jax.device_put(np.pad(dataset.test_labels, (0, padding), constant_values=-1), sharding)
+        self._labels = distribute(np.pad(dataset.test_labels, (0, padding), constant_values=-1), sharding)
         self._loop = DeviceLoop(
             mesh,
             self._begin,

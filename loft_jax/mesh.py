@@ -58,8 +58,17 @@ def _devices() -> list[jax.Device]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays -> a copy on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    """Arrays that every process has -> a copy on every device of the mesh."""
+    return distribute(tree, NamedSharding(mesh, REPLICATED))
+
+
+def distribute(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that every process has -> each device's part of them, on that device; nothing is sent."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put would first compare the arrays of all processes, byte by byte.
+    hosted = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), hosted)
 
 
 def shapes_on(sharding: Sharding, tree: Any) -> Any:

@@ -4,12 +4,14 @@ What a device holds between rounds, and how workers meet, is `loft.sync`'s (sync
 worker's compact sub-CNN at a time.
 """
 
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from loft_jax.config import Config
 from loft_jax.data.batches import worker_order
@@ -17,7 +19,7 @@ from loft_jax.data.dataset import Dataset
 from loft_jax.device_loop import DeviceLoop, unstack, vary
 from loft_jax.exchange import Exchange
 from loft_jax.local_step import make_local_step
-from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, settle
+from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, replicate, settle
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.state import exchanges
 from loft_jax.sub_cnn import split_groups, sub_cnn
@@ -62,9 +64,10 @@ class Round:
             ),
             donate_argnums=0,
         )
-        self._slot_numbers = [
-            jax.device_put(jnp.int32(slot), NamedSharding(mesh, REPLICATED)) for slot in range(self.slots)
-        ]
+
+    @cached_property
+    def _slot_numbers(self) -> list[jax.Array]:
+        return [replicate(np.int32(slot), self._mesh) for slot in range(self.slots)]
 
     def place(self, full: Tree) -> Tree:
         """The full state, on every device of the mesh -> the state between rounds."""
@@ -95,7 +98,7 @@ class Round:
     def lowered(self, state: Tree, images: Tree, labels: Tree) -> dict[str, jax.stages.Lowered]:
         """The programs of a round, by name, for these arrays or their shapes; runs nothing."""
         masks = jax.eval_shape(self.meeting.partition, state)
-        arguments = (state, masks, self._slot_numbers[0], images, labels)
+        arguments = (state, masks, jax.ShapeDtypeStruct((), jnp.int32), images, labels)
         workers = [jax.eval_shape(self._train.begin, *arguments)] * self.slots
         return self._train.lowered(*arguments) | {"sync": self._sync.lower(state, masks, workers)}
 
