@@ -59,6 +59,7 @@ class RoundBench:
     def __init__(self, pairs: int):
         import jax
 
+        from loft_jax.feeds import training_data
         from loft_jax.mesh import make_mesh, replicate
         from loft_jax.models import create_model
         from loft_jax.round import Round
@@ -68,9 +69,9 @@ class RoundBench:
         self._dataset = dataset
         self._model = create_model(SETTING.model.name, dataset.num_classes, width=SETTING.model.width)
         self._round = Round(SETTING, self._model, dataset, mesh)
-        shape = dataset.train_images.shape[1:]
+        shape = dataset.image_shape
         self._state = replicate(jax.jit(lambda: initial_state(self._model, SETTING, shape))(), mesh)
-        self._data = replicate((dataset.train_images, dataset.train_labels), mesh)
+        self._data = training_data(SETTING, dataset, mesh)
 
     def rows(self) -> list[Row]:
         """All rows, measured."""
@@ -100,12 +101,12 @@ class RoundBench:
         ]
 
     def _whole_round(self) -> None:
-        masks, workers = self._round.train_locally(self._state, *self._data)
+        masks, workers = self._round.train_locally(self._state, self._data)
         self._state, loss = self._round.sync(self._state, masks, workers)
         loss.block_until_ready()
 
     def _outside_local_steps(self) -> None:
-        masks, workers = self._round.partition_and_extract(self._state, *self._data)
+        masks, workers = self._round.partition_and_extract(self._state, self._data)
         self._state, loss = self._round.sync(self._state, masks, workers)
         loss.block_until_ready()
 

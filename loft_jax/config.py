@@ -126,6 +126,8 @@ SNAPSHOT_CADENCE = frozenset({"train.snapshot_every", "train.snapshot_dense_roun
 RESUMABLE = SNAPSHOT_CADENCE | frozenset(
     {
         "data.data_dir",
+        "data.loading",
+        "data.readers",
         "train.eval_every",
         "train.checkpoint_every",
         "train.keep_checkpoints",

@@ -1,6 +1,7 @@
 """Norm statistics and accuracy of the full CNN, spread over all devices of the mesh."""
 
 import math
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.streamed import StreamedDataset
 from loft_jax.device_loop import DeviceLoop, vary
+from loft_jax.feeds import FEED_SPECS, FixedFeed, TrainingData
 from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, distribute, settle, shapes_on
 from loft_jax.randomness import Purpose, key_for
 
@@ -28,28 +31,42 @@ class NormEstimator:
     full one n. The batches are the same at every call, so the result is a function of the parameters.
     """
 
-    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        dataset: Dataset | StreamedDataset,
+        mesh: Mesh,
+        *,
+        fused: bool | None = None,
+    ):
         # Weight 0 for the old value: the updated statistics are those of the batch.
         self._model = model.clone(norm_momentum=0.0)
         self._seed, self._mesh = config.seed, mesh
         self._batches, self._batch_size = config.train.norm_batches, config.data.batch_size
-        self._examples = len(dataset.train_labels)
+        self._examples = dataset.examples
         self._augmentation = Augmentation(dataset.crop_padding, dataset.flip) if config.data.augment else None
         self._mean, self._std = dataset.channel_statistics
+        self._feed = self._training_batches(config, dataset) if dataset.streamed else None
         self._loop = DeviceLoop(
             mesh,
             self._begin,
             self._step,
             math.ceil(self._batches / mesh.size),
-            in_specs=(REPLICATED, REPLICATED),
+            in_specs=(REPLICATED,) if self._feed else (REPLICATED, REPLICATED),
             carry_spec=PER_DEVICE,
+            feed_specs=FEED_SPECS if self._feed else (),
             fused=fused,
         )
         self._combine = jax.jit(_statistics, out_shardings=NamedSharding(mesh, REPLICATED))
 
-    def __call__(self, variables: Tree, images: jax.Array) -> Tree:
-        """{"params", "batch_stats"} and the training images on the mesh -> the same with new "batch_stats"."""
-        carry = settle(self._loop(variables, images), self._mesh)
+    def __call__(self, variables: Tree, data: TrainingData) -> Tree:
+        """{"params", "batch_stats"} on the mesh, and the training set -> the same with new "batch_stats"."""
+        if self._feed:
+            with closing(self._feed()) as feed:
+                carry = settle(self._loop(variables, feed=feed), self._mesh)
+        else:
+            carry = settle(self._loop(variables, data.images), self._mesh)
         return {"params": variables["params"], "batch_stats": settle(self._combine(carry["moments"]), self._mesh)}
 
     def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
@@ -58,17 +75,28 @@ class NormEstimator:
         found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
         return self._combine.lower(shapes_on(NamedSharding(self._mesh, PER_DEVICE), found))
 
-    def _begin(self, variables: Tree, images: jax.Array) -> Tree:
+    def _order(self) -> jax.Array:
+        """The examples of each batch, int32 [batches, batch]."""
         permutation = jax.random.permutation(key_for(self._seed, Purpose.NORM_STATISTICS), self._examples)
-        same = {
-            "moments": jax.tree.map(jnp.zeros_like, flatten_dict(variables["batch_stats"], sep="/")),
-            "order": jnp.resize(permutation, (self._batches, self._batch_size)),
-        }
+        return jnp.resize(permutation, (self._batches, self._batch_size))
+
+    def _training_batches(self, config: Config, dataset: StreamedDataset) -> FixedFeed:
+        steps = math.ceil(self._batches / self._mesh.size)
+        positions = np.full((steps * self._mesh.size, self._batch_size), -1)
+        positions[: self._batches] = np.arange(self._batches * self._batch_size).reshape(self._batches, -1)
+        positions = positions.reshape(steps, self._mesh.size, self._batch_size)
+        crop = (self._seed, Purpose.NORM_STATISTICS) if config.data.augment else None
+        return FixedFeed(dataset, self._mesh, "train", np.asarray(jax.jit(self._order)()).ravel(), positions, crop)
+
+    def _begin(self, variables: Tree, *_: jax.Array) -> Tree:
+        same = {"moments": jax.tree.map(jnp.zeros_like, flatten_dict(variables["batch_stats"], sep="/"))}
+        if not self._feed:
+            same["order"] = self._order()
         return vary(same, (WORKER, DATA)) | {"batch": jax.lax.axis_index((WORKER, DATA))}
 
-    def _step(self, carry: Tree, variables: Tree, images: jax.Array) -> Tree:
+    def _step(self, carry: Tree, variables: Tree, images: jax.Array, *_: jax.Array) -> Tree:
         number = carry["batch"]
-        batch = images[carry["order"][jnp.minimum(number, self._batches - 1)]]
+        batch = images if self._feed else images[carry["order"][jnp.minimum(number, self._batches - 1)]]
         if self._augmentation is not None:
             key = key_for(self._seed, Purpose.NORM_STATISTICS, number)
             batch = self._augmentation.apply(batch, self._augmentation.draw(key, self._batch_size))
@@ -83,32 +111,51 @@ class NormEstimator:
 class Evaluator:
     """Loss and accuracy on the test set, every example counted once whatever the number of devices."""
 
-    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
-        examples = len(dataset.test_labels)
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        dataset: Dataset | StreamedDataset,
+        mesh: Mesh,
+        *,
+        fused: bool | None = None,
+    ):
+        examples = dataset.test_examples
         per_device = math.ceil(examples / mesh.size)
         self._batch = min(config.train.eval_batch_size, per_device)
         steps = math.ceil(per_device / self._batch)
         padding = steps * self._batch * mesh.size - examples
         self._model, self._mesh, self._examples = model, mesh, examples
         self._mean, self._std = dataset.channel_statistics
-        sharding = NamedSharding(mesh, PER_DEVICE)
-        self._images = distribute(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
+        self._feed, self._arrays = None, ()
         # A label of -1 marks the padding.
-        self._labels = distribute(np.pad(dataset.test_labels, (0, padding), constant_values=-1), sharding)
+        if dataset.streamed:
+            numbers = np.pad(np.arange(examples), (0, padding), constant_values=-1)
+            positions = numbers.reshape(mesh.size, steps, self._batch).swapaxes(0, 1)
+            self._feed = FixedFeed(dataset, mesh, "test", np.arange(examples), positions)
+        else:
+            sharding = NamedSharding(mesh, PER_DEVICE)
+            images = distribute(np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0))), sharding)
+            self._arrays = images, distribute(np.pad(dataset.test_labels, (0, padding), constant_values=-1), sharding)
         self._loop = DeviceLoop(
             mesh,
             self._begin,
             self._step,
             steps,
-            in_specs=(REPLICATED, PER_DEVICE, PER_DEVICE),
+            in_specs=(REPLICATED,) if self._feed else (REPLICATED, PER_DEVICE, PER_DEVICE),
             carry_spec=PER_DEVICE,
+            feed_specs=FEED_SPECS if self._feed else (),
             fused=fused,
         )
         self._total = jax.jit(lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> dict[str, float]:
         """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
-        carry = settle(self._loop(variables, self._images, self._labels), self._mesh)
+        if self._feed:
+            with closing(self._feed()) as feed:
+                carry = settle(self._loop(variables, feed=feed), self._mesh)
+        else:
+            carry = settle(self._loop(variables, *self._arrays), self._mesh)
         total = jax.device_get(self._total(carry))
         return {
             "test/loss": float(total["loss"]) / self._examples,
@@ -119,8 +166,9 @@ class Evaluator:
         return vary({"step": jnp.int32(0), "loss": jnp.float32(0), "correct": jnp.int32(0)}, (WORKER, DATA))
 
     def _step(self, carry: Tree, variables: Tree, images: jax.Array, labels: jax.Array) -> Tree:
-        start = carry["step"] * self._batch
-        images, labels = (jax.lax.dynamic_slice_in_dim(a, start, self._batch) for a in (images, labels))
+        if not self._feed:
+            start = carry["step"] * self._batch
+            images, labels = (jax.lax.dynamic_slice_in_dim(a, start, self._batch) for a in (images, labels))
         batch = normalise(images, jnp.asarray(self._mean), jnp.asarray(self._std))
         logits = self._model.apply(variables, batch, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))

@@ -16,9 +16,11 @@ from loft_jax.config import Config
 from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.streamed import StreamedDataset
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
 from loft_jax.exchange import check_exchangeable
+from loft_jax.feeds import TrainingData, training_data
 from loft_jax.gpipe import GPipe
 from loft_jax.ledger import Traffic, step_traffic, sync_traffic
 from loft_jax.mesh import DATA, WORKER, make_mesh, replicate
@@ -65,21 +67,24 @@ def check_model(model: nn.Module, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run's parts. `images` and `labels` are the training set, on every device of the mesh."""
+    """A run's parts."""
 
     config: Config
-    dataset: Dataset
+    dataset: Dataset | StreamedDataset
     mesh: Mesh
     model: nn.Module
     round: Round | GPipe
     estimate_norms: NormEstimator
     evaluate: Evaluator
-    images: jax.Array
-    labels: jax.Array
+    data: TrainingData
 
     @classmethod
     def build(
-        cls, config: Config, *, dataset: Dataset | None = None, widths: Mapping[str, int] | None = None
+        cls,
+        config: Config,
+        *,
+        dataset: Dataset | StreamedDataset | None = None,
+        widths: Mapping[str, int] | None = None,
     ) -> "Experiment":
         """Load and build all parts.
 
@@ -100,10 +105,14 @@ class Experiment:
             )
         dtype = jnp.dtype(config.precision)
         dataset = dataset or load_dataset(config)
-        examples = len(dataset.train_labels)
-        if config.data.split == "disjoint" and examples < config.loft.workers:
+        if config.data.split == "disjoint" and dataset.examples < config.loft.workers:
             raise UserError(
-                f"loft.workers={config.loft.workers}: {examples} images are too few for data.split=disjoint"
+                f"loft.workers={config.loft.workers}: {dataset.examples} images are too few for data.split=disjoint"
+            )
+        if config.gpipe.stages is not None and dataset.streamed:
+            raise UserError(
+                f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, and "
+                f"{dataset.name} is streamed (data.loading={config.data.loading}); train it by LoFT or plain SGD"
             )
         model = create_model(
             config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
@@ -116,8 +125,7 @@ class Experiment:
             round=(Round if config.gpipe.stages is None else GPipe)(config, model, dataset, mesh),
             estimate_norms=NormEstimator(config, model, dataset, mesh),
             evaluate=Evaluator(config, model, dataset, mesh),
-            images=replicate(dataset.train_images, mesh),
-            labels=replicate(dataset.train_labels, mesh),
+            data=training_data(config, dataset, mesh),
         )
 
     def initial_state(self) -> dict[str, Any]:
@@ -136,7 +144,7 @@ class Experiment:
     @cached_property
     def step_traffic(self) -> Traffic:
         """What a local step moves between the devices that share a worker's batch."""
-        parameters = parameter_count(self.round.step.model, self.dataset.train_images.shape[1:])
+        parameters = parameter_count(self.round.step.model, self.dataset.image_shape)
         return step_traffic(parameters, self.mesh.shape[DATA])
 
     def bytes_on_the_wire(self) -> float:
@@ -147,4 +155,4 @@ class Experiment:
         return self.mesh.shape[DATA] * self.sync_traffic.wire + steps * self.step_traffic.wire
 
     def _initialise(self) -> dict[str, Any]:
-        return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])
+        return initial_state(self.model, self.config, self.dataset.image_shape)

@@ -20,6 +20,7 @@ from loft_jax.config import Config
 from loft_jax.cuts import stage_bounds
 from loft_jax.data.batches import worker_order
 from loft_jax.data.dataset import Dataset
+from loft_jax.feeds import Resident
 from loft_jax.local_step import make_local_step
 from loft_jax.mesh import REPLICATED, shapes_on
 from loft_jax.pipeline_stage import PipelineStage
@@ -66,10 +67,10 @@ class GPipe:
 
     def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._examples = len(dataset.train_labels)
+        self._examples = dataset.examples
         self.groups = split_groups(model, config)
         self.step = make_local_step(config, model, dataset)
-        self.bounds = stage_bounds(model, config, dataset.train_images.shape[1:])
+        self.bounds = stage_bounds(model, config, dataset.image_shape)
         self.devices = list(mesh.devices.flat)
         self.transfers = Transfers()
         self.microbatches = config.gpipe.microbatches
@@ -78,7 +79,7 @@ class GPipe:
             PipelineStage(self.step, segment, self.microbatches, first=s == 0, last=s == len(segments) - 1)
             for s, segment in enumerate(segments)
         ]
-        part = (config.data.batch_size // self.microbatches, *dataset.train_images.shape[1:])
+        part = (config.data.batch_size // self.microbatches, *dataset.image_shape)
         self.inputs, self.variable_shapes = _shapes(segments, part)
         self.sum_shapes = [
             jax.eval_shape(stage.zeros, variables)
@@ -111,13 +112,13 @@ class GPipe:
         everywhere = NamedSharding(self._mesh, REPLICATED)
         return jax.device_put(merged, everywhere, may_alias=False) | {"round": state["round"]}
 
-    def train_locally(self, state: Tree, images: jax.Array, labels: jax.Array) -> tuple[None, Tree]:
+    def train_locally(self, state: Tree, data: Resident) -> tuple[None, Tree]:
         """The steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""
         config, stages, (first, last) = self._config, state["stages"], (self.devices[0], self.devices[-1])
         self.transfers = Transfers()
         if config.loft.momentum == "reset":
             stages = [stage | {"momentum": jax.tree.map(jnp.zeros_like, stage["params"])} for stage in stages]
-        images, labels = _on(images, first), _on(labels, last)
+        images, labels = _on(data.images, first), _on(data.labels, last)
         orders = [self._order(_on(state["round"], device)) for device in (first, last)]
         steps = [_on(state["round"], device) * config.loft.local_steps for device in self.devices]
         total = jax.device_put(jnp.float32(0), last)

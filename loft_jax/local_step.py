@@ -11,6 +11,7 @@ from flax import linen as nn
 from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.streamed import StreamedDataset
 from loft_jax.mesh import DATA
 from loft_jax.optimizer import learning_rate_schedule, make_sgd, sgd_step
 
@@ -40,14 +41,21 @@ class LocalStep:
     data_shards: int
 
     def __call__(
-        self, state: Tree, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array, step: jax.Array
+        self,
+        state: Tree,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array | None,
+        key: jax.Array,
+        step: jax.Array,
     ) -> tuple[Tree, jax.Array]:
         """Draw one batch, and update.
 
         Args:
           state: {"params", "batch_stats", "momentum"} of the sub-CNN.
           images, labels: the whole training set, uint8 [N, height, width, channels] and int32 [N].
-          indices: int32 [batch], the batch's examples; with several data shards each takes its part.
+          indices: int32 [batch], the batch's examples; with several data shards each takes its part. None if `images`
+            and `labels` are this shard's part of the batch already.
           key: of the batch's augmentation.
           step: global local step, int32 scalar.
 
@@ -79,15 +87,17 @@ class LocalStep:
         return optax.softmax_cross_entropy(logits, soft).mean()
 
     def draw_batch(
-        self, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+        self, images: jax.Array, labels: jax.Array, indices: jax.Array | None, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """This data shard's part of a batch: float32 images and int32 labels. Random numbers are those of the whole."""
-        part = len(indices) // self.data_shards
-        drawn = {} if self.augmentation is None else self.augmentation.draw(key, len(indices))
+        part = len(images) if indices is None else len(indices) // self.data_shards
+        drawn = {} if self.augmentation is None else self.augmentation.draw(key, part * self.data_shards)
         if self.data_shards > 1:
             start = jax.lax.axis_index(DATA) * part
             indices, drawn = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, part), (indices, drawn))
-        return self._prepared(images[indices], drawn), labels[indices]
+        if indices is not None:
+            images, labels = images[indices], labels[indices]
+        return self._prepared(images, drawn), labels
 
     def draw_images(self, images: jax.Array, indices: jax.Array, key: jax.Array) -> jax.Array:
         """The images of `draw_batch`, where one device holds the whole batch."""
@@ -100,7 +110,9 @@ class LocalStep:
         return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std))
 
 
-def make_local_step(config: Config, model: nn.Module, dataset: Dataset, data_shards: int = 1) -> LocalStep:
+def make_local_step(
+    config: Config, model: nn.Module, dataset: Dataset | StreamedDataset, data_shards: int = 1
+) -> LocalStep:
     """The local step of a module, as the config and the data set say."""
     mean, std = dataset.channel_statistics
     return LocalStep(

@@ -18,16 +18,16 @@ def print_setup(experiment: Experiment) -> None:
     config, mesh, data = experiment.config, experiment.mesh, experiment.dataset
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
-    shape = data.train_images.shape[1:]
+    shape = data.image_shape
     full, compact = (parameter_count(model, shape) for model in (experiment.model, experiment.round.step.model))
     lines = {
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
         "mesh": _mesh_text(experiment),
-        "data": f"{data.name}: {len(data.train_labels):,} training and {len(data.test_labels):,} test images, "
+        "data": f"{data.name}: {data.examples:,} training and {data.test_examples:,} test images, "
         + "x".join(map(str, shape)),
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
-        f"a worker: {config.epochs(config.train.rounds, len(data.train_labels)):.1f} epochs",
+        f"a worker: {config.epochs(config.train.rounds, data.examples):.1f} epochs",
         **_traffic_text(experiment),
     }
     for name, text in lines.items():
@@ -91,7 +91,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     config, last = experiment.config, rows[-1]
     seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
     images = config.images_per_round * last["round"]
-    shape = experiment.dataset.train_images.shape[1:]
+    shape = experiment.dataset.image_shape
     return {
         **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
         "images": images,

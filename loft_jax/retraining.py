@@ -113,7 +113,7 @@ class Retraining:
         return replicate(state, experiment.mesh)
 
     def _initialised(self, model: nn.Module, collection: str, key: jax.Array) -> Tree:
-        image = jnp.zeros((1, *self._dataset.train_images.shape[1:]))
+        image = jnp.zeros((1, *self._dataset.image_shape))
         # Compiled for this collection alone: random numbers take long to compile.
         return jit_once(lambda: model.init(key, image)[collection])()
 
@@ -130,7 +130,7 @@ def _costs(experiment: Experiment, full: nn.Module) -> Costs:
     batch_size, dataset = experiment.config.data.batch_size, experiment.dataset
     loops = [StepLoop(experiment.round.step, model, dataset, batch_size) for model in (experiment.model, full)]
     speeds = images_per_second(*loops)
-    shape = dataset.train_images.shape[1:]
+    shape = dataset.image_shape
     return {
         "parameters": parameter_count(experiment.model, shape),
         "parameters_unpruned": parameter_count(full, shape),

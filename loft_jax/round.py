@@ -16,8 +16,10 @@ from jax.sharding import Mesh
 from loft_jax.config import Config
 from loft_jax.data.batches import worker_order
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.streamed import StreamedDataset
 from loft_jax.device_loop import DeviceLoop, unstack, vary
 from loft_jax.exchange import Exchange
+from loft_jax.feeds import TrainingData, training_specs
 from loft_jax.local_step import make_local_step
 from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, replicate, settle
 from loft_jax.randomness import Purpose, key_for
@@ -38,12 +40,21 @@ class Round:
       slots: workers a device trains, one after another.
     """
 
-    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh, *, fused: bool | None = None):
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        dataset: Dataset | StreamedDataset,
+        mesh: Mesh,
+        *,
+        fused: bool | None = None,
+    ):
         self._config, self._mesh = config, mesh
         self.groups = split_groups(model, config)
         self.meeting = (Exchange if exchanges(config, self.groups) else Psum)(config, self.groups, mesh)
         self.slots = config.loft.workers // mesh.shape[WORKER]
-        self._examples = len(dataset.train_labels)
+        self._examples, self._streamed = dataset.examples, dataset.streamed
+        specs = training_specs(dataset, mesh)
         data = mesh.shape[DATA]
         worker_model = sub_cnn(model, self.groups, config).clone(norm_axis=DATA if data > 1 else None)
         self.step = make_local_step(config, worker_model, dataset, data_shards=data)
@@ -53,8 +64,9 @@ class Round:
             self._begin,
             self._local_step,
             config.loft.local_steps,
-            in_specs=(at_rest, masks, REPLICATED, REPLICATED, REPLICATED),
+            in_specs=(at_rest, masks, REPLICATED, *specs["arguments"]),
             carry_spec=PER_WORKER,
+            feed_specs=specs["feed"],
             step_has_collective=data > 1,
             fused=fused,
         )
@@ -77,42 +89,53 @@ class Round:
         """The state between rounds -> the full state, on every device of the mesh."""
         return self.meeting.full(state)
 
-    def train_locally(
-        self, state: Tree, images: jax.Array, labels: jax.Array, masks: Tree | None = None
-    ) -> tuple[Tree, list[Tree]]:
+    def train_locally(self, state: Tree, data: TrainingData, masks: Tree | None = None) -> tuple[Tree, list[Tree]]:
         """Steps 1 and 2: the partition's masks (group name -> bool [S, n]; the round's own if None), and for each slot
         of a device the compact states of its workers after their local steps, leaves [D, ...]."""
         masks = self.meeting.partition(state) if masks is None else masks
-        return masks, [self._train(state, masks, slot, images, labels) for slot in self._slot_numbers]
+        feed = data.feed(state["round"])
+        return masks, [self._train(state, masks, slot, *data.arguments, feed=feed) for slot in self._slot_numbers]
 
-    def partition_and_extract(self, state: Tree, images: jax.Array, labels: jax.Array) -> tuple[Tree, list[Tree]]:
+    def partition_and_extract(self, state: Tree, data: TrainingData) -> tuple[Tree, list[Tree]]:
         """Step 1 alone: what `train_locally` gives, before any local step."""
         masks = self.meeting.partition(state)
-        return masks, [self._train.begin(state, masks, slot, images, labels) for slot in self._slot_numbers]
+        return masks, [self._train.begin(state, masks, slot, *data.arguments) for slot in self._slot_numbers]
 
     def sync(self, state: Tree, masks: Tree, workers: list[Tree]) -> tuple[Tree, jax.Array]:
         """Step 3: the next state, and the mean loss of all local steps. `state` is donated."""
         settle(workers, self._mesh)
         return settle(self._sync(state, masks, workers), self._mesh)
 
-    def lowered(self, state: Tree, images: Tree, labels: Tree) -> dict[str, jax.stages.Lowered]:
+    def lowered(self, state: Tree, data: TrainingData) -> dict[str, jax.stages.Lowered]:
         """The programs of a round, by name, for these arrays or their shapes; runs nothing."""
         masks = jax.eval_shape(self.meeting.partition, state)
-        arguments = (state, masks, jax.ShapeDtypeStruct((), jnp.int32), images, labels)
+        arguments = (state, masks, jax.ShapeDtypeStruct((), jnp.int32), *data.arguments)
         workers = [jax.eval_shape(self._train.begin, *arguments)] * self.slots
-        return self._train.lowered(*arguments) | {"sync": self._sync.lower(state, masks, workers)}
+        train = self._train.lowered(*arguments, feed=data.feed_shapes)
+        return train | {"sync": self._sync.lower(state, masks, workers)}
 
     @property
     def runs(self) -> dict[str, int]:
         """How often each program of `lowered` runs in one round."""
         return {"begin": self.slots, "step": self.slots * self._config.loft.local_steps, "loop": self.slots, "sync": 1}
 
-    def _begin(self, state: Tree, masks: Tree, slot: jax.Array, images: jax.Array, labels: jax.Array) -> Tree:
+    def _begin(self, state: Tree, masks: Tree, slot: jax.Array, *_: jax.Array) -> Tree:
         config, round_number = self._config, vary(state["round"], WORKER)
         compact = self.meeting.compact(state, masks, slot)
         if config.loft.momentum == "reset":
             compact["momentum"] = jax.tree.map(jnp.zeros_like, compact["params"])
         worker = jax.lax.axis_index(WORKER) * self.slots + slot
+        return {
+            "compact": compact,
+            "worker": worker,
+            "step": round_number * config.loft.local_steps,
+            "loss": vary(jnp.float32(0), WORKER),
+            **({} if self._streamed else {"order": self._order(worker, round_number)}),
+        }
+
+    def _order(self, worker: jax.Array, round_number: jax.Array) -> jax.Array:
+        """Which examples the steps of a round train on: int32 [local_steps, batch]."""
+        config = self._config
         seen = config.loft.local_steps * config.data.batch_size
         order = worker_order(
             key_for(config.seed, Purpose.ORDER),
@@ -123,20 +146,14 @@ class Round:
             workers=config.loft.workers,
             split=config.data.split,
         )
-        return {
-            "compact": compact,
-            "order": order.reshape(config.loft.local_steps, config.data.batch_size),
-            "worker": worker,
-            "step": round_number * config.loft.local_steps,
-            "loss": vary(jnp.float32(0), WORKER),
-        }
+        return order.reshape(config.loft.local_steps, config.data.batch_size)
 
     def _local_step(
         self, carry: Tree, state: Tree, masks: Tree, slot: jax.Array, images: jax.Array, labels: jax.Array
     ) -> Tree:
         step = carry["step"]
         key = key_for(self._config.seed, Purpose.AUGMENTATION, carry["worker"], step)
-        indices = carry["order"][step % self._config.loft.local_steps]
+        indices = None if self._streamed else carry["order"][step % self._config.loft.local_steps]
         compact, loss = self.step(carry["compact"], images, labels, indices, key, step)
         return carry | {"compact": compact, "step": step + 1, "loss": carry["loss"] + loss}
 

@@ -47,6 +47,19 @@ class Data(Section):
         "shared", description="every worker passes over the whole training set, or each over its own part of an epoch"
     )
     augment: bool = Field(True, description="random crop, and flip (digits: crop only) of training images")
+    loading: Literal["auto", "device", "stream"] = Field(
+        "auto",
+        description="keep the data set on every device, or decode batches as they are needed; auto: on the device "
+        "where images are of one size and fit",
+    )
+    image_size: PositiveInt = Field(
+        224, description="height and width to which images of mixed sizes are cropped; others keep theirs"
+    )
+    readers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="processes that decode streamed images, for each process of the run; 0: none, threads do it; null: "
+        "one a core",
+    )
 
 
 class Loft(Section):

@@ -49,7 +49,7 @@ def dry_run(config: Config) -> None:
     experiment = Experiment.build(config)
     print_setup(experiment)
     state = jax.eval_shape(experiment.round.place, experiment.state_shapes())
-    lowered = experiment.round.lowered(state, experiment.images, experiment.labels)
+    lowered = experiment.round.lowered(state, experiment.data)
     print_programs({name: program.compile() for name, program in lowered.items()})
 
 

@@ -66,6 +66,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._experiment.data.close()
         self._watch.close()
         self._checkpoints.close()
         if self._snapshots:
@@ -108,7 +109,7 @@ class Trainer:
         """
         experiment, config = self._experiment, self._config
         with self._watch.phase("train"):
-            masks, workers = experiment.round.train_locally(self._state, experiment.images, experiment.labels)
+            masks, workers = experiment.round.train_locally(self._state, experiment.data)
             jax.block_until_ready(workers)
         with self._watch.phase("sync"):
             self._state, loss = experiment.round.sync(self._state, masks, workers)
@@ -133,7 +134,7 @@ class Trainer:
             full = full or self._full()
             with self._watch.phase("evaluation"):
                 variables = {name: full[name] for name in ("params", "batch_stats")}
-                variables = self._experiment.estimate_norms(variables, self._experiment.images)
+                variables = self._experiment.estimate_norms(variables, self._experiment.data)
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
@@ -163,7 +164,7 @@ class Trainer:
         row = {
             "round": self._done,
             "step": self._done * config.loft.local_steps,
-            "epoch": config.epochs(self._done, len(self._experiment.dataset.train_labels)),
+            "epoch": config.epochs(self._done, self._experiment.dataset.examples),
             **metrics,
         }
         if "train" in seconds:

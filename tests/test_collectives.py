@@ -130,7 +130,7 @@ def test_a_ring_sends_what_the_paper_of_rings_says():
 
 
 def compiled(run, names=None):
-    lowered = run.round.lowered(run.state, run.images, run.labels)
+    lowered = run.round.lowered(run.state, run.data)
     return {name: payloads(lowered[name].compile()) for name in names or lowered}
 
 
@@ -176,7 +176,7 @@ def test_a_data_parallel_step_reduces_gradients_loss_and_norm_statistics():
     """For pre-activation networks 3 numbers a channel: mean and mean square forward, and one more back."""
     run = Run(config(loft__workers=2, mesh__data=2))
     network = run.round.step.model.clone(norm_axis=None)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), run.images[:1].astype(float))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), run.data.images[:1].astype(float))
     parameters, statistics = (sum(x.size for x in jax.tree.leaves(shapes[kind])) for kind in ("params", "batch_stats"))
     assert compiled(run, ["step"])["step"] == {"all-reduce": 4 * (parameters + 1 + 3 * statistics // 2)}
 

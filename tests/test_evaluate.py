@@ -33,7 +33,7 @@ def test_every_test_example_is_counted_once(devices, batch):
 def test_norm_statistics_are_those_of_all_batches_pooled(devices, fused):
     settings = config(mesh__worker=devices, train__norm_batches=5)
     run = Run(settings)
-    estimated = NormEstimator(settings, MODEL, run.dataset, run.mesh, fused=fused)(variables_of(run), run.images)
+    estimated = NormEstimator(settings, MODEL, run.dataset, run.mesh, fused=fused)(variables_of(run), run.data)
     # The first norm sees the stem's output, whatever the statistics of the others: pool its activations by hand.
     data, key = run.dataset, key_for(settings.seed, Purpose.NORM_STATISTICS)
     order = jnp.resize(jax.random.permutation(key, len(data.train_labels)), (5, 4))
@@ -60,7 +60,7 @@ def test_norm_statistics_do_not_depend_on_the_number_of_devices_and_leave_parame
     for devices in (1, 4):
         run = Run(config(mesh__worker=devices, train__norm_batches=6))
         estimate = NormEstimator(run.config, MODEL, run.dataset, run.mesh)
-        results[devices] = flat(estimate(variables_of(run), run.images))
+        results[devices] = flat(estimate(variables_of(run), run.data))
         params = flat({"params": run.state["params"]})
         for path in params:
             np.testing.assert_array_equal(results[devices][path], params[path])
@@ -71,7 +71,7 @@ def test_norm_statistics_do_not_depend_on_the_number_of_devices_and_leave_parame
 def test_norm_batches_changes_the_statistics():
     run = Run(config())
     one, other = (
-        flat(NormEstimator(config(train__norm_batches=n), MODEL, run.dataset, run.mesh)(variables_of(run), run.images))
+        flat(NormEstimator(config(train__norm_batches=n), MODEL, run.dataset, run.mesh)(variables_of(run), run.data))
         for n in (2, 3)
     )
     assert any((one[path] != other[path]).any() for path in one)

@@ -78,7 +78,7 @@ def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, 
         owners = jax.device_get(one.round.meeting.partition(one.state))
         state = one.rounds(1)
         masks = {name: jax.device_put(m, NamedSharding(other.mesh, PER_WORKER)) for name, m in owners.items()}
-        _, workers = other.round.train_locally(other.state, other.images, other.labels, masks)
+        _, workers = other.round.train_locally(other.state, other.data, masks)
         other.state, loss = other.round.sync(other.state, masks, workers)
         np.testing.assert_allclose(one.loss, loss, rtol=1e-6)
         expected = flat(jax.device_get(other.state))

@@ -205,7 +205,7 @@ def test_the_partition_is_sharded_over_the_workers_and_new_in_each_round():
     run = Run(config())
     masks = []
     for _ in range(2):
-        mask, workers = run.round.train_locally(run.state, run.images, run.labels)
+        mask, workers = run.round.train_locally(run.state, run.data)
         masks.append(mask["stage2/block2"])
         assert mask.keys() == {"stage2/block2"}
         assert mask["stage2/block2"].sharding.spec == jax.sharding.PartitionSpec(WORKER)
@@ -219,7 +219,7 @@ def test_the_partition_is_sharded_over_the_workers_and_new_in_each_round():
 def test_workers_differ_after_their_local_steps(fused):
     """Replicated variables that are not cast get gradients summed over the mesh: all workers would agree."""
     run = Run(config(), fused=fused)
-    _, workers = run.round.train_locally(run.state, run.images, run.labels)
+    _, workers = run.round.train_locally(run.state, run.data)
     head = np.asarray(workers[0]["compact"]["params"]["head"]["kernel"])
     for worker in range(1, 4):
         assert (head[worker] != head[0]).any()
@@ -227,7 +227,7 @@ def test_workers_differ_after_their_local_steps(fused):
 
 def test_the_sum_of_deposited_slices_is_exact():
     run = Run(config())
-    masks, workers = run.round.train_locally(run.state, run.images, run.labels)
+    masks, workers = run.round.train_locally(run.state, run.data)
     compact = np.asarray(workers[0]["compact"]["params"]["stage2_block2"]["conv1"]["kernel"])
     owned = [np.flatnonzero(row) for row in np.asarray(masks["stage2/block2"])]
     state, _ = run.round.sync(run.state, masks, workers)
@@ -304,7 +304,7 @@ def test_every_setting_changes_the_result(model, change):
 def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(devices):
     run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
     before = np.asarray(run.state["params"]["two"]["kernel"])
-    masks, workers = run.round.train_locally(run.state, run.images, run.labels)
+    masks, workers = run.round.train_locally(run.state, run.data)
     expected, slots = before.copy(), 2 // devices
     for worker in range(2):
         one, two = (np.flatnonzero(masks[name][worker]) for name in ("one", "two"))

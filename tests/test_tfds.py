@@ -1,67 +1,20 @@
 """Data sets that TFDS has prepared: read without TensorFlow, cached, and refused with the way out."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from prepared import load, prepare, tiny_content
 
 from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data import tfds as loader
-from loft_jax.data.tfds import load_tfds
 from loft_jax.errors import UserError
-
-# TFDS: a data set that the test writes itself
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return io.BytesIO(file.getvalue())
-
-
-class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Images and labels given to its constructor, split by split."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, content, features, **kwargs):
-        self._content, self._features = content, features
-        super().__init__(**kwargs)
-
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._features))
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(*content) for split, content in self._content.items()}
-
-    def _generate_examples(self, images, labels):
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield i, {"image": png(image), "label": int(label)}
-
-
-def tiny_content(seed=0, splits=(("train", 12), ("test", 5)), shape=(8, 6, 3)):
-    rng = np.random.default_rng(seed)
-    return {
-        split: (rng.integers(0, 256, (count, *shape), np.uint8), rng.integers(0, 3, count)) for split, count in splits
-    }
-
-
-def prepare(directory, content, version="1.10.0", shape=(8, 6, 3), label=None):
-    label = label or tfds.features.ClassLabel(num_classes=3)
-    features = {"image": tfds.features.Image(shape=shape), "label": label}
-    TinyImages.VERSION = tfds.core.Version(version)
-    builder = TinyImages(content, features, data_dir=directory, file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    return Path(directory) / "tiny_images" / version
 
 
 def pairs(images, labels):
@@ -75,9 +28,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def refusal(*arguments):
+def refusal(name, directory, settings=None):
     with pytest.raises(UserError) as caught:
-        load_tfds(*arguments)
+        load(name, directory, **(settings or {}))
     return str(caught.value)
 
 
@@ -86,7 +39,7 @@ def refusal(*arguments):
 def test_a_tfds_data_set_is_read_pixel_by_pixel(tmp_path, cache, test_split):
     content = tiny_content(splits=(("train", 12), (test_split, 5)))
     prepare(tmp_path, content)
-    data = load_tfds("tiny_images", str(tmp_path))
+    data = load("tiny_images", tmp_path)
     assert (data.name, data.num_classes, data.crop_padding, data.flip) == ("tiny_images", 3, 4, True)
     assert pairs(data.train_images, data.train_labels) == pairs(*content["train"])
     assert pairs(data.test_images, data.test_labels) == pairs(*content[test_split])
@@ -96,7 +49,7 @@ def test_a_tfds_data_set_is_read_pixel_by_pixel(tmp_path, cache, test_split):
 def test_test_is_preferred_to_validation(tmp_path, cache):
     content = tiny_content(splits=(("train", 3), ("validation", 4), ("test", 5)))
     prepare(tmp_path, content)
-    data = load_tfds("tiny_images", str(tmp_path))
+    data = load("tiny_images", tmp_path)
     assert pairs(data.test_images, data.test_labels) == pairs(*content["test"])
 
 
@@ -104,7 +57,7 @@ def test_more_images_than_are_decoded_at_once_are_all_read(tmp_path, cache, monk
     monkeypatch.setattr(loader, "_DECODE_CHUNK", 5)
     content = tiny_content()
     prepare(tmp_path, content)
-    data = load_tfds("tiny_images", str(tmp_path))
+    data = load("tiny_images", tmp_path)
     assert pairs(data.train_images, data.train_labels) == pairs(*content["train"])
 
 
@@ -118,10 +71,10 @@ def test_the_newest_version_is_read_and_the_default_directory_is_that_of_tfds(tm
 
 def test_the_second_load_reads_the_cache_until_the_files_change(tmp_path, cache):
     prepare(tmp_path, tiny_content(0))
-    first = load_tfds("tiny_images", str(tmp_path))
+    first = load("tiny_images", tmp_path)
     labels_file = next((cache / "decoded").glob("tiny_images-train-*-labels.npy"))
     np.save(labels_file, (first.train_labels + 1) % 3)
-    second = load_tfds("tiny_images", str(tmp_path))
+    second = load("tiny_images", tmp_path)
     np.testing.assert_array_equal(second.train_labels, (first.train_labels + 1) % 3)
     np.testing.assert_array_equal(second.train_images, first.train_images)
     assert isinstance(second.train_images, np.memmap)
@@ -130,7 +83,7 @@ def test_the_second_load_reads_the_cache_until_the_files_change(tmp_path, cache)
     files = list((tmp_path / "tiny_images").rglob("*.array_record*"))
     for file in files:
         os.utime(file, ns=(0, 0))
-    np.testing.assert_array_equal(load_tfds("tiny_images", str(tmp_path)).train_labels, first.train_labels)
+    np.testing.assert_array_equal(load("tiny_images", tmp_path).train_labels, first.train_labels)
 
 
 def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path, monkeypatch):
@@ -138,56 +91,68 @@ def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path, monkeypatch):
     monkeypatch.setenv("LOFT_JAX_CACHE", str(tmp_path / "file"))
     content = tiny_content()
     prepare(tmp_path, content)
-    data = load_tfds("tiny_images", str(tmp_path))
+    data = load("tiny_images", tmp_path)
     assert pairs(data.train_images, data.train_labels) == pairs(*content["train"])
 
 
 def test_tensorflow_is_not_imported(tmp_path, cache):
     prepare(tmp_path, tiny_content())
-    load_tfds("tiny_images", str(tmp_path))
+    load("tiny_images", tmp_path)
     assert "tensorflow" not in sys.modules
 
 
-def test_images_of_mixed_sizes_are_refused(tmp_path, cache):
+def test_images_of_mixed_sizes_are_streamed_and_refused_on_the_device(tmp_path, cache):
     prepare(tmp_path, tiny_content(), shape=(None, None, 3))
+    data = load("tiny_images", tmp_path, image_size=7)
+    assert (data.streamed, data.image_shape, data.crop_padding, data.flip) == (True, (7, 7, 3), 0, False)
     assert (
-        refusal("tiny_images", str(tmp_path))
-        == "data.name=tiny_images: its images are uint8 of shape (None, None, 3); only uint8 images of one size can be "
-        "kept on the device"
+        refusal("tiny_images", tmp_path, {"loading": "device"})
+        == "data.loading=device: tiny_images has images of mixed sizes, which are cropped as they are needed; use "
+        "stream, or auto"
     )
 
 
 def test_other_file_formats_are_refused_with_the_way_out(tmp_path, cache):
     info = prepare(tmp_path, tiny_content()) / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
-    said = refusal("tiny_images", str(tmp_path))
+    said = refusal("tiny_images", tmp_path)
     assert said.startswith(f"data.name=tiny_images: {info.parent} holds tfrecord files; prepare the data set again")
     assert "file_format='array_record'" in said
 
 
 def test_a_data_set_without_classes_is_refused(tmp_path, cache):
     prepare(tmp_path, tiny_content(), label=tfds.features.Scalar(np.int32))
-    assert "has no features `image` and `label`" in refusal("tiny_images", str(tmp_path))
+    assert "has no features `image` and `label`" in refusal("tiny_images", tmp_path)
 
 
 def test_a_data_set_without_a_test_split_is_refused(tmp_path, cache):
     prepare(tmp_path, tiny_content(splits=(("train", 3),)))
-    said = refusal("tiny_images", str(tmp_path))
+    said = refusal("tiny_images", tmp_path)
     assert "needs the splits train and test (or validation), has ['train']" in said
 
 
-def test_a_data_set_larger_than_a_device_holds_is_refused_before_it_is_decoded(tmp_path, cache, monkeypatch):
+def test_a_data_set_larger_than_a_device_holds_is_streamed(tmp_path, cache, monkeypatch):
     prepare(tmp_path, tiny_content())
-    monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3 - 1)
-    assert "do not fit on the device" in refusal("tiny_images", str(tmp_path))
+    monkeypatch.setattr("loft_jax.data.dataset.FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3 - 1)
+    assert load("tiny_images", tmp_path).streamed
+    assert "which do not fit on the device" in refusal("tiny_images", tmp_path, {"loading": "device"})
     assert not cache.exists()
-    monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3)
-    load_tfds("tiny_images", str(tmp_path))
+    monkeypatch.setattr("loft_jax.data.dataset.FITS_ON_DEVICE_BYTES", 17 * 8 * 6 * 3)
+    assert not load("tiny_images", tmp_path).streamed
+    assert load("tiny_images", tmp_path, loading="stream").streamed
+
+
+def test_the_labelled_validation_split_is_taken_where_the_test_split_has_no_labels(tmp_path, cache):
+    content = tiny_content(splits=(("train", 3), ("validation", 4), ("test", 5)))
+    content["test"] = (content["test"][0], np.full(5, -1))
+    prepare(tmp_path, content)
+    data = load("tiny_images", tmp_path)
+    assert pairs(data.test_images, data.test_labels) == pairs(*content["validation"])
 
 
 def test_a_damaged_data_set_is_refused(tmp_path, cache):
     (prepare(tmp_path, tiny_content()) / "features.json").write_text("{")
-    assert f"{tmp_path}/tiny_images/1.10.0 cannot be read as a TFDS data set" in refusal("tiny_images", str(tmp_path))
+    assert f"{tmp_path}/tiny_images/1.10.0 cannot be read as a TFDS data set" in refusal("tiny_images", tmp_path)
 
 
 def test_a_test_split_without_labels_is_refused(tmp_path, cache):
@@ -195,7 +160,7 @@ def test_a_test_split_without_labels_is_refused(tmp_path, cache):
     # TFDS writes -1 where labels are withheld.
     content["test"] = (content["test"][0], np.full(5, -1))
     prepare(tmp_path, content)
-    assert "labels" in refusal("tiny_images", str(tmp_path))
+    assert "labels" in refusal("tiny_images", tmp_path)
 
 
 # TFDS: what is not there
@@ -207,8 +172,9 @@ def refuse(*_, **__):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from loft_jax.data.tfds import load_tfds
 from loft_jax.errors import UserError
+from loft_jax.sections import Data
 try:
-    load_tfds(sys.argv[1], sys.argv[2])
+    load_tfds(Data(name=sys.argv[1], data_dir=sys.argv[2]))
 except UserError as error:
     print(error)
 """
@@ -265,7 +231,7 @@ needs_cifar = pytest.mark.skipif(
 def cifar(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOFT_JAX_CACHE", str(tmp_path_factory.mktemp("cifar")))
-        yield load_tfds("cifar10", CIFAR_DIRECTORY), load_tfds("cifar10", CIFAR_DIRECTORY)
+        yield load("cifar10", CIFAR_DIRECTORY), load("cifar10", CIFAR_DIRECTORY)
 
 
 @needs_cifar

@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.streamed import StreamedDataset
+from loft_jax.feeds import training_data
 from loft_jax.gpipe import GPipe
 from loft_jax.mesh import make_mesh, replicate
 from loft_jax.models.resnet import ResNet
@@ -54,29 +56,28 @@ class Run:
     config: Config
     fused: bool | None = None
     model: nn.Module = MODEL
+    dataset: Dataset | StreamedDataset | None = None
 
     def __post_init__(self) -> None:
-        self.dataset, self.mesh = dataset(), make_mesh(self.config)
+        self.dataset, self.mesh = self.dataset or dataset(), make_mesh(self.config)
         self.model = self.model.clone(dtype=jnp.dtype(self.config.precision))
         if self.config.gpipe.stages is None:
             self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
         else:
             self.round = GPipe(self.config, self.model, self.dataset, self.mesh)
-        self.images, self.labels = (
-            replicate(a, self.mesh) for a in (self.dataset.train_images, self.dataset.train_labels)
-        )
+        self.data = training_data(self.config, self.dataset, self.mesh)
         # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
         start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
         self.full = jax.device_get(start)
         self.state = self.round.place(replicate(self.full, self.mesh))
 
     def _start(self) -> dict[str, Any]:
-        return initial_state(self.model, self.config, self.dataset.train_images.shape[1:])
+        return initial_state(self.model, self.config, self.dataset.image_shape)
 
     def rounds(self, count: int) -> dict[str, Any]:
         """The full state after so many further rounds, as numpy arrays."""
         for _ in range(count):
-            masks, workers = self.round.train_locally(self.state, self.images, self.labels)
+            masks, workers = self.round.train_locally(self.state, self.data)
             self.state, self.loss = self.round.sync(self.state, masks, workers)
         return jax.device_get(self.round.full(self.state))
 

@@ -27,19 +27,29 @@ def worker_order(
     Returns:
       int32 [count], indices in [0, examples).
     """
-    per_epoch, offset = examples, 0
+    per_epoch, offset = epoch_length(examples, workers, split), 0
     if split == "disjoint":
-        per_epoch = examples // workers
         offset = worker * per_epoch
-    else:
-        key = jax.random.fold_in(key, worker)
     # The most epochs that `count` consecutive examples can touch.
     touched = math.ceil((count - 1) / per_epoch) + 1
     first_epoch = first // per_epoch
-    epoch_keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(first_epoch + jnp.arange(touched))
-    permutations = jax.vmap(lambda k: jax.random.permutation(k, examples))(epoch_keys)
+    permutations = jax.vmap(lambda epoch: epoch_permutation(key, worker, epoch, examples, split))(
+        first_epoch + jnp.arange(touched)
+    )
     position = first % per_epoch + jnp.arange(count)
     return permutations[position // per_epoch, offset + position % per_epoch].astype(jnp.int32)
+
+
+def epoch_length(examples: int, workers: int, split: str) -> int:
+    """Examples that a worker reads in one of its epochs."""
+    return examples // workers if split == "disjoint" else examples
+
+
+def epoch_permutation(key: jax.Array, worker: jax.Array, epoch: jax.Array, examples: int, split: str) -> jax.Array:
+    """Of all examples, int32 [examples]: a worker's own, or under "disjoint" the one whose parts the workers read."""
+    if split == "shared":
+        key = jax.random.fold_in(key, worker)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 @dataclass(frozen=True)

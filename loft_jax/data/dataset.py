@@ -6,7 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-# Data sets are kept on the device whole.
+from loft_jax.errors import UserError
+
+# A data set of up to this many bytes of images is kept on the device whole.
 FITS_ON_DEVICE_BYTES = 8 * 2**30
 
 
@@ -44,14 +46,64 @@ class Dataset:
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise ValueError(f"{self.name} {split}: labels must lie in [0, {self.num_classes})")
 
+    @property
+    def examples(self) -> int:
+        """Training images."""
+        return len(self.train_labels)
+
+    @property
+    def test_examples(self) -> int:
+        """Test images."""
+        return len(self.test_labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train_images.shape[1:]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether batches come from reader processes, and not from arrays on the devices."""
+        return False
+
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""
-        # From each channel's histogram, exact, and some images at a time: counting takes eight bytes a pixel.
-        levels, channels = np.arange(256.0), range(self.train_images.shape[-1])
-        chunks = np.array_split(self.train_images, math.ceil(len(self.train_images) / 4096))
-        counts = sum(np.stack([np.bincount(part[..., c].ravel(), minlength=256) for c in channels]) for part in chunks)
-        shares = counts / counts[0].sum()
-        mean = shares @ levels
-        variance = shares @ levels**2 - mean**2
-        return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32)
+        chunks = np.array_split(self.train_images, math.ceil(self.examples / 4096))
+        return statistics_of(sum(map(level_counts, chunks)))
+
+
+def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loading: str) -> bool:
+    """Whether a data set of so many uint8 images (None: they differ in that) is streamed, as `data.loading` says.
+
+    Raises:
+      UserError: it is to be kept on the device and cannot be.
+    """
+    if None in image_shape:
+        if loading == "device":
+            raise UserError(
+                f"data.loading=device: {name} has images of mixed sizes, which are cropped as they are needed; use "
+                "stream, or auto"
+            )
+        return True
+    size = math.prod(image_shape) * images
+    if size > FITS_ON_DEVICE_BYTES and loading == "device":
+        raise UserError(
+            f"data.loading=device: {name} has {size / 2**30:.1f} GiB of pixels, which do not fit on the device (limit "
+            f"{FITS_ON_DEVICE_BYTES / 2**30:.0f} GiB); use stream, or auto"
+        )
+    return loading == "stream" or size > FITS_ON_DEVICE_BYTES
+
+
+def level_counts(images: np.ndarray) -> np.ndarray:
+    """How many pixels of uint8 images [n, height, width, channels] have each level: int [channels, 256]."""
+    # Counting takes eight bytes a pixel, so give it some images at a time.
+    return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
+
+
+def statistics_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel from its `level_counts`, exact: float32 [channels], in uint8 units."""
+    levels, shares = np.arange(256.0), counts / counts[0].sum()
+    mean = shares @ levels
+    variance = shares @ levels**2 - mean**2
+    return mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32)

@@ -7,7 +7,9 @@ import numpy as np
 
 from loft_jax.config import Config
 from loft_jax.data import load_dataset
-from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset
+from loft_jax.data.dataset import Dataset, is_streamed
+from loft_jax.data.stored import StoredImages
+from loft_jax.data.streamed import StreamedDataset
 
 _STAND_IN_IMAGES = 512
 
@@ -20,40 +22,57 @@ class Facts:
       image_shape: (height, width, channels), as the network sees them.
       num_classes: of the labels.
       examples, test_examples: number of training and test images.
+      streamed: whether they are, or else are kept on the devices.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     examples: int
     test_examples: int
+    streamed: bool = False
 
-    def device_bytes(self, devices: int) -> int:
-        """Of uint8 images and int32 labels on each device: the training set, and a part of the test set.
+    def device_bytes(self, devices: int, batches: int) -> int:
+        """Of uint8 images and int32 labels on each device.
 
-        0 where they are too many to be kept there.
+        Those of the training set and of a part of the test set; or where they are streamed, of the `batches` images
+        that are in work or on their way.
         """
         image = math.prod(self.image_shape) + 4
-        fits = image * (self.examples + self.test_examples) <= FITS_ON_DEVICE_BYTES
-        return image * (self.examples + math.ceil(self.test_examples / devices)) if fits else 0
+        kept = batches if self.streamed else self.examples + math.ceil(self.test_examples / devices)
+        return image * kept
 
-    def stand_in(self) -> Dataset:
+    def stand_in(self) -> Dataset | StreamedDataset:
         """Black images of this kind, enough of them to compile programs for."""
+        if self.streamed:
+            stored = StoredImages("stand-in", "", "", self.image_shape, self.num_classes, mixed=True)
+            return _StreamedStandIn("stand-in", stored, stored, _STAND_IN_IMAGES, _STAND_IN_IMAGES, fingerprint="")
         images = np.zeros((_STAND_IN_IMAGES, *self.image_shape), np.uint8)
         labels = np.zeros(_STAND_IN_IMAGES, np.int32)
         return Dataset("stand-in", images, labels, images, labels, self.num_classes, crop_padding=4, flip=True)
 
 
+class _StreamedStandIn(StreamedDataset):
+    @property
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of no images."""
+        channels = self.image_shape[-1]
+        return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+
+
+# None for images of mixed sizes.
 _KNOWN = {
-    "cifar10": Facts((32, 32, 3), 10, 50_000, 10_000),
-    "cifar100": Facts((32, 32, 3), 100, 50_000, 10_000),
-    "imagenet2012": Facts((224, 224, 3), 1000, 1_281_167, 50_000),
+    "cifar10": ((32, 32, 3), 10, 50_000, 10_000),
+    "cifar100": ((32, 32, 3), 100, 50_000, 10_000),
+    "imagenet2012": ((None, None, 3), 1000, 1_281_167, 50_000),
 }
 
 
 def dataset_facts(config: Config) -> Facts:
     """Of the config's data set. Raises UserError as `load_dataset`, unless it is one of the paper's."""
     if known := _KNOWN.get(config.data.name):
-        return known
-    dataset = load_dataset(config)
-    counts = len(dataset.train_labels), len(dataset.test_labels)
-    return Facts(dataset.train_images.shape[1:], dataset.num_classes, *counts)
+        stored, classes, *counts = known
+        streamed = is_streamed(config.data.name, stored, sum(counts), config.data.loading)
+        size = config.data.image_size
+        return Facts((size, size, 3) if None in stored else stored, classes, *counts, streamed)
+    data = load_dataset(config)
+    return Facts(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)

@@ -1,9 +1,9 @@
 """Any TFDS image-classification data set, read without TensorFlow through `tfds.data_source` and ArrayRecord files.
 
-Decoding is slow, so the decoded arrays are kept in the cache directory and mapped into memory from the second run on.
+Decoding is slow, so the arrays of a data set that is kept on the devices are kept in the cache directory too, and
+mapped into memory from the second run on. What does not fit is streamed.
 """
 
-import contextlib
 import difflib
 import hashlib
 import logging
@@ -13,25 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.cache import cache_directory
-from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset
+from loft_jax.cache import cache_directory, write_aside
+from loft_jax.data.dataset import Dataset, is_streamed
+from loft_jax.data.stored import StoredImages
+from loft_jax.data.streamed import CROP_PADDING, StreamedDataset
 from loft_jax.errors import UserError
+from loft_jax.sections import Data
 
 _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")
 
 
-def load_tfds(name: str, data_dir: str | None) -> Dataset:
-    """The train split, and the test (or else validation) split, of a prepared data set.
-
-    Args:
-      name: TFDS name, with its config where it has one ("imagenet_resized/32x32").
-      data_dir: TFDS data directory; None for TFDS's default.
+def load_tfds(settings: Data) -> Dataset | StreamedDataset:
+    """The train split, and the first of test and validation that has labels, of a prepared data set.
 
     Raises:
-      UserError: unknown, not prepared, not image classification, or too large to keep on a device.
+      UserError: unknown, not prepared, not image classification, or not of the kind that `data.loading` asks for.
     """
-    root = _data_root(data_dir)
+    name, root = settings.name, _data_root(settings.data_dir)
     directory = _newest_version(root / name)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of the missing OpenCV, which it does not need.
     import tensorflow_datasets as tfds
@@ -42,12 +41,24 @@ def load_tfds(name: str, data_dir: str | None) -> Dataset:
         builder = tfds.builder_from_directory(directory)
     except Exception as error:
         raise UserError(f"data.name={name}: {directory} cannot be read as a TFDS data set ({error})") from error
-    test_split = _checked(builder.info, name, directory)
-    label = builder.info.features["label"]
-    (train_images, train_labels), (test_images, test_labels) = (
-        _decoded(builder, split) for split in ("train", test_split)
-    )
-    for split, labels in (("train", train_labels), (test_split, test_labels)):
+    _check(builder.info, name, directory)
+    test_split = _test_split(builder, name)
+    splits, classes = ("train", test_split), builder.info.features["label"].num_classes
+    image, counts = builder.info.features["image"].shape, [builder.info.splits[s].num_examples for s in splits]
+    if is_streamed(name, image, sum(counts), settings.loading):
+        mixed = None in image
+        shape = (settings.image_size, settings.image_size, 1 if image[2] == 1 else 3) if mixed else image
+        return StreamedDataset(
+            name=name,
+            train=StoredImages(name, str(directory), "train", shape, classes, mixed),
+            test=StoredImages(name, str(directory), test_split, shape, classes, mixed),
+            examples=counts[0],
+            test_examples=counts[1],
+            fingerprint=_fingerprint(builder, "train"),
+            readers=settings.readers,
+        )
+    (train_images, train_labels), (test_images, test_labels) = (_decoded(builder, split) for split in splits)
+    for split, labels in zip(splits, (train_labels, test_labels), strict=True):
         if labels.min() < 0:
             raise UserError(f"data.name={name}: split {split} has images without labels")
     return Dataset(
@@ -56,8 +67,8 @@ def load_tfds(name: str, data_dir: str | None) -> Dataset:
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
-        num_classes=label.num_classes,
-        crop_padding=4,
+        num_classes=classes,
+        crop_padding=CROP_PADDING,
         flip=True,
     )
 
@@ -92,8 +103,8 @@ def _not_prepared(name: str, root: Path) -> str:
     return f"data.name={name}: not prepared under data.data_dir={root}; prepare it with\n  {command}\n{here[2:]}"
 
 
-def _checked(info, name: str, directory: Path) -> str:
-    """The name of the test split, once it is clear that the data set can be trained on from device memory."""
+def _check(info, name: str, directory: Path) -> None:
+    """Whether the data set can be trained on."""
     features = info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name={name}: has no features `image` and `label`, so it is no image classification")
@@ -103,28 +114,36 @@ def _checked(info, name: str, directory: Path) -> str:
             f"data.name={name}: {directory} holds {info.file_format.value} files; prepare the data set again with "
             "file_format='array_record', which is read without TensorFlow"
         )
-    test_split = next((split for split in _TEST_SPLITS if split in info.splits), None)
-    if "train" not in info.splits or test_split is None:
+    if "train" not in info.splits or not {*_TEST_SPLITS} & {*info.splits}:
         raise UserError(f"data.name={name}: needs the splits train and test (or validation), has {list(info.splits)}")
-    if None in image.shape or image.np_dtype != np.uint8:
+    if len(image.shape) != 3 or image.np_dtype != np.uint8:
         raise UserError(
             f"data.name={name}: its images are {np.dtype(image.np_dtype)} of shape {image.shape}; only uint8 images of "
-            "one size can be kept on the device"
+            "height, width and channels can be trained on"
         )
-    size = int(np.prod(image.shape)) * sum(info.splits[s].num_examples for s in ("train", test_split))
-    if size > FITS_ON_DEVICE_BYTES:
-        raise UserError(
-            f"data.name={name}: {size / 2**30:.1f} GiB of pixels do not fit on the device "
-            f"(limit {FITS_ON_DEVICE_BYTES / 2**30:.0f} GiB); use a smaller or resized data set"
-        )
-    return test_split
+
+
+def _test_split(builder, name: str) -> str:
+    """The first split with labels: those of ImageNet's test split, for one, are withheld."""
+    import tensorflow_datasets as tfds
+
+    there = [split for split in _TEST_SPLITS if split in builder.info.splits]
+    for split in there:
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        if source[0]["label"] >= 0:
+            return split
+    raise UserError(f"data.name={name}: split {' and '.join(there)} has images without labels")
+
+
+def _fingerprint(builder, split: str) -> str:
+    """16 hex digits that change when the split's files do."""
+    files = [Path(file) for file in builder.info.splits[split].filepaths]
+    text = "|".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _decoded(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    files = [Path(file) for file in builder.info.splits[split].filepaths]
-    fingerprint = "|".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
-    key = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-    stem = cache_directory() / "decoded" / f"{builder.info.name}-{split}-{key}"
+    stem = cache_directory() / "decoded" / f"{builder.info.name}-{split}-{_fingerprint(builder, split)}"
     paths = [Path(f"{stem}-{part}.npy") for part in ("images", "labels")]
     if all(path.exists() for path in paths):
         return np.load(paths[0], mmap_mode="r"), np.load(paths[1])
@@ -135,18 +154,5 @@ def _decoded(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
         for i, record in enumerate(source.__getitems__(range(start, min(start + _DECODE_CHUNK, len(source)))), start):
             images[i], labels[i] = record["image"], record["label"]
     for path, array in zip(paths, (images, labels), strict=True):
-        _write_aside(path, array)
+        write_aside(path, array)
     return images, labels
-
-
-def _write_aside(path: Path, array: np.ndarray) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            np.save(file, array)
-        os.replace(aside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        logging.getLogger(__name__).warning("decoded images are not cached: %s", error)
