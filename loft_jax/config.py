@@ -52,11 +52,6 @@ class Config(Section):
             raise ValueError(
                 f"mesh.worker={self.mesh.worker}: must divide loft.workers={self.loft.workers}; try {fitting}"
             )
-        if self.optimizer.warmup_steps >= self.total_steps:
-            raise ValueError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps}: must be below the run's {self.total_steps} "
-                f"local steps (train.rounds * loft.local_steps); try {self.total_steps // 10}"
-            )
         judged = range(0, self.train.rounds + 1, self.train.snapshot_every)
         distances = sum(map(self.stopping_is_judged, judged)) - 1
         if self.train.stop_when is not None and self.train.stop_snapshots > distances:
@@ -95,6 +90,16 @@ class Config(Section):
     def total_steps(self) -> int:
         """Local steps of one worker over the whole run."""
         return self.train.rounds * self.loft.local_steps
+
+    @property
+    def warning(self) -> str | None:
+        """What is allowed and hardly meant."""
+        if self.optimizer.warmup_steps < self.total_steps:
+            return None
+        return (
+            f"optimizer.warmup_steps={self.optimizer.warmup_steps} is all of the run's {self.total_steps} local steps "
+            f"(train.rounds * loft.local_steps), so the learning rate only rises; try {self.total_steps // 10}"
+        )
 
     @property
     def images_per_round(self) -> int:

@@ -14,7 +14,8 @@ _DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
 def learning_rate_schedule(config: Config) -> optax.Schedule:
     """Local step of the run (int) -> learning rate; it never restarts at a round."""
     settings, warmup = config.optimizer, config.optimizer.warmup_steps
-    peak, steps = settings.learning_rate, config.total_steps - warmup
+    # At least one, though a run that ends in its warm-up never gets there.
+    peak, steps = settings.learning_rate, max(1, config.total_steps - warmup)
     match settings.schedule:
         case "cosine":
             schedule = optax.cosine_decay_schedule(peak, steps)

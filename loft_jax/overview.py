@@ -14,7 +14,7 @@ from loft_jax.summary import PHASES
 
 
 def print_setup(experiment: Experiment) -> None:
-    """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync."""
+    """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync, and where there is one a warning."""
     config, mesh, data = experiment.config, experiment.mesh, experiment.dataset
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
@@ -29,6 +29,7 @@ def print_setup(experiment: Experiment) -> None:
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, data.examples):.1f} epochs",
         **_traffic_text(experiment),
+        **({"warning": config.warning} if config.warning else {}),
     }
     for name, text in lines.items():
         print(f"{name:<9} {text}", flush=True)

@@ -58,16 +58,22 @@ def load(name, directory, **settings):
     return load_tfds(Data(name=name, data_dir=str(directory), **settings))
 
 
-def photographs(count, seed=0, classes=3, size=(40, 90)):
-    """Files of JPEGs that differ in size, and in colour by their label: (list of bytes, labels)."""
+def photographs(count, seed=0, classes=3, heights=(40, 90), widths=(40, 90)):
+    """Files of JPEGs of mixed sizes, coarse and fine in structure as photographs are, with a colour for each label.
+
+    Returns:
+      (list of bytes, labels).
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     files = []
     for label in labels:
-        height, width = rng.integers(*size, 2)
-        coarse = rng.normal(60 + 60 * (label % 3), 30, (4, 5, 3)) + 40 * np.eye(3)[label % 3]
-        image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize((int(width), int(height)))
+        width, height = int(rng.integers(*widths)), int(rng.integers(*heights))
+        pixels = np.full((height, width, 3), 90.0) + 70 * np.eye(3)[label % 3]
+        for octave in (4, 16, 64):
+            noise = rng.uniform(0, 255, (octave, octave, 3)).astype(np.uint8)
+            pixels += (np.asarray(Image.fromarray(noise).resize((width, height))) - 127.5) * 1.6 / octave**0.5
         file = io.BytesIO()
-        image.save(file, "jpeg", quality=90)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "jpeg", quality=90)
         files.append(file.getvalue())
     return files, labels

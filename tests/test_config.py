@@ -176,6 +176,9 @@ OTHER_VALUES = {
     "data.batch_size": 64,
     "data.split": "disjoint",
     "data.augment": False,
+    "data.loading": "stream",
+    "data.image_size": 64,
+    "data.readers": 2,
     "loft.workers": 2,
     "loft.local_steps": 4,
     "loft.sync": "exchange",
@@ -209,6 +212,8 @@ OTHER_VALUES = {
 }
 CHANGES_NO_RESULT = {
     "data.data_dir",
+    "data.loading",
+    "data.readers",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -248,6 +253,16 @@ def test_epochs_are_counted_as_the_paper_counts_them(split, workers, epochs):
     config = Config(loft={"workers": workers, "local_steps": 16}, data={"batch_size": 128, "split": split})
     assert config.epochs(500, 50_000) == pytest.approx(epochs, rel=1e-12)
     assert config.epochs(0, 50_000) == 0
+
+
+def test_warm_up_as_long_as_the_run_is_a_warning():
+    settings = {"train": {"rounds": 5}, "loft": {"local_steps": 8}}
+    assert Config(**settings, optimizer={"warmup_steps": 39}).warning is None
+    assert (
+        Config(**settings, optimizer={"warmup_steps": 40}).warning
+        == "optimizer.warmup_steps=40 is all of the run's 40 local steps (train.rounds * loft.local_steps), so the "
+        "learning rate only rises; try 4"
+    )
 
 
 def test_a_config_cannot_be_changed():

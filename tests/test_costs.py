@@ -134,8 +134,14 @@ def test_settings_that_do_not_go_with_a_method_have_their_reason():
 
 def test_the_papers_data_sets_are_known_and_others_are_read():
     facts = dataset_facts(config_of(data={"name": "imagenet2012"}))
-    assert (facts.image_shape, facts.device_bytes(4)) == ((224, 224, 3), 0)
-    assert dataset_facts(config_of(data={"name": "cifar10"})).device_bytes(4) == 52_500 * (32 * 32 * 3 + 4)
+    assert (facts.image_shape, facts.streamed) == ((224, 224, 3), True)
+    assert facts.device_bytes(4, batches=96) == 96 * (224 * 224 * 3 + 4)
+    cifar = dataset_facts(config_of(data={"name": "cifar10"}))
+    assert (cifar.streamed, cifar.device_bytes(4, batches=96)) == (False, 52_500 * (32 * 32 * 3 + 4))
+    forced = dataset_facts(config_of(data={"name": "cifar10", "loading": "stream"}))
+    assert (forced.streamed, forced.device_bytes(4, batches=96)) == (True, 96 * (32 * 32 * 3 + 4))
+    with pytest.raises(UserError, match=r"data\.loading=device: imagenet2012 has images of mixed sizes"):
+        dataset_facts(config_of(data={"name": "imagenet2012", "loading": "device"}))
     assert dataset_facts(config_of()) == FACTS
 
 

@@ -25,6 +25,8 @@ def schedule(**optimizer):
         ({"schedule": "constant", "warmup_steps": 1}, {0: 0.8, 1: 0.8}),
         ({"schedule": "cosine", "warmup_steps": 20}, {0: 0.04, 19: 0.8, 20: 0.8, 60: 0.4, 100: 0.0}),
         ({"schedule": "step", "warmup_steps": 20}, {19: 0.8, 49: 0.8, 50: 0.08, 75: 0.008}),
+        ({"schedule": "cosine", "warmup_steps": 400}, {0: 0.002, 99: 0.2}),
+        ({"schedule": "step", "warmup_steps": 100}, {0: 0.008, 99: 0.8}),
     ],
 )
 def test_the_learning_rate_follows_the_schedule(settings, expected):

@@ -126,10 +126,6 @@ WRONG_SETTINGS = {
         "loft: {sync: exchang}",
         "loft.sync=exchang: must be one of psum, exchange; did you mean exchange?",
     ),
-    "warm-up as long as the run": (
-        "{train: {rounds: 5}, loft: {local_steps: 8}, optimizer: {warmup_steps: 40}}",
-        "optimizer.warmup_steps=40: must be below the run's 40 local steps (train.rounds * loft.local_steps); try 4",
-    ),
 }
 
 
