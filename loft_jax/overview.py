@@ -14,7 +14,7 @@ from loft_jax.summary import PHASES
 
 
 def print_setup(experiment: Experiment) -> None:
-    """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync, and where there is one a warning."""
+    """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync; then a warning if there is one."""
     config, mesh, data = experiment.config, experiment.mesh, experiment.dataset
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
@@ -24,7 +24,8 @@ def print_setup(experiment: Experiment) -> None:
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
         "mesh": _mesh_text(experiment),
         "data": f"{data.name}: {data.examples:,} training and {data.test_examples:,} test images, "
-        + "x".join(map(str, shape)),
+        + "x".join(map(str, shape))
+        + (f", streamed by {data.readers_text}" if data.streamed else ""),
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, data.examples):.1f} epochs",

@@ -1,14 +1,26 @@
 """Streamed data: the same indices, labels and pixels as from the device, whoever reads them, and from any round on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from prepared import load, photographs, prepare, tiny_content
+from runs import assert_same_state, opened
+from settings_helpers import parse
 from tiny import Run, config, flat
 
+from loft_jax.checkpoint import read_state
+from loft_jax.config import Config
+from loft_jax.data import load_dataset
 from loft_jax.data.batches import worker_order
 from loft_jax.data.plans import TrainingPlan
+from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
+from loft_jax.experiment import Experiment
+from loft_jax.overview import print_setup
 from loft_jax.randomness import Purpose, key_for
+from loft_jax.trainer import Trainer
 
 SPLITS = (("train", 40), ("test", 22))
 
@@ -21,19 +33,10 @@ def uniform(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
-    """A directory with JPEGs of mixed sizes."""
-    directory = tmp_path_factory.mktemp("mixed")
-    content = {split: photographs(count, seed) for seed, (split, count) in enumerate(SPLITS)}
-    prepare(directory, content, shape=(None, None, 3))
-    return directory
-
-
 @pytest.mark.parametrize(
     ("split", "mesh"),
-    [("shared", {}), ("disjoint", {"mesh__worker": 2}), ("shared", {"mesh__worker": 2, "mesh__data": 2})],
-    ids=["a device a worker", "two workers a device", "two devices a worker"],
+    [("disjoint", {"mesh__worker": 2}), ("shared", {"mesh__worker": 2, "mesh__data": 2})],
+    ids=["two workers a device", "two devices a worker"],
 )
 def test_a_streamed_run_is_bit_equal_to_one_from_the_device(uniform, split, mesh):
     settings = config(data__split=split, train__rounds=4, **mesh)
@@ -57,6 +60,61 @@ def test_norm_statistics_and_evaluation_are_those_from_the_device(uniform):
         results.append(flat(estimated) | Evaluator(settings, run.model, run.dataset, run.mesh)(estimated))
     for path, leaf in results[0].items():
         np.testing.assert_array_equal(leaf, results[1][path], err_msg=path)
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """JPEGs of mixed sizes, stored as ImageNet is, whose test images have no labels."""
+    directory, sizes = tmp_path_factory.mktemp("imagenet"), {"train": 90, "validation": 11, "test": 3}
+    content = {split: photographs(count, seed, 1000) for seed, (split, count) in enumerate(sizes.items())}
+    content["test"] = (content["test"][0], [-1] * 3)
+    label = tfds.features.ClassLabel(num_classes=1000)
+    prepare(directory, content, version="5.1.0", shape=(None, None, 3), label=label, name="imagenet2012")
+    return directory
+
+
+def test_the_imagenet_configs_differ_in_their_number_of_workers_alone():
+    configs = [parse("--config", CONFIGS / f"imagenet_preresnet18_{kind}.yaml") for kind in ("loft4", "loft2", "sgd")]
+    assert [config.loft.workers for config in configs] == [4, 2, 1]
+    loft = configs[0].loft
+    assert len({config.model_copy(update={"loft": loft}).hash() for config in configs}) == 1
+
+
+def test_an_imagenet_config_runs_on_streamed_data_and_resumes_to_the_bit(imagenet, tmp_path, capsys):
+    small = {"data.data_dir": imagenet, "data.batch_size": 4, "data.image_size": 32, "data.readers": 0}
+    small |= {"model.width": 2, "loft.local_steps": 2, "train.rounds": 2, "train.norm_batches": 2}
+    small |= {"train.checkpoint_every": 1, "mesh.cpu_devices": 4}
+    options = [part for key, value in small.items() for part in (f"--{key}", value)]
+    settings = parse("--config", CONFIGS / "imagenet_preresnet18_loft4.yaml", *options)
+    experiment = Experiment.build(settings)
+    print_setup(experiment)
+    said = capsys.readouterr().out
+    assert "imagenet2012: 90 training and 11 test images, 32x32x3, streamed by" in said
+    assert "warning   optimizer.warmup_steps=2500 is all of the run's 4 local steps" in said
+
+    def trained(path, *rounds):
+        for count in rounds:
+            with Trainer(experiment, opened(tmp_path / path, settings)) as trainer:
+                trainer.start()
+                for _ in range(count):
+                    row = trainer.train_one_round()
+        return row, read_state(tmp_path / path / "checkpoints", 2)
+
+    (row, undisturbed), (_, resumed) = trained("undisturbed", 2), trained("resumed", 1, 1)
+    assert np.isfinite([row["train/loss"], row["test/loss"]]).all()
+    assert_same_state(undisturbed, resumed)
+
+
+def test_what_streamed_data_do_not_go_with_is_refused(uniform):
+    data = load("tiny_images", uniform, loading="stream")
+    settings = Config(gpipe={"stages": 2}, data={"loading": "stream"}, mesh={"cpu_devices": 4})
+    with pytest.raises(UserError, match=r"gpipe\.stages=2: .* tiny_images is streamed \(data\.loading=stream\)"):
+        Experiment.build(settings, dataset=data)
+    with pytest.raises(UserError, match=r"data\.loading=stream: digits ships with scikit-learn.*use auto"):
+        load_dataset(Config(data={"loading": "stream"}))
 
 
 def plan_of(**changes):

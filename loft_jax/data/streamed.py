@@ -61,6 +61,15 @@ class StreamedDataset:
         """Whether images are mirrored on the device."""
         return not self.train.mixed
 
+    @property
+    def readers_text(self) -> str:
+        """Who decodes."""
+        return f"{self._readers} processes" if self._readers else "threads"
+
+    @property
+    def _readers(self) -> int:
+        return default_readers() if self.readers is None else self.readers
+
     def stream(
         self, split: str, plan: Plan, *, crop: tuple[int, int] | None = None, start: int = 0, ahead: int = 2
     ) -> Stream:
@@ -69,8 +78,7 @@ class StreamedDataset:
         Args:
           crop: (seed, purpose) of random crops of images of mixed sizes; None for their middle.
         """
-        readers = default_readers() if self.readers is None else self.readers
-        return Stream(Reading(getattr(self, split), plan, crop), readers, start, ahead)
+        return Stream(Reading(getattr(self, split), plan, crop), self._readers, start, ahead)
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
