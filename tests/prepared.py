@@ -70,9 +70,9 @@ def photographs(count, seed=0, classes=3, heights=(40, 90), widths=(40, 90)):
     for label in labels:
         width, height = int(rng.integers(*widths)), int(rng.integers(*heights))
         pixels = np.full((height, width, 3), 90.0) + 70 * np.eye(3)[label % 3]
-        for octave in (4, 16, 64):
+        for octave in (4, 16, 64, 256):
             noise = rng.uniform(0, 255, (octave, octave, 3)).astype(np.uint8)
-            pixels += (np.asarray(Image.fromarray(noise).resize((width, height))) - 127.5) * 1.6 / octave**0.5
+            pixels += (np.asarray(Image.fromarray(noise).resize((width, height))) - 127.5) * 2 / octave**0.4
         file = io.BytesIO()
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "jpeg", quality=90)
         files.append(file.getvalue())

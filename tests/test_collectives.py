@@ -9,6 +9,7 @@ from loft_jax import create_model
 from loft_jax.collectives import Collective, parse, payloads, sent_bytes, wire_bytes
 from loft_jax.config import Config
 from loft_jax.data.facts import Facts
+from loft_jax.feeds import training_shapes
 from loft_jax.ledger import assembly_traffic, boundary_floats, gpipe_bytes, sync_traffic
 from loft_jax.mesh import WORKER, make_mesh
 from loft_jax.models.resnet import ResNet
@@ -187,9 +188,9 @@ def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, 
     model, shape = create_model("preresnet34", 10), (32, 32, 3)
     loft = {"workers": workers, "sync": "exchange", "momentum": "reset"}
     settings = Config.model_validate({"model": {"name": "preresnet34"}, "data": {"batch_size": 128}, "loft": loft})
-    round_ = Round(settings, model, Facts(shape, 10, 50_000, 10_000).stand_in(), make_mesh(settings))
+    dataset, mesh = Facts(shape, 10, 50_000, 10_000).stand_in(), make_mesh(settings)
+    round_ = Round(settings, model, dataset, mesh)
     state = jax.eval_shape(round_.place, jax.eval_shape(lambda: initial_state(model, settings, shape)))
-    images, labels = (jax.ShapeDtypeStruct((512, *dims), dtype) for dims, dtype in ((shape, "uint8"), ((), "int32")))
-    sync = {"sync": round_.lowered(state, images, labels)["sync"].compile()}
+    sync = {"sync": round_.lowered(state, training_shapes(settings, dataset, mesh))["sync"].compile()}
     gpipe = gpipe_bytes(boundary_floats(model, shape, CUTS["preresnet34"][workers]), 20 * 50_000)
     assert gpipe / (500 * wire_bytes(sync, {"sync": 1}, workers)) >= least

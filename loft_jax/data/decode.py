@@ -55,7 +55,9 @@ def _resampled(image: Image.Image, box: Box, size: int, channels: int) -> np.nda
     sides = (box[2] - box[0], box[3] - box[1])
     image.draft(None, tuple(math.ceil(f * size / side) for f, side in zip(full, sides, strict=True)))
     across, down = (now / before for now, before in zip(image.size, full, strict=True))
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return pixels.reshape(size, size, channels)

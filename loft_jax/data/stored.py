@@ -45,8 +45,9 @@ class StoredImages:
         Raises:
           UserError: an image cannot be decoded, or has no label; names split and index.
         """
-        images[:], labels[:] = 0, -1
         wanted = [place for place, index in enumerate(indices) if index >= 0]
+        if len(wanted) < len(indices):
+            images[:], labels[:] = 0, -1
         records = self._records([int(indices[place]) for place in wanted])
         for place, record in zip(wanted, records, strict=True):
             generator = generators[place] if generators is not None else None

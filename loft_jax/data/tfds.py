@@ -114,7 +114,8 @@ def _check(info, name: str, directory: Path) -> None:
             f"data.name={name}: {directory} holds {info.file_format.value} files; prepare the data set again with "
             "file_format='array_record', which is read without TensorFlow"
         )
-    if "train" not in info.splits or not {*_TEST_SPLITS} & {*info.splits}:
+    filled = {split for split in info.splits if info.splits[split].num_examples}
+    if "train" not in filled or filled.isdisjoint(_TEST_SPLITS):
         raise UserError(f"data.name={name}: needs the splits train and test (or validation), has {list(info.splits)}")
     if len(image.shape) != 3 or image.np_dtype != np.uint8:
         raise UserError(
@@ -127,7 +128,8 @@ def _test_split(builder, name: str) -> str:
     """The first split with labels: those of ImageNet's test split, for one, are withheld."""
     import tensorflow_datasets as tfds
 
-    there = [split for split in _TEST_SPLITS if split in builder.info.splits]
+    splits = builder.info.splits
+    there = [split for split in _TEST_SPLITS if split in splits and splits[split].num_examples]
     for split in there:
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         if source[0]["label"] >= 0:
