@@ -66,11 +66,11 @@ class Trainer:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._experiment.data.close()
         self._watch.close()
         self._checkpoints.close()
         if self._snapshots:
             self._snapshots.close()
+        self._experiment.data.close()
 
     def start(self, start_from: Callable[[], Tree] | None = None) -> int:
         """Initialise, or resume from the newest checkpoint. Returns the number of completed rounds."""

@@ -75,11 +75,16 @@ class Slots:
         self._labels = memory[labels:images].view(np.int32).reshape(self._readers, self.depth, -1)
         self._images = memory[images:end].reshape(self._readers, self.depth, *self._chunk)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the run's process has no use for further chunks."""
+        return bool(self._header[0])
+
     def free(self, reader: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(images, labels) to fill with a reader's n-th chunk, as soon as there is room. Raises ClosedError."""
-        while number - self._header[1 + reader] >= self.depth and not self._header[0]:
+        while number - self._header[1 + reader] >= self.depth and not self.closed:
             time.sleep(_POLL_SECONDS)
-        if self._header[0]:
+        if self.closed:
             raise ClosedError
         return self.filled(reader, number)
 

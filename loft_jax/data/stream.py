@@ -20,6 +20,7 @@ from loft_jax.data.stored import StoredImages
 from loft_jax.errors import RunStopped
 
 _CHUNK_BYTES = 4 * 2**20
+_WATCH_SECONDS = 0.1
 
 
 def chunk_size(part: int, image_shape: tuple[int, ...]) -> int:
@@ -189,7 +190,10 @@ def _prepare_reader(slots: Slots) -> None:
 
 
 def _end_with_the_run(slots: Slots) -> None:
-    multiprocessing.parent_process().join()
+    """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end."""
+    run = multiprocessing.parent_process()
+    while run.is_alive() and not slots.closed:
+        run.join(_WATCH_SECONDS)
     # Killed, the run could not do this.
     slots.unlink()
     os._exit(0)
