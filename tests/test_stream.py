@@ -2,24 +2,30 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from prepared import load, photographs, prepare, tiny_content
 from runs import assert_same_state, opened
 from settings_helpers import parse
-from tiny import Run, config, flat
+from tiny import MODEL, Run, config, flat
 
 from loft_jax.checkpoint import read_state
 from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data.batches import worker_order
+from loft_jax.data.facts import Facts
 from loft_jax.data.plans import TrainingPlan
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
 from loft_jax.experiment import Experiment
+from loft_jax.feeds import training_shapes
+from loft_jax.mesh import make_mesh
 from loft_jax.overview import print_setup
 from loft_jax.randomness import Purpose, key_for
+from loft_jax.round import Round
+from loft_jax.state import initial_state
 from loft_jax.trainer import Trainer
 
 SPLITS = (("train", 40), ("test", 22))
@@ -115,6 +121,20 @@ def test_what_streamed_data_do_not_go_with_is_refused(uniform):
         Experiment.build(settings, dataset=data)
     with pytest.raises(UserError, match=r"data\.loading=stream: digits ships with scikit-learn.*use auto"):
         load_dataset(Config(data={"loading": "stream"}))
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_a_streamed_round_is_lowered_from_facts_alone_and_a_step_takes_its_part_of_one_batch(data):
+    settings = config(mesh__worker=2, mesh__data=data)
+    stand_in, mesh = Facts((6, 5, 3), 3, 10**6, 10**4, streamed=True).stand_in(), make_mesh(settings)
+    round_ = Round(settings, MODEL, stand_in, mesh)
+    full = jax.eval_shape(lambda: initial_state(MODEL, settings, (6, 5, 3)))
+    shapes = training_shapes(settings, stand_in, mesh)
+    lowered = round_.lowered(jax.eval_shape(round_.place, full), shapes)
+    assert set(lowered) == {"begin", "step", "sync"}
+    fed = jax.tree.leaves(lowered["step"].in_avals)[-2:]
+    assert [leaf.shape for leaf in fed] == [(8, 6, 5, 3), (8,)]
+    assert all(leaf.sharding.shard_shape(leaf.shape)[0] == 4 // data for leaf in shapes.feed_shapes)
 
 
 def plan_of(**changes):
