@@ -17,14 +17,19 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from loft_jax.config import Config
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.sections import Section
 
 
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run a command's main; a deliberate stop becomes one message and an exit code (2: bad input, 1: stopped)."""
+    """Run a command's main; a deliberate stop becomes one message and an exit code.
+
+    2: bad input; 1: the run cannot go on; 0: it was asked to leave, and goes on at the next start.
+    """
     try:
         main()
+    except Preempted as stop:
+        print(stop, flush=True)
     except (UserError, RunStopped) as stop:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(2 if isinstance(stop, UserError) else 1)
@@ -57,7 +62,10 @@ class CommandLine:
         overrides = "the run's own" if reads_run else "the file"
         group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
         for key, field in self._fields.items():
-            group.add_argument(f"--{key}", metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS)
+            # A section that may be given as one of its fields has a short option for it.
+            short = [f"--{key.removesuffix('.mode')}"] if key.endswith(".mode") else []
+            names = [f"--{key}", *short]
+            group.add_argument(*names, metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS, dest=key)
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
         """The command's own options, and the config. Raises UserError."""

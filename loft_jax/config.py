@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.sections import Data, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
+from loft_jax.sections import Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
 
 
 class Config(Section):
@@ -28,6 +28,7 @@ class Config(Section):
     train: Train = Train()
     mesh: Mesh = Mesh()
     gpipe: GPipe = GPipe()
+    distributed: Distributed = Distributed()
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +39,17 @@ class Config(Section):
             return settings
         return {**settings, "loft": {"workers": 1, **sections[1]}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _distributed_may_be_its_mode(cls, settings: Any) -> Any:
+        """`distributed: auto` is `distributed: {mode: auto}`; and YAML reads a bare off as false."""
+        given = settings.get("distributed") if isinstance(settings, dict) else None
+        if isinstance(given, str) or given is False:
+            return {**settings, "distributed": {"mode": given or "off"}}
+        if isinstance(given, dict) and given.get("mode") is False:
+            return {**settings, "distributed": {**given, "mode": "off"}}
+        return settings
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         if self.data.batch_size % self.mesh.data:
@@ -47,6 +59,7 @@ class Config(Section):
             )
         if self.gpipe.stages is not None:
             self._check_pipeline(self.gpipe.stages)
+        self._check_processes()
         if self.mesh.worker is not None and self.loft.workers % self.mesh.worker:
             fitting = largest_divisor(self.loft.workers, self.mesh.worker)
             raise ValueError(
@@ -86,6 +99,21 @@ class Config(Section):
         for key, value in (("mesh.data", self.mesh.data), ("mesh.worker", self.mesh.worker)):
             if value not in (1, None):
                 raise ValueError(f"{key}={value}: a stage of GPipe is one device; leave {key} out")
+
+    def _check_processes(self) -> None:
+        settings = self.distributed
+        explicit = {key: getattr(settings, key) for key in ("coordinator", "processes", "process_id")}
+        missing = [f"distributed.{key}" for key, value in explicit.items() if value is None]
+        given = [f"distributed.{key}={value}" for key, value in explicit.items() if value is not None]
+        if given and missing:
+            raise ValueError(f"{given[0]}: goes with {' and '.join(missing)}; give all three, or distributed.mode=auto")
+        if given and settings.mode == "auto":
+            raise ValueError(f"distributed.mode=auto: finds out what {given[0]} states; leave one of them out")
+        if given and settings.process_id >= settings.processes:
+            raise ValueError(
+                f"distributed.process_id={settings.process_id}: must be below distributed.processes="
+                f"{settings.processes}, for it counts from 0; try {settings.processes - 1}"
+            )
 
     def stopping_is_judged(self, done: int) -> bool:
         """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""
@@ -134,6 +162,12 @@ RESUMABLE = SNAPSHOT_CADENCE | frozenset(
         "mesh.data",
         "mesh.cpu_devices",
         "gpipe.cuts",
+        "distributed.mode",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.process_id",
+        "distributed.start_seconds",
+        "distributed.heartbeat_seconds",
     }
 )
 

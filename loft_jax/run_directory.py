@@ -4,22 +4,26 @@ Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 """
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import platform
+import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from loft_jax.cli import read_yaml, validated
 from loft_jax.config import Config, flatten
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS = "tickets", "retrain", "results.csv"
@@ -28,10 +32,14 @@ Row = dict[str, Any]
 
 
 class RunDirectory:
-    """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended."""
+    """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    Where `writes` is false, as in all processes of a run but the first, nothing is.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True):
+        self.path, self._writes = Path(path), writes
+        self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
         self.rankings = self.path / RANKINGS
@@ -46,16 +54,16 @@ class RunDirectory:
     def started(self) -> bool:
         """Whether anything is there but a config, which is all that a start that failed leaves."""
         return self.path.is_dir() and any(
-            path.name != CONFIG and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
+            path.name not in (CONFIG, LOCK) and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
         )
 
     def open(self, config: Config, label: str = "--workdir") -> None:
         """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
 
-        `label` says in messages what the directory is.
+        It is this process's until `close`, or until the process ends. `label` says in messages what the directory is.
 
         Raises:
-          UserError: it cannot be written, is no run directory, or was made with another config.
+          UserError: it cannot be written, is no run directory, was made with another config, or is another process's.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,8 +75,38 @@ class RunDirectory:
             raise UserError(f"{label} {self.path}: is not empty and holds no run; use another")
         if self.started:
             self.check_same(config, label)
+        self._claim(label)
+        for name in (CONFIG, METRICS, SUMMARY):
+            for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
+                left_by_a_crash.unlink()
         if self.summary() is None:
             write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+    def close(self) -> None:
+        """Let another process open the directory."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self, label: str) -> None:
+        if self._lock:
+            return
+        lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                lock.seek(0)
+                raise UserError(
+                    f"{label} {self.path}: another process is at work there ({lock.read().strip()}); wait for it, stop "
+                    "it, or use another directory"
+                ) from None
+            # Some shared file systems know no locks; a run is not kept from them.
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        self._lock = lock
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
@@ -87,8 +125,10 @@ class RunDirectory:
         return rounds
 
     def append(self, row: Row) -> None:
-        """Add one row of metrics."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        """Add one row of metrics. Raises RunStopped if it cannot be written."""
+        if not self._writes:
+            return
+        with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[Row]:
@@ -98,14 +138,20 @@ class RunDirectory:
         lines = self._metrics.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1]]
 
-    def cut_rows_after(self, round_number: int) -> None:
-        """Forget rows past the round a run resumes from, so that each round stands once."""
+    def forget_after(self, round_number: int) -> None:
+        """Forget rows and saved states past the round a run resumes from, so that each round stands once."""
+        if not self._writes:
+            return
         kept = [row for row in self.rows() if row["round"] <= round_number]
         write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        for directory in (self.checkpoints, self.snapshots):
+            for later in [r for r in saved_rounds(directory) if r > round_number]:
+                shutil.rmtree(directory / str(later))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
-        write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        if self._writes:
+            write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
@@ -131,15 +177,32 @@ def saved_rounds(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing a file becomes RunStopped, which says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStopped(
+            f"{path}: cannot be written ({error.strerror}); what was saved before is as it was. Make room, or see that "
+            "it can be written, and the same command goes on"
+        ) from error
+
+
 def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, replacing one that is there."""
+    """Write a file whole or not at all, replacing one that is there. Raises RunStopped if it cannot be written."""
     # The process is in the name, for two retrainings of one run may collect their results at once.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with writing(path):
+        try:
+            with open(aside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

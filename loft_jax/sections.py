@@ -131,7 +131,40 @@ class Mesh(Section):
         None, description="devices over which workers are spread; null: the largest divisor of loft.workers available"
     )
     data: PositiveInt = Field(1, description="devices that share the batch of one worker")
-    cpu_devices: PositiveInt = Field(1, description="virtual devices when JAX runs on the CPU")
+    cpu_devices: PositiveInt = Field(1, description="virtual devices of each process when JAX runs on the CPU")
+
+
+class Distributed(Section):
+    """`distributed: auto` is short for `distributed: {mode: auto}`."""
+
+    mode: Literal["off", "auto"] = Field(
+        "off",
+        description="one process, or the many that SLURM, Cloud TPU, Kubernetes or Open MPI have started, as JAX finds "
+        "out; elsewhere name the coordinator (--distributed auto is short for --distributed.mode auto)",
+    )
+    coordinator: str | None = Field(None, description="HOST:PORT at which process 0 waits for the others")
+    processes: PositiveInt | None = Field(None, description="number of processes, where distributed.coordinator is set")
+    process_id: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="number of this process, from 0, where distributed.coordinator is set"
+    )
+    start_seconds: PositiveInt = Field(300, description="how long processes wait for each other at the start")
+    heartbeat_seconds: PositiveInt = Field(
+        30, description="silence after which a process counts as dead, and the others stop"
+    )
+
+    @field_validator("coordinator")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        # The port is also where process 0 listens.
+        if value is not None and not (host and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16):
+            raise ValueError("must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476")
+        return value
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the run has, or may have, several processes."""
+        return self.mode == "auto" or self.coordinator is not None
 
 
 class GPipe(Section):
