@@ -103,7 +103,7 @@ def test_no_cluster_is_found_here(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", not_found)
     with (
-        pytest.raises(UserError, match=r"distributed\.mode=auto: .* coordinator_address should be defined"),
+        pytest.raises(UserError, match=r"distributed\.mode=auto: .* are not found \(coordinator_address should"),
         connected(asked_for(mode="auto")),
     ):
         pass

@@ -1,21 +1,25 @@
 """What a run lives through: signals, damaged checkpoints, a full disk, and a second run in its directory."""
 
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from runs import assert_same_state, config_of, opened, train_rounds
+from runs import assert_same_state, config_of, opened
 from survival import DisturbedRun, campaign, damage
 
 from loft_jax import load_checkpoint
-from loft_jax.checkpoint import newest_sound, read_state
+from loft_jax.checkpoint import Store, newest_sound, read_state
 from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.experiment import Experiment
 from loft_jax.preemption import Preemption
 from loft_jax.run_directory import RunDirectory, saved_rounds
-from loft_jax.train import run
+from loft_jax.trainer import Trainer, train_to_the_end
 
 # Orbax leaves a reader's event loop closed under it when a file cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -48,14 +52,34 @@ def test_the_campaign_of_twenty_kills_and_twenty_preemptions(processes, tmp_path
     assert_survives(tmp_path, processes, kills=20, terminations=20, rounds=1000)
 
 
-def test_a_preempted_run_saves_its_round_and_goes_on_from_it(finished, tmp_path):
-    preemption = Preemption()
+@pytest.fixture(scope="module")
+def experiment():
+    """That of the finished run; its programs compile once."""
+    return Experiment.build(config_of())
+
+
+def test_a_preempted_run_saves_its_round_and_goes_on_from_it(experiment, finished, tmp_path, capsys):
+    path, preemption = tmp_path / "run", Preemption()
+    directory = opened(path, config_of())
     preemption.requested = True
-    with pytest.raises(Preempted, match="after round 0 of 6"):
-        run(config_of(), opened(tmp_path / "run", config_of()), preemption)
-    assert saved_rounds(tmp_path / "run/checkpoints") == [0]
-    run(config_of(), opened(tmp_path / "run", config_of()), Preemption())
-    assert_same_state(read_state(tmp_path / "run/checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
+    with pytest.raises(Preempted, match="after round 0 of 6, which is saved"):
+        train_to_the_end(experiment, directory, preemption=preemption)
+    with Trainer(experiment, directory, preemption=preemption) as trainer:
+        trainer.start()
+        trainer.train_one_round()
+    assert saved_rounds(path / "checkpoints") == [0, 1], "off its cadence"
+    train_to_the_end(experiment, directory, preemption=Preemption())
+    assert "resumed after round 1" in capsys.readouterr().out
+    assert_same_state(read_state(path / "checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
+
+
+def test_sigterm_is_a_request_inside_the_block_and_no_longer_behind_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert not preemption.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.requested
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -82,16 +106,21 @@ def test_a_damaged_checkpoint_is_never_a_wrong_result(kind, finished, tmp_path, 
         newest_sound(directory)
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, tmp_path, capsys):
-    train_rounds(tmp_path / "run", config_of(), 5)
-    damage(tmp_path / "run/checkpoints/4", "halve", random.Random(0))
-    run(config_of(), opened(tmp_path / "run", config_of()))
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(experiment, finished, tmp_path, capsys):
+    path = tmp_path / "run"
+    directory = opened(path, config_of())
+    with Trainer(experiment, directory) as trainer:
+        trainer.start()
+        for _ in range(5):
+            trainer.train_one_round()
+    damage(path / "checkpoints/4", "halve", random.Random(0))
+    train_to_the_end(experiment, directory)
     said = capsys.readouterr()
     assert "checkpoints/4: " in said.err
     assert "going on from round 2" in said.err
     assert "resumed after round 2" in said.out
-    assert_same_state(read_state(tmp_path / "run/checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
-    assert [row["round"] for row in RunDirectory(tmp_path / "run").rows()] == list(range(7))
+    assert_same_state(read_state(path / "checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
+    assert [row["round"] for row in RunDirectory(path).rows()] == list(range(7))
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate"])
@@ -120,27 +149,54 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
     opened(tmp_path / "run", config_of()).close()
 
 
-FULL_DISK = """
-set -e
-mount -t tmpfs -o size={size} none "$1"
-cd "$1"
-"{python}" -m loft_jax.train --config "$2" --workdir run 2>error && code=0 || code=$?
-echo "code $code"
-cat error
-ls run/checkpoints
-cp -r run/checkpoints "$3"
-rm filler 2>/dev/null || true
-"""
-
-
-def may_mount():
-    return not subprocess.run(
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
-    ).returncode
-
-
-def test_what_cannot_be_written_stops_the_run_and_leaves_earlier_checkpoints(tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     directory = opened(tmp_path / "run", config_of())
     monkeypatch.setattr(directory, "_metrics", Path("/dev/full"))
-    with pytest.raises(RunStopped, match=r"/dev/full: cannot be written \(No space left on device\)"):
+    with pytest.raises(RunStopped, match=r"/dev/full: cannot be written \(No space left on device\); what was saved"):
         directory.append({"round": 1})
+
+
+def test_a_disk_that_is_full_stops_the_run_and_leaves_earlier_checkpoints(tmp_path, monkeypatch):
+    """A real one, of two megabytes, in a namespace of its own."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    probe = subprocess.run([*alone, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this system lets no user mount a file system")
+    (tmp_path / "disk").mkdir()
+    script = """mount -t tmpfs -o size=2m none "$1" && cd "$1"
+        "$2" -c 'from test_survival import fill_the_disk; fill_the_disk()'"""
+    arguments = ["bash", "-c", script, "bash", tmp_path / "disk", sys.executable]
+    tests = Path(__file__).parent
+    result = subprocess.run(
+        [*alone, *arguments], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tests)}
+    )
+    assert result.returncode == 0, result.stderr
+    assert (
+        "could not be saved (No space left on device). States saved before are as they were (of rounds: 0)"
+        in result.stdout
+    )
+    assert "sound: [0]" in result.stdout
+    assert "resumed: [0, 1, 2]" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def fill_the_disk():
+    """Save states until the disk is full, then make room and go on; prints what there is to see."""
+    state = {"variables": {"params": {"kernel": np.random.default_rng(0).normal(size=100_000).astype(np.float32)}}}
+    directory = Path("checkpoints")
+    store = Store(directory)
+    store.save(0, state)
+    store.wait()
+    Path("filler").write_bytes(bytes(1_400_000))
+    try:
+        store.save(1, state)
+        store.wait()
+    except RunStopped as stop:
+        print(stop)
+    print("sound:", [saved for saved in saved_rounds(directory) if read_state(directory, saved)])
+    Path("filler").unlink()
+    store = Store(directory)
+    for saved in (1, 2):
+        store.save(saved, state)
+    store.wait()
+    print("resumed:", [saved for saved in saved_rounds(directory) if read_state(directory, saved)])
