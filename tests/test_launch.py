@@ -334,6 +334,8 @@ def test_a_container_succeeds_only_with_a_finished_run(summary, code, expected, 
 def test_a_container_that_is_preempted_passes_it_on_waits_and_fails(stub):
     process = start(stub, "gke_jobset.yaml", [2])
     process.terminate()
-    process.communicate(timeout=15)
+    # Not until its output ends: that would wait for its children too.
+    process.wait(timeout=15)
+    process.stderr.close()
     assert (stub / "signal.2").read_text() == "TERM\n"
     assert process.returncode != 0
