@@ -26,7 +26,8 @@ def main() -> None:
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
-    directory = RunDirectory(arguments.workdir or Path("runs") / name)
+    workdir = Path("runs") / name if arguments.workdir is None else arguments.workdir
+    directory = RunDirectory(workdir, "--workdir")
     directory.open(config)
     if summary := directory.summary():
         print(f"{directory.path}: already complete")
