@@ -184,7 +184,10 @@ def test_an_unknown_key_is_refused_in_every_section(section, place):
 # Options, and how the message begins.
 RULES = {
     "batch over devices": ("--data.batch_size 34 --mesh.data 4", "data.batch_size=34: must be a multiple"),
-    "steps over int32": ("--train.rounds 2147483647", "train.rounds=2147483647: with loft.local_steps=16 makes"),
+    "steps over int32": (
+        "--train.rounds 134217728",
+        "train.rounds=134217728: with loft.local_steps=16 makes 2147483648",
+    ),
     "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
     "warm-up over the run": (
         "--train.rounds 1 --optimizer.warmup_steps 16",
@@ -196,6 +199,10 @@ RULES = {
     ),
     "GPipe and LoFT": ("--gpipe.stages 2 --loft.workers 4", "gpipe.stages=2: is GPipe, which trains the full CNN"),
     "micro-batches": ("--gpipe.stages 2 --gpipe.microbatches 5", "gpipe.microbatches=5: must divide"),
+    "nearest micro-batches": (
+        "--gpipe.stages 2 --data.batch_size 1000000 --gpipe.microbatches 999",
+        "gpipe.microbatches=999: must divide data.batch_size=1000000; try 1000",
+    ),
     "micro-batches of a huge batch": (
         "--gpipe.stages 2 --data.batch_size 2147483647 --gpipe.microbatches 2147483646",
         "gpipe.microbatches=2147483646: must divide data.batch_size=2147483647; try 2147483647",
