@@ -173,6 +173,7 @@ def type_name(field: FieldInfo) -> str:
 # YAML's anchors make values of a few lines whose text would fill the memory.
 _LONGEST = 200
 _short = reprlib.Repr()
+_short.maxlevel = 2
 _short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 
 

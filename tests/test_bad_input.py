@@ -393,6 +393,7 @@ def runs(place):
         (place / name / "tickets" / ticket / "ticket.json").write_text(text)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(("command", "arguments", "message"), COMMANDS)
 def test_a_command_refuses_what_it_cannot_do(command, arguments, message, runs):
     arguments = arguments.split() if isinstance(arguments, str) else arguments
@@ -449,6 +450,16 @@ def test_every_command_reads_the_settings_alike(command, place):
     )
     with pytest.raises(AcceptedError):
         outcome(command, *arguments, "--train.eval_every", "2")
+
+
+@pytest.mark.parametrize("content", ["5", "[]", "{", "\xff", None])
+def test_a_summary_that_is_none_is_not_taken_for_a_finished_run(content, place):
+    directory = RunDirectory(f"summary {content!a}"[:20])
+    directory.open(Config())
+    summary = directory.path / "summary.json"
+    summary.mkdir() if content is None else summary.write_text(content, encoding="latin-1")
+    with pytest.raises(AcceptedError):
+        outcome("train", "--workdir", str(directory.path))
 
 
 # --- the whole process -----------------------------------------------------------------------------------------------
