@@ -5,11 +5,12 @@ Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.sections import Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
+from loft_jax.sections import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
 
 
 class Config(Section):
@@ -65,13 +66,19 @@ class Config(Section):
             raise ValueError(
                 f"mesh.worker={self.mesh.worker}: must divide loft.workers={self.loft.workers}; try {fitting}"
             )
+        if self.total_steps > MOST:
+            raise ValueError(
+                f"train.rounds={self.train.rounds}: with loft.local_steps={self.loft.local_steps} makes "
+                f"{self.total_steps} local steps, and at most {MOST} are counted; try {MOST // self.loft.local_steps}"
+            )
         if self.optimizer.warmup_steps >= self.total_steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps}: must be below the run's {self.total_steps} "
                 f"local steps (train.rounds * loft.local_steps); try {self.total_steps // 10}"
             )
-        judged = range(0, self.train.rounds + 1, self.train.snapshot_every)
-        distances = sum(map(self.stopping_is_judged, judged)) - 1
+        every = self.train.snapshot_every
+        first_judged = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
+        distances = self.train.rounds // every - first_judged
         if self.train.stop_when is not None and self.train.stop_snapshots > distances:
             raise ValueError(
                 f"train.stop_snapshots={self.train.stop_snapshots}: train.stop_when could never hold, for from warm-up "
@@ -88,8 +95,7 @@ class Config(Section):
                 "LoFT; use loft.workers=1, or leave gpipe.stages out"
             )
         if batch_size % parts:
-            divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-            nearest = min(divisors, key=lambda d: (abs(d - parts), d))
+            nearest = min(divisors(batch_size), key=lambda d: (abs(d - parts), d))
             raise ValueError(f"gpipe.microbatches={parts}: must divide data.batch_size={batch_size}; try {nearest}")
         if cuts is not None and len(cuts) != stages - 1:
             raise ValueError(
@@ -183,7 +189,13 @@ def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
 
 def largest_divisor(n: int, most: int) -> int:
     """The largest divisor of n that is at most `most`."""
-    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
+    return max(d for d in divisors(n) if d <= most)
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, in no order."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in small]
 
 
 def nearest_multiple(value: int, factor: int) -> int:

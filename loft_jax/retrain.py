@@ -20,7 +20,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 
-from loft_jax.cli import CommandLine, overridden, run_command
+from loft_jax.cli import CommandLine, overridden, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.preemption import Preemption
@@ -30,7 +30,7 @@ from loft_jax.sections import GPipe
 from loft_jax.stage import LABEL, MODES, REWINDING, Stage
 from loft_jax.summary import duration
 from loft_jax.ticket import FILE, NORMS, SCOPES, load_ticket, ticket_name
-from loft_jax.ticket_options import add_ticket_options, check_saved, ratio, whole_number
+from loft_jax.ticket_options import add_ticket_options, check_saved, ratio
 
 # What imports JAX is imported where it is needed: a typo and a finished campaign are told before JAX is loaded.
 

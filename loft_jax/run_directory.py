@@ -19,9 +19,10 @@ from typing import IO, Any
 
 import yaml
 
-from loft_jax.cli import read_yaml, validated
+from loft_jax.cli import read_yaml, shown, validated
 from loft_jax.config import Config, flatten
 from loft_jax.errors import RunStopped, UserError
+from loft_jax.sections import path_problem
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
@@ -34,10 +35,13 @@ Row = dict[str, Any]
 class RunDirectory:
     """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended.
 
-    Where `writes` is false, as in all processes of a run but the first, nothing is.
+    Where `writes` is false, as in all processes of a run but the first, nothing is. `label` says in messages what the
+    directory is; raises UserError where no directory can go by that name.
     """
 
-    def __init__(self, path: str | Path, *, writes: bool = True):
+    def __init__(self, path: str | Path, label: str = "run directory", *, writes: bool = True):
+        if problem := path_problem(str(path)):
+            raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
         self.path, self._writes = Path(path), writes
         self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
@@ -155,8 +159,9 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        with suppress(FileNotFoundError, IsADirectoryError, ValueError):
+            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+            return summary if isinstance(summary, dict) else None
         return None
 
     def check_same(self, config: Config, label: str = "--workdir") -> None:
@@ -174,7 +179,11 @@ class RunDirectory:
 def saved_rounds(directory: Path) -> list[int]:
     """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
     # What is being written, or was when the process died, has a suffix to its name.
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+    return (
+        sorted(int(p.name) for p in directory.glob("*") if p.name.isascii() and p.name.isdigit())
+        if directory.is_dir()
+        else []
+    )
 
 
 @contextmanager

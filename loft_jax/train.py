@@ -28,14 +28,14 @@ def main() -> None:
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
-    path = Path(arguments.workdir or Path("runs") / name)
+    path = Path("runs") / name if arguments.workdir is None else arguments.workdir
     if config.distributed.is_asked_for:
         # First, because processes that have found each other see their devices.
         configure(config)
     with connected(config) as processes, Preemption() as preemption:
-        directory = RunDirectory(path, writes=processes.is_first)
+        directory = RunDirectory(path, "--workdir", writes=processes.is_first)
         on_first(processes, lambda: directory.open(config))
-        check_sees(processes, path / CONFIG)
+        check_sees(processes, directory.path / CONFIG)
         if summary := directory.summary():
             print(f"{directory.path}: already complete")
             print_summary(summary)

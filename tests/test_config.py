@@ -183,6 +183,12 @@ def test_hashes_are_pinned(settings, digest):
     assert Config(**settings).hash() == digest
 
 
+def test_minus_zero_is_zero():
+    one, other = (Config(optimizer={"momentum": zero, "weight_decay": zero}) for zero in (-0.0, 0.0))
+    assert one.hash() == other.hash()
+    assert str(one) == str(other)
+
+
 OTHER_VALUES = {
     "seed": 1,
     "precision": "bfloat16",

@@ -225,10 +225,26 @@ def test_yaml_that_is_no_mapping_of_distinct_keys_is_refused(write, text, messag
 
 @pytest.mark.parametrize(
     "text",
-    ["? [1]\n: 1", "? {a: 1}\n: 1", "seed: 2020-13-45", "seed: 0x_", "seed: !!int x"],
+    [
+        "? [1]\n: 1",
+        "? {a: 1}\n: 1",
+        "seed: 2020-13-45",
+        "seed: 0x_",
+        "seed: !!int x",
+        "seed: !!int ''",
+        "seed: !!bool x",
+        "seed: !!timestamp x",
+    ],
 )
 def test_yaml_that_python_cannot_represent_is_refused(write, text):
     assert "is not valid YAML" in refusal(parse, "--config", write(text))
+
+
+def test_a_value_that_yaml_blows_up_is_not_printed_whole(write):
+    lists = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10))
+    said = refusal(parse, "--config", write(f"l0: &l0 [x]\n{lists}\nseed: *l9"))
+    assert ": seed=[[" in said
+    assert len(said) < 3000
 
 
 def test_a_yaml_merge_key_is_read(write):
