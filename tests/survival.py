@@ -64,6 +64,7 @@ class DisturbedRun:
         for index in range(self.count) if only is None else only:
             place = ("--distributed.coordinator", coordinator, "--distributed.processes", self.count)
             place += ("--distributed.process_id", index, "--distributed.heartbeat_seconds", 10)
+            place += ("--distributed.start_seconds", 30)
             processes.append(
                 subprocess.Popen(
                     [str(part) for part in (*command, *(place if self.count > 1 else ()))],
