@@ -184,7 +184,8 @@ class Distributed(Section):
     def _host_and_port(cls, value: str | None) -> str | None:
         host, _, port = (value or "").rpartition(":")
         # The port is also where process 0 listens.
-        if value is not None and not (host and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16):
+        named = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
+        if value is not None and not (named and 0 < int(port) < 2**16):
             raise ValueError("must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476")
         return value
 

@@ -121,7 +121,7 @@ def out_of_range(field: FieldInfo) -> list[Any]:
 WRONG_TEXTS = {
     "data.name": ["../digits", "/etc", "a//b", "a/", "/", ".", "a/../b", "di gits", "dígits", "mnist:3.0.1", LONG],
     "data.data_dir": [LONG, "a/" * 600, "a\tb", "\x7f", "\ud800"],
-    "distributed.coordinator": ["host", ":1", "host:", "host:0", "host:65536", "host:\u0661", "host:-1", LONG],
+    "distributed.coordinator": ["host", ":1", "host:", "host:0", "host:65536", "host:\u0661", "host:-1", "a b:1", LONG],
     "gpipe.cuts": [
         "balancd",
         "stage2",
