@@ -32,14 +32,21 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Store:
-    """One directory of states by round. Saving is asynchronous, and a state is there whole or not at all."""
+    """One directory of states by round. A state is there whole or not at all.
+
+    One process saves in the background. Several wait, so that what one of them cannot write is known at once, and no
+    process is left at a barrier to which another one does not come.
+    """
 
     def __init__(self, directory: Path, keep: int | None = None):
         self._directory = directory.resolve()
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                enable_async_checkpointing=jax.process_count() == 1,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
             ),
         )
 
@@ -66,6 +73,8 @@ class Store:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise what they please, when a disk is full too.
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
+                raise  # Another process has gone.
             full = os.strerror(errno.ENOSPC)
             reason = full if full in str(error) else _first_line(error)
             whole = ", ".join(map(str, saved_rounds(self._directory))) or "none"
@@ -81,7 +90,7 @@ def newest_sound(directory: Path) -> tuple[int, Tree] | None:
     Warns of those that are damaged. With several processes it is the newest that all of them can read.
 
     Raises:
-      UserError: all are damaged.
+      UserError: all are damaged, or some process sees none where others do.
     """
     damage, found = [], None
     for saved in reversed(saved_rounds(directory)):
@@ -90,14 +99,20 @@ def newest_sound(directory: Path) -> tuple[int, Tree] | None:
             break
         except UserError as error:
             damage.append(str(error))
-    newest = agreed(found[0] if found else -1, min)
+    own = found[0] if found else -1
+    newest, most = agreed(own, min), agreed(own, max)
+    if newest < 0 <= most:
+        raise UserError(
+            f"{directory}: not every process can read what is saved there; nothing was changed. Use a run directory on "
+            f"a file system that all of them share{': ' if damage else ''}{'; '.join(damage)}"
+        )
     if newest < 0 and damage:
         raise UserError(f"no checkpoint can be read: {'; '.join(damage)}. Start anew, in another directory")
-    for message in damage:
+    if own > newest:
+        damage.append(f"{directory / str(own)}: cannot be read by another process")
+    for message in damage if jax.process_index() == 0 else ():
         print(f"warning: {message}; going on from round {newest}", file=sys.stderr, flush=True)
-    if newest < 0:
-        return None
-    return found if found[0] == newest else (newest, read_state(directory, newest))
+    return found if found is None or own == newest else (newest, read_state(directory, newest))
 
 
 def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:

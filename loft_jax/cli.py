@@ -17,8 +17,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from loft_jax.config import Config
-from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.config import Config, spelt_out
+from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
 from loft_jax.sections import MOST, Section, path_problem
 
 
@@ -33,7 +33,7 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
         print(stop, flush=True)
     except (UserError, RunStopped) as stop:
         print(f"error: {stop}", file=sys.stderr)
-        sys.exit(2 if isinstance(stop, UserError) else 1)
+        sys.exit(exit_code(stop))
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
@@ -123,6 +123,7 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
 
 def overridden(settings: dict[str, Any], given: dict[str, str], source: str) -> Config:
     """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
+    settings = spelt_out(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
     return validated(settings, source)

@@ -43,13 +43,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _distributed_may_be_its_mode(cls, settings: Any) -> Any:
-        """`distributed: auto` is `distributed: {mode: auto}`; and YAML reads a bare off as false."""
-        given = settings.get("distributed") if isinstance(settings, dict) else None
-        if isinstance(given, str) or given is False:
-            return {**settings, "distributed": {"mode": given or "off"}}
-        if isinstance(given, dict) and given.get("mode") is False:
-            return {**settings, "distributed": {**given, "mode": "off"}}
-        return settings
+        return spelt_out(settings) if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -153,6 +147,16 @@ class Config(Section):
         """Passes over a training set of `examples` images made by `rounds` rounds, as paper.md counts them."""
         readers = self.loft.workers if self.data.split == "disjoint" else 1
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
+
+
+def spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `distributed: auto` as `distributed: {mode: auto}`; YAML reads a bare off as false."""
+    given = settings.get("distributed")
+    if isinstance(given, str) or given is False:
+        return {**settings, "distributed": {"mode": given or "off"}}
+    if isinstance(given, dict) and given.get("mode") is False:
+        return {**settings, "distributed": {**given, "mode": "off"}}
+    return settings
 
 
 # Where `train.stop_when` looks at the snapshots, when they are taken decides where the run ends.

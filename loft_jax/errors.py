@@ -11,3 +11,8 @@ class RunStopped(Exception):  # noqa: N818
 
 class Preempted(Exception):  # noqa: N818
     """The run was asked to leave, and has saved what it had; the same command goes on. Commands exit with code 0."""
+
+
+def exit_code(stop: Exception) -> int:
+    """Of a command that one of these has stopped."""
+    return {UserError: 2, RunStopped: 1, Preempted: 0}[type(stop)]

@@ -74,13 +74,10 @@ def _by_process(devices: list[jax.Device]) -> list[list[jax.Device]]:
 
 def _devices() -> list[jax.Device]:
     try:
-        processes = _by_process(jax.devices())
+        return jax.devices()
     except (AssertionError, RuntimeError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "not set")
         raise UserError(f"JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {error}") from error
-    # As many of each process as the one with the fewest has.
-    fewest = min(map(len, processes))
-    return [device for own in processes for device in own[:fewest]]
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

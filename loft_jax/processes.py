@@ -5,22 +5,29 @@ All of them run the same programs in the same order. The first alone prints, and
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TextIO
 
 from loft_jax.config import Config
-from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
 from loft_jax.sections import Distributed
 
 _SECONDS_TO_LEAVE = 60
 # How long what one process has written may take to be seen by another, on file systems that remember answers.
 _SECONDS_TO_SEE = 15.0
+# What JAX, and those it sends by, say when another process does not answer.
+_OF_OTHERS = re.compile(
+    "gloo|nccl|peer|connect|socket|barrier|heartbeat|coordination|unavailable|deadline|time", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ def connected(config: Config) -> Iterator[Processes]:
     What stops one process inside the block stops it at once, without waiting for the others to finish: they notice.
 
     Raises:
-      UserError: they do not find each other.
+      UserError: there is no job whose processes JAX knows, or they have unequal numbers of devices.
+      RunStopped: they do not meet in time, or the coordinator's port is taken.
     """
     if not config.distributed.is_asked_for:
         yield Processes()
@@ -61,17 +69,19 @@ def connected(config: Config) -> Iterator[Processes]:
         _leave(processes, stop)
 
 
-def on_first(processes: Processes, action: Callable[[], None]) -> None:
-    """Do something on the first process alone. If it raises UserError, every process stops."""
-    failure = None
+def on_first(processes: Processes, action: Callable[[], bool]) -> bool:
+    """Do something on the first process alone; its answer is everyone's. If it refuses, every process stops."""
+    answer, refusal = 0, None
     if processes.is_first:
         try:
-            action()
-        except UserError as error:
-            failure = error
-    failed = failure is not None
-    if agreed(failed) if processes.count > 1 else failed:
-        raise failure or SystemExit(2)
+            answer = int(action())
+        except (UserError, RunStopped) as stop:
+            answer, refusal = -exit_code(stop), stop
+    if processes.count > 1:
+        answer = agreed(answer, itemgetter(0))
+    if answer < 0:
+        raise refusal or SystemExit(-answer)
+    return bool(answer)
 
 
 def agreed(value: int, combine: Callable[..., int] = max) -> int:
@@ -87,11 +97,11 @@ def agreed(value: int, combine: Callable[..., int] = max) -> int:
 
 
 def check_sees(processes: Processes, path: os.PathLike) -> None:
-    """Raise UserError unless this process sees what the first one has written; waits a little for it."""
+    """Raise RunStopped unless this process sees what the first one has written; waits a little for it."""
     deadline = time.monotonic() + _SECONDS_TO_SEE
     while not os.path.exists(path):
         if time.monotonic() > deadline:
-            raise UserError(
+            raise RunStopped(
                 f"{path}: {processes} does not see it, and the first process has written it; use a run directory on a "
                 "file system that all processes share"
             )
@@ -119,10 +129,18 @@ def _join(settings: Distributed) -> Processes:
             shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(_not_joined(settings, str(error).split("\n")[0])) from None
+        kind = UserError if settings.coordinator is None else RunStopped
+        raise kind(_not_joined(settings, str(error).split("\n")[0])) from None
     finally:
         timer.cancel()
+    _check_devices(Counter(device.process_index for device in jax.devices()))
     return Processes(jax.process_index(), jax.process_count())
+
+
+def _check_devices(counts: Mapping[int, int]) -> None:
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"process {process} has {count}" for process, count in sorted(counts.items()))
+        raise UserError(f"distributed: every process must have as many devices as the others, and {listed}")
 
 
 def _check_port(settings: Distributed) -> None:
@@ -130,13 +148,13 @@ def _check_port(settings: Distributed) -> None:
     try:
         socket.create_server(("", int(settings.coordinator.rpartition(":")[2]))).close()
     except OSError as error:
-        raise UserError(_not_joined(settings, f"its port: {error.strerror}")) from None
+        raise RunStopped(_not_joined(settings, f"its port: {error.strerror}")) from None
 
 
 def _give_up(settings: Distributed) -> None:
     waited = f"waited for distributed.start_seconds={settings.start_seconds}"
     print(f"error: {_not_joined(settings, waited)}", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(1)
 
 
 def _not_joined(settings: Distributed, reason: str) -> str:
@@ -166,9 +184,11 @@ def _leave(processes: Processes, stop: BaseException) -> None:
         if processes.is_first:
             raise stop
         sys.exit(0)
-    code = _say(processes, stop, sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Whoever reads the output may have gone too.
+    with contextlib.suppress(OSError):
+        code = 1
+        code = _say(processes, stop, sys.stderr)
+        sys.stdout.flush()
     if processes.is_first:
         # It goes last, for without it JAX ends the others before they have said what they know.
         time.sleep(2)
@@ -186,8 +206,11 @@ def _say(processes: Processes, stop: BaseException, stream: TextIO) -> int:
         return 130
     if isinstance(stop, UserError | RunStopped):
         print(f"error: {stop} ({processes})", file=stream)
-        return 2 if isinstance(stop, UserError) else 1
-    if isinstance(stop, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(stop):
+        return exit_code(stop)
+    if isinstance(stop, BrokenPipeError):
+        return 1
+    lost = isinstance(stop, jax.errors.JaxRuntimeError | TimeoutError) and _OF_OTHERS.search(str(stop))
+    if lost:
         reason = str(stop).split("\n")[0]
         print(
             f"error: {processes} lost touch with another one, which has most likely died; see what that one said, or "

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 from loft_jax.cli import CommandLine, overridden, run_command, whole_number
 from loft_jax.config import Config
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.preemption import Preemption
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
@@ -164,6 +164,8 @@ def complete(
     for stage in left:
         retraining.check(stage.ticket)
     for number, stage in enumerate(left):
+        if preemption and preemption.requested:
+            raise Preempted(f"stopped   by SIGTERM, {len(left) - number} retrainings left; the same command goes on")
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * (len(left) - number))} left in all" if number else ""
         what = f"{stage.ticket.name}, {stage.mode}, seed {stage.config.seed}"

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,12 +38,16 @@ class RunDirectory:
 
     Where `writes` is false, as in all processes of a run but the first, nothing is. `label` says in messages what the
     directory is; raises UserError where no directory can go by that name.
+
+    Attributes:
+      path: the directory, and the places in it by name.
+      writes: whether this process writes there.
     """
 
     def __init__(self, path: str | Path, label: str = "run directory", *, writes: bool = True):
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
-        self.path, self._writes = Path(path), writes
+        self.path, self.writes = Path(path), writes
         self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
@@ -95,7 +100,8 @@ class RunDirectory:
     def _claim(self, label: str) -> None:
         if self._lock:
             return
-        lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        with writing(self.path / LOCK):
+            lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
         try:
             # The system lets go of it when the process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,10 +112,15 @@ class RunDirectory:
                     f"{label} {self.path}: another process is at work there ({lock.read().strip()}); wait for it, stop "
                     "it, or use another directory"
                 ) from None
-            # Some shared file systems know no locks; a run is not kept from them.
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+            print(
+                f"warning: {label} {self.path}: cannot be locked ({error.strerror}); see that nothing else "
+                "trains there",
+                file=sys.stderr,
+            )
+        with writing(self.path / LOCK):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n")
+            lock.flush()
         self._lock = lock
 
     def read_config(self) -> Config:
@@ -130,31 +141,42 @@ class RunDirectory:
 
     def append(self, row: Row) -> None:
         """Add one row of metrics. Raises RunStopped if it cannot be written."""
-        if not self._writes:
+        if not self.writes:
             return
         with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[Row]:
-        """All rows; a last one that was cut off while it was written is left out."""
+        """All rows, up to one that a crash has cut off or a disk has spoiled."""
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        rows = []
+        for line in self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
 
     def forget_after(self, round_number: int) -> None:
-        """Forget rows and saved states past the round a run resumes from, so that each round stands once."""
-        if not self._writes:
+        """Forget rows and snapshots past the round a run resumes from, so that each round stands once.
+
+        Checkpoints past it, which could not be read, get another name: someone may know what to do with them.
+        """
+        if not self.writes:
             return
         kept = [row for row in self.rows() if row["round"] <= round_number]
         write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        for directory in (self.checkpoints, self.snapshots):
-            for later in [r for r in saved_rounds(directory) if r > round_number]:
-                shutil.rmtree(directory / str(later))
+        for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
+            shutil.rmtree(self.snapshots / str(later))
+        for later in [r for r in saved_rounds(self.checkpoints) if r > round_number]:
+            aside = self.checkpoints / f"{later}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.checkpoints / str(later)).rename(aside)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
-        if self._writes:
+        if self.writes:
             write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:

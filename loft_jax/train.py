@@ -9,6 +9,7 @@ from typing import Any
 
 from loft_jax.cli import CommandLine, run_command
 from loft_jax.config import Config
+from loft_jax.errors import UserError
 from loft_jax.preemption import Preemption
 from loft_jax.processes import check_sees, connected, on_first
 from loft_jax.run_directory import CONFIG, RunDirectory
@@ -25,6 +26,8 @@ def main() -> None:
     )
     arguments, config = command.parse()
     if arguments.dry_run:
+        if config.distributed.is_asked_for:
+            raise UserError("--dry_run looks at the devices of one process; leave out --distributed")
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
@@ -34,14 +37,22 @@ def main() -> None:
         configure(config)
     with connected(config) as processes, Preemption() as preemption:
         directory = RunDirectory(path, "--workdir", writes=processes.is_first)
-        on_first(processes, lambda: directory.open(config))
+        complete = on_first(processes, lambda: is_complete(directory, config))
         check_sees(processes, directory.path / CONFIG)
-        if summary := directory.summary():
-            print(f"{directory.path}: already complete")
-            print_summary(summary)
+        if complete:
             return
         configure(config)
         run(config, directory, preemption)
+
+
+def is_complete(directory: RunDirectory, config: Config) -> bool:
+    """Open the directory, and look whether its run is finished; if so, say so. Raises UserError as `open`."""
+    directory.open(config)
+    summary = directory.summary()
+    if summary:
+        print(f"{directory.path}: already complete")
+        print_summary(summary)
+    return summary is not None
 
 
 def configure(config: Config) -> None:
@@ -67,7 +78,10 @@ def dry_run(config: Config) -> None:
 
 
 def run(config: Config, directory: RunDirectory, preemption: Preemption | None = None) -> dict[str, Any]:
-    """Train to the last round in an opened directory, from its newest checkpoint if it has one. Returns the summary.
+    """Train to the last round in an opened directory, from its newest checkpoint if it has one.
+
+    Returns:
+      The summary; {} where the directory is another process's to write.
 
     Raises:
       UserError: model, data or devices do not fit the config, or every checkpoint is damaged.
@@ -81,8 +95,9 @@ def run(config: Config, directory: RunDirectory, preemption: Preemption | None =
     experiment = Experiment.build(config)
     print_setup(experiment)
     summary = train_to_the_end(experiment, directory, preemption=preemption)
-    directory.write_summary(summary)
-    print_summary(summary)
+    if summary:
+        directory.write_summary(summary)
+        print_summary(summary)
     return summary
 
 

@@ -32,12 +32,15 @@ def train_to_the_end(
     snapshots: bool = True,
     preemption: Preemption | None = None,
 ) -> dict[str, Any]:
-    """Train in an opened directory, from its newest checkpoint if it has one, with progress. Returns the summary.
+    """Train in an opened directory, from its newest checkpoint if it has one, with progress.
 
     Args:
       start_from: gives the state before the first round; None for the experiment's initialisation.
       snapshots: whether to take snapshots for tickets.
       preemption: asked after every round whether to leave.
+
+    Returns:
+      The summary; {} where the directory is another process's to write.
 
     Raises:
       UserError: every checkpoint is damaged.
@@ -56,6 +59,8 @@ def train_to_the_end(
                 f"stopped   by SIGTERM after round {trainer.done} of {rounds}, which is saved; the same command goes "
                 "on from there"
             )
+        if not directory.writes:
+            return {}
         summary = summarise(experiment, directory.rows())
         if trainer.stop_reason:
             summary["stopped"] = trainer.stop_reason
@@ -80,13 +85,15 @@ class Trainer:
             self._ticket_watch = TicketWatch(self._config.train, experiment.round.groups)
         self._watch = Stopwatch()
         self._stores: list[Store] = []
-        self.done, self.leaves = 0, False
+        self.done, self.finished, self.leaves = 0, False, False
 
     def __enter__(self) -> "Trainer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._watch.close()
+        if kind and kind is not Preempted and jax.process_count() > 1:
+            return  # Closing waits for the other processes, which may have gone.
         # What has stopped the run is to be told, not what closing says of it again.
         with suppress(Exception) if kind else nullcontext():
             for store in self._stores:
@@ -109,24 +116,32 @@ class Trainer:
         else:
             self._state = self._placed(found[1])
             self._resume_ticket_watch()
+            self.finished = self._is_over()
         self.leaves = self._is_asked_to_leave()
+        if self.leaves:
+            self._checkpoints.wait()
         return self.done
 
     def _resume_ticket_watch(self) -> None:
         directory = self._directory
         judged = [r for r in saved_rounds(directory.snapshots) if self._config.stopping_is_judged(r)]
         if self._ticket_watch and judged:
-            before = read_state(directory.snapshots, judged[-1])["variables"]
+            try:
+                before = read_state(directory.snapshots, judged[-1])["variables"]
+            except UserError as error:
+                raise UserError(
+                    f"{error}; train.stop_when goes on from it. Delete the checkpoints of round {judged[-1]} and "
+                    "later, to go on from before it"
+                ) from None
             self._ticket_watch.resume(before, directory.rows())
+
+    def _is_over(self) -> bool:
+        """Whether no round is left: the last is done, or `train.stop_when` has ended the run; all agree."""
+        return bool(agreed(self.done == self._config.train.rounds or self.stop_reason is not None))
 
     def _is_asked_to_leave(self) -> bool:
         """Whether any process is; all agree."""
         return bool(agreed(self._preemption is not None and self._preemption.requested))
-
-    @property
-    def finished(self) -> bool:
-        """Whether no round is left: the last is done, or `train.stop_when` has ended the run."""
-        return self.done == self._config.train.rounds or self.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
@@ -161,6 +176,7 @@ class Trainer:
         if self._ticket_watch and self._config.stopping_is_judged(self.done):
             full = self._full()
             metrics |= self._ticket_watch.observe(full)
+        self.finished = self._is_over()
         evaluates = self.finished or due.evaluation_is_due(self.done)
         saves = self.finished or self.leaves or due.checkpoint_is_due(self.done)
         if evaluates or saves or snapshots:
@@ -219,9 +235,11 @@ class Trainer:
         if math.isfinite(value):
             return
         self._checkpoints.wait()
+        good = saved_rounds(self._directory.checkpoints)
+        last = f"the last good checkpoint is that of round {good[-1]} in {self._directory.checkpoints}"
         raise RunStopped(
-            f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); the last good checkpoint "
-            f"is that of round {saved_rounds(self._directory.checkpoints)[-1]} in {self._directory.checkpoints}. Lower "
+            f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); "
+            f"{last if good else 'nothing is saved'}. Lower "
             "optimizer.learning_rate or raise optimizer.warmup_steps, and start anew, in another directory or after "
             "deleting this one"
         )

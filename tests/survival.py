@@ -15,7 +15,6 @@ from runs import SETTINGS
 
 from loft_jax.run_directory import RunDirectory, saved_rounds
 
-LAUNCH = Path(__file__).resolve().parents[1] / "launch/local.sh"
 # Processes whose peer is gone must have stopped by then.
 SECONDS_TO_STOP = 60
 
@@ -27,9 +26,10 @@ def free_port():
 
 @dataclass
 class Start:
-    """One start of a run, as so many processes."""
+    """One start of a run, as so many processes, when `after` was the last round done."""
 
     processes: list[subprocess.Popen]
+    after: int
 
     def wait(self, seconds=600):
         """[(exit code, stdout, stderr)] of the processes."""
@@ -57,8 +57,8 @@ class DisturbedRun:
         """Start all processes, or only these of them."""
         config = self.path.parent / "settings.yaml"
         config.write_text(yaml.safe_dump(SETTINGS))
-        own = ("--mesh.cpu_devices", 4 // self.count, *self.options)
-        command = [sys.executable, "-m", "loft_jax.train", "--config", config, "--workdir", self.path, *own]
+        command = [sys.executable, "-m", "loft_jax.train", "--config", config, "--workdir", self.path]
+        command += ["--mesh.cpu_devices", 4 // self.count]
         coordinator = f"127.0.0.1:{free_port()}"
         processes = []
         for index in range(self.count) if only is None else only:
@@ -67,14 +67,14 @@ class DisturbedRun:
             place += ("--distributed.start_seconds", 30)
             processes.append(
                 subprocess.Popen(
-                    [str(part) for part in (*command, *(place if self.count > 1 else ()))],
+                    [str(part) for part in (*command, *(place if self.count > 1 else ()), *self.options)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
                     env=os.environ | self.environment,
                 )
             )
-        return Start(processes)
+        return Start(processes, self.last_round)
 
     def finish(self):
         """Start it, and see that it ends well. Returns what the first process has printed."""
@@ -88,39 +88,41 @@ class DisturbedRun:
         return rows[-1]["round"] if rows else -1
 
     def wait_for(self, start, round_number, seconds=300):
-        """Return when a round is done."""
-        deadline = time.monotonic() + seconds
-        while self.last_round < round_number:
+        """Return when this start has done a round, and that one is done."""
+        deadline, after = time.monotonic() + seconds, max(round_number, start.after + 1)
+        while self.last_round < after:
             assert all(p.poll() is None for p in start.processes), [p.communicate() for p in start.processes]
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
     def disturb(self, signal_number, round_number, moments, hit=None):
-        """Start it, and send a signal once a round is done (-1: at any time before), to the processes `hit`.
+        """Start it, and send a signal once a round is done (-1: at any time of the start), to the processes `hit`.
 
         By default it hits one of them or all. Returns [(exit code, stdout, stderr)].
 
         Sees that all processes stop in time, as they should, and that no round is lost by SIGTERM.
         """
         start = self.start()
-        self.wait_for(start, round_number)
+        if round_number >= 0:
+            self.wait_for(start, round_number)
         time.sleep(moments.uniform(0, 6 if round_number < 0 else 0.1))
-        before = self.last_round
         everyone = range(self.count)
         hit = hit or (everyone if moments.random() < 0.3 else [moments.choice(everyone)])
         for process in [start.processes[index] for index in hit]:
             assert process.poll() is None, "the run must still be going on when it is disturbed"
             process.send_signal(signal_number)
         ends = start.wait(SECONDS_TO_STOP)
-        codes = [code for code, _, _ in ends]
-        said = ends[0][1]
+        codes, said = [code for code, _, _ in ends], ends[0][1]
         if signal_number == signal.SIGKILL:
             assert 0 not in codes, ends
-        elif before >= 0:
-            # Training had begun, so all left together, and what was done is saved. Before, some may just have died.
+        elif round_number >= 0 or codes == [0] * self.count:
             assert codes == [0] * self.count, ends
             assert f"stopped   by SIGTERM after round {self.last_round} of " in said
             assert saved_rounds(self.path / "checkpoints")[-1] == self.last_round
+        else:
+            # Before it looks for SIGTERM a process dies of it, having done nothing; the others notice.
+            assert -signal.SIGTERM in codes, ends
+            assert self.last_round == start.after
         return ends
 
 

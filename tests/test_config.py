@@ -67,6 +67,8 @@ def test_asking_for_gpipe_is_asking_for_one_worker(argv, workers):
 def test_distributed_may_be_given_as_its_mode(write, text, mode):
     assert parse("--config", write(text)).distributed.mode == mode
     assert parse("--distributed", mode).distributed.mode == mode
+    given = parse("--config", write(text), "--distributed.heartbeat_seconds", "7").distributed
+    assert (given.mode, given.heartbeat_seconds) == (mode, 7)
 
 
 def test_cuts_are_text_or_a_list(write):

@@ -64,6 +64,7 @@ def test_a_preempted_run_saves_its_round_and_goes_on_from_it(experiment, finishe
     preemption.requested = True
     with pytest.raises(Preempted, match="after round 0 of 6, which is saved"):
         train_to_the_end(experiment, directory, preemption=preemption)
+    assert saved_rounds(path / "checkpoints") == [0]
     with Trainer(experiment, directory, preemption=preemption) as trainer:
         trainer.start()
         trainer.train_one_round()
@@ -119,6 +120,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(experiment, fini
     assert "checkpoints/4: " in said.err
     assert "going on from round 2" in said.err
     assert "resumed after round 2" in said.out
+    assert (path / "checkpoints/4.damaged").is_dir()
     assert_same_state(read_state(path / "checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
     assert [row["round"] for row in RunDirectory(path).rows()] == list(range(7))
 
@@ -147,6 +149,48 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
     other.kill()
     other.wait()
     opened(tmp_path / "run", config_of()).close()
+
+
+def test_checkpoints_that_another_process_cannot_read_are_left_alone(finished, tmp_path, monkeypatch):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(finished[0] / "checkpoints", directory)
+    monkeypatch.setattr("loft_jax.checkpoint.agreed", lambda own, combine: combine(own, -1))
+    with pytest.raises(UserError, match="not every process can read what is saved there; nothing was changed"):
+        newest_sound(directory)
+    monkeypatch.setattr("loft_jax.checkpoint.agreed", lambda own, combine: combine(own, 4))
+    assert newest_sound(directory)[0] == 4
+
+
+def test_a_state_that_cannot_be_saved_stops_the_run(experiment, tmp_path, monkeypatch):
+    saves = []
+
+    def save(self, round_number, **_):
+        saves.append(round_number)
+        if round_number == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", save)
+    with pytest.raises(RunStopped, match=r"checkpoints: round 2 could not be saved \(No space left on device\)"):
+        train_to_the_end(experiment, opened(tmp_path / "run", config_of()))
+    assert saves == [0, 0, 2], "of round 0 a snapshot and a checkpoint"
+
+
+def test_rows_end_where_a_disk_has_spoiled_them(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    for number in range(3):
+        directory.append({"round": number})
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b'{"round": 1}', b"\0" * 12))
+    assert directory.rows() == [{"round": 0}]
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    opened(tmp_path / "run", config_of())
+    assert "cannot be locked (Function not implemented); see that nothing else trains" in capsys.readouterr().err
 
 
 def test_a_row_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
