@@ -4,16 +4,16 @@ Each timed row runs two things in turn, A B A B ..., and gives the median of the
 on the machine and on what else it does, ratios much less. FLOPs are XLA's count.
 """
 
-import argparse
 import json
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loft_jax.cli import run_command
+from loft_jax.cli import Parser, run_command, shown, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.sections import path_problem
 
 SETTING = Config.model_validate(
     {
@@ -28,16 +28,12 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loft_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs of a row (default: 7)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the table there")
+    parser = Parser("python -m loft_jax.bench", __doc__)
+    parser.add_argument("--pairs", type=whole_number(1), default=7, help="interleaved pairs of a row (default: 7)")
+    parser.add_argument("--json", metavar="FILE", help="also write the table there")
     arguments = parser.parse_args()
-    if arguments.pairs < 1:
-        raise UserError(f"--pairs {arguments.pairs}: must be at least 1; try 7")
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its directory does not exist; make it first")
+    if arguments.json is not None:
+        check_writable(arguments.json)
     from loft_jax.experiment import configure_jax
 
     configure_jax(SETTING)
@@ -49,8 +45,18 @@ def main() -> None:
             print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
     report = {"setting": SETTING.model_dump(), "machine": machine(), "rows": rows}
     print_table(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def check_writable(file: str) -> None:
+    """Raise UserError, before minutes are spent, if the table cannot be written there."""
+    if problem := path_problem(file):
+        raise UserError(f"--json {shown(file)}: {problem}; use the name of a file")
+    if not Path(file).absolute().parent.is_dir():
+        raise UserError(f"--json {file}: its directory does not exist; make it first")
+    if Path(file).is_dir():
+        raise UserError(f"--json {file}: is a directory; use the name of a file")
 
 
 class RoundBench:

@@ -5,71 +5,114 @@ norm statistics re-estimated on training batches, ready to evaluate; "training" 
 (running norm statistics, carried momentum, owners of filters). A snapshot is {"variables", "round"}.
 """
 
+import errno
 import logging
+import os
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
-from loft_jax.errors import UserError
-from loft_jax.mesh import replicate
+from loft_jax.errors import RunStopped, UserError
+from loft_jax.processes import agreed
 from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS, saved_rounds
 
 Tree = dict[str, Any]
 
 _CHECKSUMS = "checksums"
 
-# Orbax and absl narrate every save at a level below error.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax narrates every save, and logs with a page of traceback what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Store:
-    """One directory of states by round. Saving is asynchronous, and a state is there whole or not at all."""
+    """One directory of states by round. A state is there whole or not at all.
+
+    One process saves in the background. Several wait, so that what one of them cannot write is known at once, and no
+    process is left at a barrier to which another one does not come.
+    """
 
     def __init__(self, directory: Path, keep: int | None = None):
         self._directory = directory.resolve()
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                enable_async_checkpointing=jax.process_count() == 1,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
             ),
         )
 
-    def latest(self) -> int | None:
-        """The newest round, or None."""
-        return self._manager.latest_step()
-
     def save(self, round_number: int, tree: Tree) -> None:
-        """Begin to save; returns when the arrays may be overwritten."""
-        self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: _checksums(tree)}))
-
-    def restore(self, round_number: int, like: Tree, mesh: Mesh) -> Tree:
-        """The state of a round, a copy on every device of the mesh.
+        """Begin to save; returns when the arrays may be overwritten.
 
         Raises:
-          UserError: it is damaged, or its structure, shapes and dtypes are not those of `like`.
+          RunStopped: this, or what was saved before, cannot be written.
         """
-        tree = read_state(self._directory, round_number)
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (tree, like))
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{self._directory / str(round_number)}: holds the state of another model")
-        return replicate(tree, mesh)
-
-    def drop_after(self, round_number: int) -> None:
-        """Delete what a run wrote after the round it now resumes from: it will be written again."""
-        for later in [r for r in self._manager.all_steps() if r > round_number]:
-            self._manager.delete(later)
+        with self._named(f"round {round_number}"):
+            self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: _checksums(tree)}))
 
     def wait(self) -> None:
-        """Return when everything saved is on disk; raises what saving raised."""
-        self._manager.wait_until_finished()
+        """Return when everything saved is on disk. Raises RunStopped if it cannot be written."""
+        with self._named("a round"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Return when nothing is being saved any more."""
         self._manager.close()
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise what they please, when a disk is full too.
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
+                raise  # Another process has gone.
+            full = os.strerror(errno.ENOSPC)
+            reason = full if full in str(error) else _first_line(error)
+            whole = ", ".join(map(str, saved_rounds(self._directory))) or "none"
+            raise RunStopped(
+                f"{self._directory}: {what} could not be saved ({reason}). States saved before are as they were (of "
+                f"rounds: {whole}). Make room, or see that it can be written, and the same command goes on"
+            ) from error
+
+
+def newest_sound(directory: Path) -> tuple[int, Tree] | None:
+    """The newest round of a directory of states that can be read, and its state; None where nothing was ever saved.
+
+    Warns of those that are damaged. With several processes it is the newest that all of them can read.
+
+    Raises:
+      UserError: all are damaged, or some process sees none where others do.
+    """
+    damage, found = [], None
+    for saved in reversed(saved_rounds(directory)):
+        try:
+            found = saved, read_state(directory, saved)
+            break
+        except UserError as error:
+            damage.append(str(error))
+    own = found[0] if found else -1
+    newest, most = agreed(own, min), agreed(own, max)
+    if newest < 0 <= most:
+        raise UserError(
+            f"{directory}: not every process can read what is saved there; nothing was changed. Use a run directory on "
+            f"a file system that all of them share{': ' if damage else ''}{'; '.join(damage)}"
+        )
+    if newest < 0 and damage:
+        raise UserError(f"no checkpoint can be read: {'; '.join(damage)}. Start anew, in another directory")
+    if own > newest:
+        damage.append(f"{directory / str(own)}: cannot be read by another process")
+    for message in damage if jax.process_index() == 0 else ():
+        print(f"warning: {message}; going on from round {newest}", file=sys.stderr, flush=True)
+    return found if found is None or own == newest else (newest, read_state(directory, newest))
 
 
 def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
@@ -105,19 +148,26 @@ def read_state(directory: Path, round_number: int) -> Tree:
       UserError: what is read is not what was written.
     """
     path = directory.resolve() / str(round_number)
-    advice = "delete that directory to go on from the round before it"
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        # For this process alone: others may read another round, or none.
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(own, {own}, f"reader{own}")
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
             tree = reader.metadata(path / "default").item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
             tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # Orbax and TensorStore raise what they please for files that are cut or gone.
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {reason}); {advice}") from error
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
     # Orbax restores array data with a flipped byte without noticing.
     if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
-        raise UserError(f"{path}: is damaged (its checksums do not match); {advice}")
+        raise UserError(f"{path}: is damaged (its checksums do not match)")
     return tree
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason is given'}"
 
 
 def _checksums(tree: Tree) -> np.ndarray:

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,18 +17,23 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from loft_jax.config import Config
-from loft_jax.errors import RunStopped, UserError
-from loft_jax.sections import Section
+from loft_jax.config import Config, spelt_out
+from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
+from loft_jax.sections import MOST, Section, path_problem
 
 
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run a command's main; a deliberate stop becomes one message and an exit code (2: bad input, 1: stopped)."""
+    """Run a command's main; a deliberate stop becomes one message and an exit code.
+
+    2: bad input; 1: the run cannot go on; 0: it was asked to leave, and goes on at the next start.
+    """
     try:
         main()
+    except Preempted as stop:
+        print(stop, flush=True)
     except (UserError, RunStopped) as stop:
         print(f"error: {stop}", file=sys.stderr)
-        sys.exit(2 if isinstance(stop, UserError) else 1)
+        sys.exit(exit_code(stop))
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
@@ -44,9 +50,7 @@ class CommandLine:
     """
 
     def __init__(self, prog: str, description: str, *, reads_run: bool = False):
-        self.parser = _Parser(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-        )
+        self.parser = Parser(prog, description)
         if reads_run:
             self.parser.add_argument("run", metavar="RUN", help="run directory of loft_jax.train")
         else:
@@ -57,7 +61,10 @@ class CommandLine:
         overrides = "the run's own" if reads_run else "the file"
         group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
         for key, field in self._fields.items():
-            group.add_argument(f"--{key}", metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS)
+            # A section that may be given as one of its fields has a short option for it.
+            short = [f"--{key.removesuffix('.mode')}"] if key.endswith(".mode") else []
+            names = [f"--{key}", *short]
+            group.add_argument(*names, metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS, dest=key)
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
         """The command's own options, and the config. Raises UserError."""
@@ -67,21 +74,56 @@ class CommandLine:
 
     def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """The command's own options, and the text given for each dotted key. Raises UserError."""
-        arguments, unknown = self.parser.parse_known_args(argv)
+        arguments = self.parser.parse_args(argv)
+        return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one message, as ours are, without the page of usage."""
+
+    def __init__(self, prog: str, description: str):
+        formatter = argparse.RawTextHelpFormatter
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=formatter)
+        # As in Python 3.14: "-1e-3" is a value, not an option.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The options. Raises UserError, naming the nearest option where one is unknown."""
+        arguments, unknown = self.parse_known_args(argv)
         if unknown:
             raise UserError(self._unknown_argument(unknown[0]))
-        return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
+        return arguments
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see --help")
 
     def _unknown_argument(self, argument: str) -> str:
         name = argument.split("=")[0]
-        known = [option for action in self.parser._actions for option in action.option_strings]
+        known = [option for action in self._actions for option in action.option_strings]
         if not name.startswith("-"):
             return f"argument {argument!r} is not expected here; options start with --, see --help"
-        return f"unknown option {name}{_nearest(name, known)}; see --help"
+        return f"unknown option {shown(name)}{_nearest(name, known)}; see --help"
+
+
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least` and at most `most`."""
+
+    def parse(text: str) -> int:
+        # int() would take underscores, and digits of any script.
+        number = int(text) if re.fullmatch(r"\+?[0-9]{1,99}", text) else None
+        if number is not None and least <= number <= most:
+            return number
+        above = number is not None and number > most
+        limit = f" and at most {most}" if above or most < MOST else ""
+        rule = f"must be a whole number of at least {least}{limit}"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {rule}; try {most if above else least}")
+
+    return parse
 
 
 def overridden(settings: dict[str, Any], given: dict[str, str], source: str) -> Config:
     """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
+    settings = spelt_out(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
     return validated(settings, source)
@@ -101,15 +143,17 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
     Raises:
       UserError: it is missing, does not parse or is no mapping.
     """
-    label = label or f"--config {path}"
+    label = label or f"--config {shown(str(path))}"
+    if problem := path_problem(str(path)):
+        raise UserError(f"{label}: {problem}; use the name of a YAML file")
     try:
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
         raise UserError(f"{label}: no such file{_nearest_file(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{label}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: a date or number that cannot be; RecursionError: thousands of brackets.
+    except Exception as error:
+        # Beside its own errors PyYAML raises a dozen others on dates, numbers and tags that cannot be.
         raise UserError(f"{label}: is not valid YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
@@ -123,21 +167,23 @@ def yaml_scalar(text: str) -> Any:
     return {"null": None, "true": True, "false": False}.get(text.lower(), text)
 
 
+def shown(value: Any) -> str:
+    """A value in a message: on one line, not too long, and with quotes where one would not see where it ends."""
+    if isinstance(value, str) and value.isprintable() and value == value.strip() != "" and len(value) <= _LONGEST:
+        return value
+    return _short.repr(value)
+
+
 def type_name(field: FieldInfo) -> str:
     """A field's type for people: its choices, or int, float, bool, str, and null where it may be absent."""
     return "|".join(_type_names(field.annotation))
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one message, as ours are, without the page of usage."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        # As in Python 3.14: "-1e-3" is a value, not an option.
-        self._negative_number_matcher = re.compile(r"-\.?\d")
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help")
+# YAML's anchors make values of a few lines whose text would fill the memory.
+_LONGEST = 200
+_short = reprlib.Repr()
+_short.maxlevel = 2
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -207,21 +253,23 @@ def _explain(error: dict[str, Any]) -> str:
         case "extra_forbidden":
             siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(Config.model_fields)
             top = list(Config.model_fields) if "." not in key else []
-            return f"unknown key {key}{_nearest(key, siblings + top + known)}; see --help"
+            return f"unknown key {shown(key)}{_nearest(key, siblings + top + known)}; see --help"
+        case "invalid_key":
+            return f"unknown key {shown(key)}: keys are text; see --help"
         case "literal_error":
             choices = type_name(dict(_fields(Config))[key]).split("|")
-            return f"{key}={value}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
+            return f"{key}={shown(value)}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
         case "model_type":
-            shown = "null" if value is None else repr(value)
-            return f"{key}={shown}: must be a mapping of keys to values; leave {key} out for its defaults"
+            text = "null" if value is None else _short.repr(value)
+            return f"{key}={text}: must be a mapping of keys to values; leave {key} out for its defaults"
         case "value_error":
             rule = str(error["ctx"]["error"])
-            return f"{key}={value}: {rule}" if key else rule
+            return f"{key}={shown(value)}: {rule}" if key else rule
         case "string_type":
-            return f"{key}={value!r}: must be text; put it in quotes"
+            return f"{key}={_short.repr(value)}: must be text; put it in quotes"
     rule = error["msg"][0].lower() + error["msg"][1:].replace("Input should", "should")
     rule = rule.replace("input should", "must")
-    return f"{key}={value!r}: {rule}{_nearest_bound(error)}"
+    return f"{key}={_short.repr(value)}: {rule}{_nearest_bound(error)}"
 
 
 def _nearest_bound(error: dict[str, Any]) -> str:

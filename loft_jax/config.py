@@ -5,11 +5,12 @@ Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.sections import Data, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
+from loft_jax.sections import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
 
 
 class Config(Section):
@@ -28,6 +29,7 @@ class Config(Section):
     train: Train = Train()
     mesh: Mesh = Mesh()
     gpipe: GPipe = GPipe()
+    distributed: Distributed = Distributed()
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +40,11 @@ class Config(Section):
             return settings
         return {**settings, "loft": {"workers": 1, **sections[1]}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _distributed_may_be_its_mode(cls, settings: Any) -> Any:
+        return spelt_out(settings) if isinstance(settings, dict) else settings
+
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         if self.data.batch_size % self.mesh.data:
@@ -47,13 +54,20 @@ class Config(Section):
             )
         if self.gpipe.stages is not None:
             self._check_pipeline(self.gpipe.stages)
+        self._check_processes()
         if self.mesh.worker is not None and self.loft.workers % self.mesh.worker:
             fitting = largest_divisor(self.loft.workers, self.mesh.worker)
             raise ValueError(
                 f"mesh.worker={self.mesh.worker}: must divide loft.workers={self.loft.workers}; try {fitting}"
             )
-        judged = range(0, self.train.rounds + 1, self.train.snapshot_every)
-        distances = sum(map(self.stopping_is_judged, judged)) - 1
+        if self.total_steps > MOST:
+            raise ValueError(
+                f"train.rounds={self.train.rounds}: with loft.local_steps={self.loft.local_steps} makes "
+                f"{self.total_steps} local steps, and at most {MOST} are counted; try {MOST // self.loft.local_steps}"
+            )
+        every = self.train.snapshot_every
+        first_judged = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
+        distances = self.train.rounds // every - first_judged
         if self.train.stop_when is not None and self.train.stop_snapshots > distances:
             raise ValueError(
                 f"train.stop_snapshots={self.train.stop_snapshots}: train.stop_when could never hold, for from warm-up "
@@ -70,8 +84,7 @@ class Config(Section):
                 "LoFT; use loft.workers=1, or leave gpipe.stages out"
             )
         if batch_size % parts:
-            divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-            nearest = min(divisors, key=lambda d: (abs(d - parts), d))
+            nearest = min(divisors(batch_size), key=lambda d: (abs(d - parts), d))
             raise ValueError(f"gpipe.microbatches={parts}: must divide data.batch_size={batch_size}; try {nearest}")
         if cuts is not None and len(cuts) != stages - 1:
             raise ValueError(
@@ -81,6 +94,21 @@ class Config(Section):
         for key, value in (("mesh.data", self.mesh.data), ("mesh.worker", self.mesh.worker)):
             if value not in (1, None):
                 raise ValueError(f"{key}={value}: a stage of GPipe is one device; leave {key} out")
+
+    def _check_processes(self) -> None:
+        settings = self.distributed
+        explicit = {key: getattr(settings, key) for key in ("coordinator", "processes", "process_id")}
+        missing = [f"distributed.{key}" for key, value in explicit.items() if value is None]
+        given = [f"distributed.{key}={value}" for key, value in explicit.items() if value is not None]
+        if given and missing:
+            raise ValueError(f"{given[0]}: goes with {' and '.join(missing)}; give all three, or distributed.mode=auto")
+        if given and settings.mode == "auto":
+            raise ValueError(f"distributed.mode=auto: finds out what {given[0]} states; leave one of them out")
+        if given and settings.process_id >= settings.processes:
+            raise ValueError(
+                f"distributed.process_id={settings.process_id}: must be below distributed.processes="
+                f"{settings.processes}, for it counts from 0; try {settings.processes - 1}"
+            )
 
     def stopping_is_judged(self, done: int) -> bool:
         """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""
@@ -126,6 +154,16 @@ class Config(Section):
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
 
 
+def spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `distributed: auto` as `distributed: {mode: auto}`; YAML reads a bare off as false."""
+    given = settings.get("distributed")
+    if isinstance(given, str) or given is False:
+        return {**settings, "distributed": {"mode": given or "off"}}
+    if isinstance(given, dict) and given.get("mode") is False:
+        return {**settings, "distributed": {**given, "mode": "off"}}
+    return settings
+
+
 # Where `train.stop_when` looks at the snapshots, when they are taken decides where the run ends.
 SNAPSHOT_CADENCE = frozenset({"train.snapshot_every", "train.snapshot_dense_rounds"})
 RESUMABLE = SNAPSHOT_CADENCE | frozenset(
@@ -141,6 +179,12 @@ RESUMABLE = SNAPSHOT_CADENCE | frozenset(
         "mesh.data",
         "mesh.cpu_devices",
         "gpipe.cuts",
+        "distributed.mode",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.process_id",
+        "distributed.start_seconds",
+        "distributed.heartbeat_seconds",
     }
 )
 
@@ -156,7 +200,13 @@ def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
 
 def largest_divisor(n: int, most: int) -> int:
     """The largest divisor of n that is at most `most`."""
-    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
+    return max(d for d in divisors(n) if d <= most)
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, in no order."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in small]
 
 
 def nearest_multiple(value: int, factor: int) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loft_jax.cli import CommandLine, overridden, read_yaml, run_command
+from loft_jax.cli import CommandLine, overridden, read_yaml, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import UserError
 from loft_jax.summary import duration
@@ -31,7 +31,13 @@ def main() -> None:
     add = command.parser.add_argument
     add("--paper", action="store_true", help="the paper's table, instead of a setting's")
     add("--format", choices=("table", "csv"), default="table", help="(default: table)")
-    add("--workers", type=int, nargs="+", metavar="S", help="(default: 1 2 4 8, and the setting's own)")
+    add(
+        "--workers",
+        type=whole_number(1, 4096),
+        nargs="+",
+        metavar="S",
+        help="(default: 1 2 4 8, and the setting's own)",
+    )
     add("--no_compile", action="store_true", help="what is known without compiling: no memory, and nothing measured")
     options, overrides = command.parse_overrides()
     check_options(options, overrides)
@@ -55,12 +61,10 @@ def main() -> None:
 
 def check_options(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Raise UserError on what the options alone tell to be wrong."""
-    if options.paper and (options.config or overrides or options.workers or options.no_compile):
+    if options.paper and (options.config is not None or overrides or options.workers or options.no_compile):
         raise UserError("--paper has settings of its own; leave out all others but --format, or leave out --paper")
-    if not options.paper and not options.config:
+    if not options.paper and options.config is None:
         raise UserError("give --config FILE for what a setting costs, or --paper for the paper's table; see --help")
-    if wrong := [number for number in options.workers or () if number < 1]:
-        raise UserError(f"--workers {wrong[0]}: must be at least 1; try 1")
 
 
 def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple[list[Any], list[str]]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from loft_jax.config import Config, largest_divisor
+from loft_jax.config import Config, nearest_multiple
 from loft_jax.errors import UserError
 
 WORKER, DATA = "worker", "data"
@@ -19,13 +19,13 @@ PER_DEVICE = PartitionSpec((WORKER, DATA))
 def make_mesh(config: Config) -> Mesh:
     """The mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
 
+    With several processes, as many devices of each; those of one are next to each other, along `data` first.
     Under GPipe the worker devices are those of the stages.
 
     Raises:
       UserError: the devices do not suffice for what `mesh` asks for.
     """
-    devices, data, workers = _devices(), config.mesh.data, config.loft.workers
-    stages = config.gpipe.stages
+    devices, data, stages = _devices(), config.mesh.data, config.gpipe.stages
     hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" else ""
     if data > len(devices):
         raise UserError(
@@ -36,17 +36,40 @@ def make_mesh(config: Config) -> Mesh:
             f"gpipe.stages={stages}: each needs a device of its own, and {len(devices)} {devices[0].platform} devices "
             f"are there; try {len(devices)}{hint}"
         )
-    most = largest_divisor(workers, len(devices) // data)
-    worker = stages or config.mesh.worker or most
-    if worker * data > len(devices):
-        raise UserError(
-            f"mesh.worker={worker}: with mesh.data={data} it needs {worker * data} devices and {len(devices)} "
-            f"{devices[0].platform} devices are there; try {most}{hint}"
-        )
+    processes = _by_process(devices)
+    count = data * (stages or _worker_devices(config, devices, len(processes), hint))
+    used = [device for own in processes for device in own[: count // len(processes)]]
     # Auto axes: under the default, Explicit, indexing a sharded array outside shard_map is an error.
     # Devices in their own order: jax.make_mesh refuses some subsets of a TPU slice.
-    grid = np.array(devices[: worker * data]).reshape(worker, data)
-    return Mesh(grid, (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.array(used).reshape(-1, data), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
+
+
+def _worker_devices(config: Config, devices: list[jax.Device], processes: int, hint: str) -> int:
+    """How many devices, or groups of `mesh.data` of them, the workers are spread over: evenly over the processes."""
+    asked, data, workers = config.mesh.worker, config.mesh.data, config.loft.workers
+    fitting = [d for d in range(1, len(devices) // data + 1) if workers % d == 0 and d * data % processes == 0]
+    if not fitting:
+        raise UserError(
+            f"loft.workers={workers}: with mesh.data={data} they cannot be spread evenly over {processes} processes "
+            f"with {len(devices)} devices in all; try loft.workers={nearest_multiple(workers, processes)}{hint}"
+        )
+    if asked is not None and asked * data > len(devices):
+        raise UserError(
+            f"mesh.worker={asked}: with mesh.data={data} it needs {asked * data} devices and {len(devices)} "
+            f"{devices[0].platform} devices are there; try {max(fitting)}{hint}"
+        )
+    if asked is not None and asked not in fitting:
+        raise UserError(
+            f"mesh.worker={asked}: with mesh.data={data} its {asked * data} devices cannot be taken evenly from "
+            f"{processes} processes; try {max(fitting)}"
+        )
+    return asked or max(fitting)
+
+
+def _by_process(devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each process, in their own order."""
+    owners = sorted({device.process_index for device in devices})
+    return [[device for device in devices if device.process_index == owner] for owner in owners]
 
 
 def _devices() -> list[jax.Device]:

@@ -20,16 +20,17 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 
-from loft_jax.cli import CommandLine, overridden, run_command
+from loft_jax.cli import CommandLine, overridden, run_command, whole_number
 from loft_jax.config import Config
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.preemption import Preemption
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sections import GPipe
 from loft_jax.stage import LABEL, MODES, REWINDING, Stage
 from loft_jax.summary import duration
 from loft_jax.ticket import FILE, NORMS, SCOPES, load_ticket, ticket_name
-from loft_jax.ticket_options import add_ticket_options, check_saved, ratio, whole_number
+from loft_jax.ticket_options import add_ticket_options, check_saved, ratio
 
 # What imports JAX is imported where it is needed: a typo and a finished campaign are told before JAX is loaded.
 
@@ -47,6 +48,7 @@ _FIXED = {
     "train.stop": "a retraining ends with its last round",
     "train.snapshot": "a retraining takes no snapshots",
     "mesh.worker": "there is one worker; mesh.data spreads its batch",
+    "distributed": "a ticket is retrained by one process",
 }
 
 
@@ -68,7 +70,8 @@ def main() -> None:
     ]
     for stage in stages:
         stage.check()
-    stops = complete(run, config, stages)
+    with Preemption() as preemption:
+        stops = complete(run, config, stages, preemption)
     print_results(run, [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}])
     if stops:
         raise RunStopped("\n       ".join(stops))
@@ -136,7 +139,9 @@ def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace,
     return list(names)
 
 
-def complete(run: RunDirectory, config: Config, stages: Sequence[Stage]) -> list[str]:
+def complete(
+    run: RunDirectory, config: Config, stages: Sequence[Stage], preemption: Preemption | None = None
+) -> list[str]:
     """Train the stages that are not done yet.
 
     Returns:
@@ -144,6 +149,7 @@ def complete(run: RunDirectory, config: Config, stages: Sequence[Stage]) -> list
 
     Raises:
       UserError: a ticket or a snapshot does not fit the model.
+      Preempted: `preemption` asked to leave.
     """
     left = [stage for stage in stages if stage.directory.summary() is None]
     if not left:
@@ -158,16 +164,20 @@ def complete(run: RunDirectory, config: Config, stages: Sequence[Stage]) -> list
     for stage in left:
         retraining.check(stage.ticket)
     for number, stage in enumerate(left):
+        if preemption and preemption.requested:
+            raise Preempted(f"stopped   by SIGTERM, {len(left) - number} retrainings left; the same command goes on")
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * (len(left) - number))} left in all" if number else ""
         what = f"{stage.ticket.name}, {stage.mode}, seed {stage.config.seed}"
         print(f"stage     {number + 1}/{len(left)}: {what}{time_left}", flush=True)
         stage.directory.open(stage.config, LABEL)
         try:
-            stage.directory.write_summary(retraining.run(stage))
+            stage.directory.write_summary(retraining.run(stage, preemption))
         except RunStopped as stop:
             stops.append(f"{stage.directory.path}: {stop}")
             print(f"stopped   {stop}", flush=True)
+        finally:
+            stage.directory.close()
         write_results(run)
     return stops
 

@@ -16,6 +16,7 @@ from loft_jax.errors import UserError
 from loft_jax.experiment import Experiment, jit_once
 from loft_jax.mesh import replicate
 from loft_jax.partition import prune
+from loft_jax.preemption import Preemption
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sizes import parameter_count
@@ -53,7 +54,7 @@ class Retraining:
         """Raise UserError, naming the filter group, unless the ticket is of this run and fits its model."""
         check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
 
-    def run(self, stage: Stage) -> Tree:
+    def run(self, stage: Stage, preemption: Preemption | None = None) -> Tree:
         """Retrain to the last round in the stage's opened directory, from its newest checkpoint if it has one.
 
         The filters that the mode keeps are written there as ticket.json.
@@ -63,7 +64,8 @@ class Retraining:
 
         Raises:
           UserError: a snapshot does not fit the model.
-          RunStopped: the loss is no longer finite.
+          RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
+          Preempted: `preemption` asked to leave.
         """
         ticket, config = self._drawn(stage), stage.config
         experiment = self._experiment(config, ticket.widths)
@@ -71,7 +73,7 @@ class Retraining:
         kept, all_filters = (sum(widths.values()) for widths in (ticket.widths, self._full_widths))
         print(f"network   {kept:,} of {all_filters:,} filters, {_saving(costs)}", flush=True)
         start = partial(self._start, experiment, stage, ticket)
-        summary = train_to_the_end(experiment, stage.directory, start, snapshots=False)
+        summary = train_to_the_end(experiment, stage.directory, start, snapshots=False, preemption=preemption)
         facts = {"ticket": stage.ticket.name, "mode": stage.mode, "rewind_to": stage.rewind_to}
         facts |= {"ticket_round": stage.ticket.round, "rounds": config.train.rounds}
         facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}

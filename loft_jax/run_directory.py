@@ -4,22 +4,28 @@ Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 """
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import platform
+import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from loft_jax.cli import read_yaml, validated
+from loft_jax.cli import read_yaml, shown, validated
 from loft_jax.config import Config, flatten
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
+from loft_jax.sections import path_problem
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS = "tickets", "retrain", "results.csv"
@@ -28,10 +34,21 @@ Row = dict[str, Any]
 
 
 class RunDirectory:
-    """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended."""
+    """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    Where `writes` is false, as in all processes of a run but the first, nothing is. `label` says in messages what the
+    directory is; raises UserError where no directory can go by that name.
+
+    Attributes:
+      path: the directory, and the places in it by name.
+      writes: whether this process writes there.
+    """
+
+    def __init__(self, path: str | Path, label: str = "run directory", *, writes: bool = True):
+        if problem := path_problem(str(path)):
+            raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
+        self.path, self.writes = Path(path), writes
+        self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
         self.rankings = self.path / RANKINGS
@@ -46,16 +63,16 @@ class RunDirectory:
     def started(self) -> bool:
         """Whether anything is there but a config, which is all that a start that failed leaves."""
         return self.path.is_dir() and any(
-            path.name != CONFIG and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
+            path.name not in (CONFIG, LOCK) and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
         )
 
     def open(self, config: Config, label: str = "--workdir") -> None:
         """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
 
-        `label` says in messages what the directory is.
+        It is this process's until `close`, or until the process ends. `label` says in messages what the directory is.
 
         Raises:
-          UserError: it cannot be written, is no run directory, or was made with another config.
+          UserError: it cannot be written, is no run directory, was made with another config, or is another process's.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -67,8 +84,44 @@ class RunDirectory:
             raise UserError(f"{label} {self.path}: is not empty and holds no run; use another")
         if self.started:
             self.check_same(config, label)
+        self._claim(label)
+        for name in (CONFIG, METRICS, SUMMARY):
+            for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
+                left_by_a_crash.unlink()
         if self.summary() is None:
             write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+    def close(self) -> None:
+        """Let another process open the directory."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self, label: str) -> None:
+        if self._lock:
+            return
+        with writing(self.path / LOCK):
+            lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                lock.seek(0)
+                raise UserError(
+                    f"{label} {self.path}: another process is at work there ({lock.read().strip()}); wait for it, stop "
+                    "it, or use another directory"
+                ) from None
+            print(
+                f"warning: {label} {self.path}: cannot be locked ({error.strerror}); see that nothing else "
+                "trains there",
+                file=sys.stderr,
+            )
+        with writing(self.path / LOCK):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n")
+            lock.flush()
+        self._lock = lock
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
@@ -87,30 +140,50 @@ class RunDirectory:
         return rounds
 
     def append(self, row: Row) -> None:
-        """Add one row of metrics."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        """Add one row of metrics. Raises RunStopped if it cannot be written."""
+        if not self.writes:
+            return
+        with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[Row]:
-        """All rows; a last one that was cut off while it was written is left out."""
+        """All rows, up to one that a crash has cut off or a disk has spoiled."""
         if not self._metrics.exists():
             return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        rows = []
+        for line in self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
 
-    def cut_rows_after(self, round_number: int) -> None:
-        """Forget rows past the round a run resumes from, so that each round stands once."""
+    def forget_after(self, round_number: int) -> None:
+        """Forget rows and snapshots past the round a run resumes from, so that each round stands once.
+
+        Checkpoints past it, which could not be read, get another name: someone may know what to do with them.
+        """
+        if not self.writes:
+            return
         kept = [row for row in self.rows() if row["round"] <= round_number]
         write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
+            shutil.rmtree(self.snapshots / str(later))
+        for later in [r for r in saved_rounds(self.checkpoints) if r > round_number]:
+            aside = self.checkpoints / f"{later}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.checkpoints / str(later)).rename(aside)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
-        write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        if self.writes:
+            write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        with suppress(FileNotFoundError, IsADirectoryError, ValueError):
+            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+            return summary if isinstance(summary, dict) else None
         return None
 
     def check_same(self, config: Config, label: str = "--workdir") -> None:
@@ -128,18 +201,39 @@ class RunDirectory:
 def saved_rounds(directory: Path) -> list[int]:
     """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
     # What is being written, or was when the process died, has a suffix to its name.
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+    return (
+        sorted(int(p.name) for p in directory.glob("*") if p.name.isascii() and p.name.isdigit())
+        if directory.is_dir()
+        else []
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing a file becomes RunStopped, which says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStopped(
+            f"{path}: cannot be written ({error.strerror}); what was saved before is as it was. Make room, or see that "
+            "it can be written, and the same command goes on"
+        ) from error
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, replacing one that is there."""
+    """Write a file whole or not at all, replacing one that is there. Raises RunStopped if it cannot be written."""
     # The process is in the name, for two retrainings of one run may collect their results at once.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with writing(path):
+        try:
+            with open(aside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -4,19 +4,23 @@ Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 """
 
 import difflib
+import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1  # what counters of int32 hold
+_NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 is 0.0, or two configs that are one would differ
+Fraction = Annotated[float, Field(ge=0, lt=1), _NO_MINUS_ZERO]
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_MINUS_ZERO]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, and a boolean is not a number."""
+    """Base of all sections: frozen, no unknown keys, and neither a boolean nor bytes are a number or text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +30,8 @@ class Section(BaseModel):
         annotation = str(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and "bool" not in annotation:
             raise ValueError("a boolean is not valid here")
+        if isinstance(value, bytes):
+            raise ValueError("binary data is not valid here")
         return value
 
 
@@ -33,7 +39,7 @@ class Model(Section):
     name: Literal["preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34"] = Field(
         "preresnet20", description="architecture"
     )
-    width: PositiveInt | None = Field(
+    width: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
     )
     stem: Literal["cifar", "imagenet"] = Field("cifar", description="3x3, or 7x7 stride 2 with max-pooling")
@@ -41,7 +47,9 @@ class Model(Section):
 
 class Data(Section):
     name: str = Field("digits", min_length=1, description="digits, or any TFDS image-classification data set")
-    data_dir: str | None = Field(None, description="TFDS data directory; null: TFDS's default")
+    data_dir: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="TFDS data directory; null: TFDS's default"
+    )
     batch_size: PositiveInt = Field(32, description="images per worker and local step")
     split: Literal["shared", "disjoint"] = Field(
         "shared", description="every worker passes over the whole training set, or each over its own part of an epoch"
@@ -55,11 +63,26 @@ class Data(Section):
     image_size: PositiveInt = Field(
         224, description="height and width to which images of mixed sizes are cropped; others keep theirs"
     )
-    readers: Annotated[int, Field(ge=0)] | None = Field(
+    readers: Count | None = Field(
         None,
         description="processes that decode streamed images, for each process of the run; 0: none, threads do it; null: "
         "one a core",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        parts = value.split("/")
+        if len(value) > 200 or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in parts):
+            raise ValueError("must be digits, or a TFDS name as in cifar10 or imagenet_resized/32x32")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        if value is not None and (problem := path_problem(value)):
+            raise ValueError(f"{problem}; use the name of a directory")
+        return value
 
 
 class Loft(Section):
@@ -93,7 +116,7 @@ class Optimizer(Section):
         "cosine",
         description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat",
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="local steps of linear warm-up")
+    warmup_steps: Count = Field(0, description="local steps of linear warm-up")
     label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
 
 
@@ -103,7 +126,7 @@ class Train(Section):
     checkpoint_every: PositiveInt = Field(10, description="rounds between checkpoints to resume from")
     keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
     snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
-    snapshot_dense_rounds: Annotated[int, Field(ge=0)] = Field(
+    snapshot_dense_rounds: Count = Field(
         0, description="rounds at the start after each of which a snapshot is taken too"
     )
     stop_when: PositiveFloat | None = Field(
@@ -144,7 +167,45 @@ class Mesh(Section):
         None, description="devices over which workers are spread; null: the largest divisor of loft.workers available"
     )
     data: PositiveInt = Field(1, description="devices that share the batch of one worker")
-    cpu_devices: PositiveInt = Field(1, description="virtual devices when JAX runs on the CPU")
+    cpu_devices: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="virtual devices of each process when JAX runs on the CPU"
+    )
+
+
+class Distributed(Section):
+    """`distributed: auto` is short for `distributed: {mode: auto}`."""
+
+    mode: Literal["off", "auto"] = Field(
+        "off",
+        description="one process, or the many that SLURM, Cloud TPU, Kubernetes or Open MPI have started, as JAX finds "
+        "out; elsewhere name the coordinator (--distributed auto is short for --distributed.mode auto)",
+    )
+    coordinator: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="HOST:PORT at which process 0 waits for the others"
+    )
+    processes: PositiveInt | None = Field(None, description="number of processes, where distributed.coordinator is set")
+    process_id: Count | None = Field(
+        None, description="number of this process, from 0, where distributed.coordinator is set"
+    )
+    start_seconds: PositiveInt = Field(300, description="how long processes wait for each other at the start")
+    heartbeat_seconds: PositiveInt = Field(
+        30, description="silence after which a process counts as dead, and the others stop"
+    )
+
+    @field_validator("coordinator")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        # The port is also where process 0 listens.
+        named = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
+        if value is not None and not (named and 0 < int(port) < 2**16):
+            raise ValueError("must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476")
+        return value
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the run has, or may have, several processes."""
+        return self.mode == "auto" or self.coordinator is not None
 
 
 class GPipe(Section):
@@ -172,7 +233,7 @@ class GPipe(Section):
     @classmethod
     def _named(cls, value: str) -> str:
         for name in [] if value in CUT_RULES else value.split(","):
-            if not re.fullmatch(r"stage\d+/block\d+", name):
+            if not re.fullmatch(r"stage[0-9]+/block[0-9]+", name):
                 meant = [f"stage{stage}/block{block}" for stage, block in re.findall(r"^\D+(\d+)\D+(\d+)$", name)]
                 close = meant or difflib.get_close_matches(name, CUT_RULES, n=1)
                 hint = f"did you mean {close[0]}?" if close else "try balanced"
@@ -187,3 +248,15 @@ class GPipe(Section):
 
 
 CUT_RULES = ("balanced", "paper")
+
+
+def path_problem(text: str) -> str | None:
+    """Why no file or directory can go by this name; None where one can."""
+    if not text.strip():
+        return "is empty"
+    if any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in text):
+        return "has a control character, or bytes that are not UTF-8"
+    encoded = os.fsencode(text)
+    if len(encoded) > 1000 or any(len(part) > 255 for part in encoded.split(b"/")):
+        return "is too long"
+    return None

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
+from loft_jax.cli import shown
 from loft_jax.errors import UserError
 from loft_jax.run_directory import write_aside
-from loft_jax.sections import Fraction
+from loft_jax.sections import Fraction, path_problem
 
 if TYPE_CHECKING:
     from loft_jax.models.groups import FilterGroup
@@ -85,10 +86,10 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     Raises:
       UserError: there is no such ticket, or its file holds none, or one of another name.
     """
-    if not (directory / name / FILE).is_file():
+    if "/" in name or path_problem(name) or not (directory / name / FILE).is_file():
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
         known = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
-        raise UserError(f"--ticket {name}: no such ticket in {directory}; {known}")
+        raise UserError(f"--ticket {shown(name)}: no such ticket in {directory}; {known}")
     ticket = read_ticket(directory / name)
     if ticket.name != name:
         raise UserError(
@@ -106,7 +107,7 @@ def read_ticket(directory: Path) -> Ticket:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: holds no ticket ({key}: {first['msg'].lower()}); {advice}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: holds no ticket ({error}); {advice}") from None
 
 

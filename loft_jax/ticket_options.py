@@ -1,8 +1,9 @@
 """Command-line options that say which tickets are meant, shared by the commands that draw and retrain them."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from loft_jax.cli import shown
 from loft_jax.errors import UserError
 from loft_jax.ticket import NORMS, SCOPES
 
@@ -28,22 +29,8 @@ def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> Non
 def ratio(text: str) -> float:
     """An argparse type: the share of filters removed, in [0, 1)."""
     try:
-        if 0 <= float(text) < 1:
+        if text.isascii() and 0 <= float(text) < 1:
             return abs(float(text))  # -0 is 0
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text}: must be in [0, 1), the share of filters removed; try 0.5")
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            if least <= int(text) < 2**31:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least {least}; try {least}")
-
-    return parse
+    raise argparse.ArgumentTypeError(f"{shown(text)}: must be in [0, 1), the share of filters removed; try 0.5")

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 from rich.table import Table
 
-from loft_jax.cli import CommandLine, overridden, run_command
+from loft_jax.cli import CommandLine, overridden, run_command, whole_number
 from loft_jax.config import Config, flatten
 from loft_jax.errors import UserError
 from loft_jax.progress import console
 from loft_jax.run_directory import RunDirectory
 from loft_jax.ticket import NORMS, SCOPES, ratio_text
-from loft_jax.ticket_options import add_ticket_options, check_saved, ratio, whole_number
+from loft_jax.ticket_options import add_ticket_options, check_saved, ratio
 
 if TYPE_CHECKING:
     from loft_jax.ticket_search import TicketSearch

@@ -9,7 +9,10 @@ from typing import Any
 
 from loft_jax.cli import CommandLine, run_command
 from loft_jax.config import Config
-from loft_jax.run_directory import RunDirectory
+from loft_jax.errors import UserError
+from loft_jax.preemption import Preemption
+from loft_jax.processes import check_sees, connected, on_first
+from loft_jax.run_directory import CONFIG, RunDirectory
 from loft_jax.summary import print_summary
 
 # What imports JAX is imported where it is needed: a typo, a refusal and a finished run are told before JAX is loaded.
@@ -23,29 +26,50 @@ def main() -> None:
     )
     arguments, config = command.parse()
     if arguments.dry_run:
+        if config.distributed.is_asked_for:
+            raise UserError("--dry_run looks at the devices of one process; leave out --distributed")
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
-    directory = RunDirectory(arguments.workdir or Path("runs") / name)
+    path = Path("runs") / name if arguments.workdir is None else arguments.workdir
+    if config.distributed.is_asked_for:
+        # First, because processes that have found each other see their devices.
+        configure(config)
+    with connected(config) as processes, Preemption() as preemption:
+        directory = RunDirectory(path, "--workdir", writes=processes.is_first)
+        complete = on_first(processes, lambda: is_complete(directory, config))
+        check_sees(processes, directory.path / CONFIG)
+        if complete:
+            return
+        configure(config)
+        run(config, directory, preemption)
+
+
+def is_complete(directory: RunDirectory, config: Config) -> bool:
+    """Open the directory, and look whether its run is finished; if so, say so. Raises UserError as `open`."""
     directory.open(config)
-    if summary := directory.summary():
+    summary = directory.summary()
+    if summary:
         print(f"{directory.path}: already complete")
         print_summary(summary)
-        return
+    return summary is not None
+
+
+def configure(config: Config) -> None:
+    """Load JAX, and set what it must know before it sees its devices."""
     from loft_jax.experiment import configure_jax
 
     configure_jax(config)
-    run(config, directory)
 
 
 def dry_run(config: Config) -> None:
     """Everything up to compiling one round; prints sizes, memory and bytes."""
     import jax
 
-    from loft_jax.experiment import Experiment, configure_jax
+    configure(config)
+    from loft_jax.experiment import Experiment
     from loft_jax.overview import print_programs, print_setup
 
-    configure_jax(config)
     experiment = Experiment.build(config)
     print_setup(experiment)
     state = jax.eval_shape(experiment.round.place, experiment.state_shapes())
@@ -53,12 +77,16 @@ def dry_run(config: Config) -> None:
     print_programs({name: program.compile() for name, program in lowered.items()})
 
 
-def run(config: Config, directory: RunDirectory) -> dict[str, Any]:
-    """Train to the last round in an opened directory, from its newest checkpoint if it has one. Returns the summary.
+def run(config: Config, directory: RunDirectory, preemption: Preemption | None = None) -> dict[str, Any]:
+    """Train to the last round in an opened directory, from its newest checkpoint if it has one.
+
+    Returns:
+      The summary; {} where the directory is another process's to write.
 
     Raises:
-      UserError: model, data or devices do not fit the config.
-      RunStopped: the loss is no longer finite.
+      UserError: model, data or devices do not fit the config, or every checkpoint is damaged.
+      RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
+      Preempted: `preemption` asked the run to leave.
     """
     from loft_jax.experiment import Experiment
     from loft_jax.overview import print_setup
@@ -66,9 +94,10 @@ def run(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
     experiment = Experiment.build(config)
     print_setup(experiment)
-    summary = train_to_the_end(experiment, directory)
-    directory.write_summary(summary)
-    print_summary(summary)
+    summary = train_to_the_end(experiment, directory, preemption=preemption)
+    if summary:
+        directory.write_summary(summary)
+        print_summary(summary)
     return summary
 
 

@@ -10,7 +10,7 @@ from settings_helpers import parse, refusal
 
 from loft_jax.cli import CommandLine, read_yaml, run_command, validated
 from loft_jax.config import RESUMABLE, Config, flatten
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.sections import Section
 
 
@@ -52,6 +52,23 @@ def test_asking_for_gpipe_is_asking_for_one_worker(argv, workers):
     config = parse(*argv)
     assert config.loft.workers == workers
     assert Config.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("distributed: auto", "auto"),
+        ("distributed: off", "off"),
+        ("distributed: 'off'", "off"),
+        ("distributed: {mode: auto}", "auto"),
+        ("distributed: {mode: off}", "off"),
+    ],
+)
+def test_distributed_may_be_given_as_its_mode(write, text, mode):
+    assert parse("--config", write(text)).distributed.mode == mode
+    assert parse("--distributed", mode).distributed.mode == mode
+    given = parse("--config", write(text), "--distributed.heartbeat_seconds", "7").distributed
+    assert (given.mode, given.heartbeat_seconds) == (mode, 7)
 
 
 def test_cuts_are_text_or_a_list(write):
@@ -136,7 +153,10 @@ def test_every_field_is_described_and_shown_by_help_with_type_and_default(capsys
     for key, field in fields():
         assert field.description, key
         default = "null" if field.default is None else field.default
-        option = re.compile(rf"--{re.escape(key)} \S+ {re.escape(field.description)} \(default: {default}\)( |$)")
+        short = rf"(, --{re.escape(key.removesuffix('.mode'))} \S+)?" if key.endswith(".mode") else ""
+        option = re.compile(
+            rf"--{re.escape(key)} \S+{short} {re.escape(field.description)} \(default: {default}\)( |$)"
+        )
         assert option.search(shown), key
     for line in (
         "--loft.workers int sub-CNNs trained side by side; 1 is plain SGD",
@@ -163,6 +183,12 @@ def test_the_default_config_is_valid_and_survives_a_round_trip():
 )
 def test_hashes_are_pinned(settings, digest):
     assert Config(**settings).hash() == digest
+
+
+def test_minus_zero_is_zero():
+    one, other = (Config(optimizer={"momentum": zero, "weight_decay": zero}) for zero in (-0.0, 0.0))
+    assert one.hash() == other.hash()
+    assert str(one) == str(other)
 
 
 OTHER_VALUES = {
@@ -209,7 +235,16 @@ OTHER_VALUES = {
     "gpipe.stages": 2,
     "gpipe.microbatches": 2,
     "gpipe.cuts": "paper",
+    "distributed.mode": "auto",
+    "distributed.coordinator": "10.0.0.1:8476",
+    "distributed.processes": 2,
+    "distributed.process_id": 1,
+    "distributed.start_seconds": 3,
+    "distributed.heartbeat_seconds": 3,
 }
+# These go together.
+EXPLICIT = {key: OTHER_VALUES[key] for key in OTHER_VALUES if key.startswith("distributed.") and "_seconds" not in key}
+EXPLICIT.pop("distributed.mode")
 CHANGES_NO_RESULT = {
     "data.data_dir",
     "data.loading",
@@ -225,6 +260,7 @@ CHANGES_NO_RESULT = {
     "mesh.cpu_devices",
     "gpipe.microbatches",
     "gpipe.cuts",
+    *(key for key in OTHER_VALUES if key.startswith("distributed.")),
 }
 
 
@@ -240,7 +276,8 @@ def test_every_field_is_in_the_table_of_other_values():
 
 @pytest.mark.parametrize("key", OTHER_VALUES)
 def test_the_hash_changes_with_every_field_that_can_change_the_result_and_no_other(key):
-    config = parse(f"--{key}", OTHER_VALUES[key])
+    given = EXPLICIT if key in EXPLICIT else {key: OTHER_VALUES[key]}
+    config = parse(*(part for pair in given.items() for part in (f"--{pair[0]}", pair[1])))
     assert flatten(config)[key] == OTHER_VALUES[key] != flatten(Config())[key]
     assert (config.hash() == Config().hash()) == (key in CHANGES_NO_RESULT)
 
@@ -279,6 +316,14 @@ def test_a_deliberate_stop_is_one_message_and_an_exit_code(capsys, stop, code):
         run_command(main)
     assert caught.value.code == code
     assert capsys.readouterr().err == "error: too bad\n"
+
+
+def test_a_run_that_was_asked_to_leave_ends_well(capsys):
+    def main():
+        raise Preempted("saved")
+
+    run_command(main)
+    assert capsys.readouterr().out == "saved\n"
 
 
 def test_a_bug_keeps_its_traceback():

@@ -185,7 +185,7 @@ def test_the_tables_for_people_hold_every_method(rows, capsys):
         (["--paper", "--loft.workers", "2"], "--paper has settings of its own"),
         (["--paper", "--workers", "2"], "--paper has settings of its own"),
         (["--paper", "--no_compile"], "--paper has settings of its own"),
-        (["--config", "configs/digits.yaml", "--workers", "0"], "--workers 0: must be at least 1; try 1"),
+        (["--config", "configs/digits.yaml", "--workers", "0"], "--workers: 0: must be a whole number of at least 1"),
         (["--config", "configs/digit.yaml"], "no such file; did you mean configs/digits.yaml?"),
     ],
 )

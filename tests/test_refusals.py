@@ -122,6 +122,29 @@ WRONG_SETTINGS = {
         "{gpipe: {stages: 2}, mesh: {data: 2}}",
         "mesh.data=2: a stage of GPipe is one device; leave mesh.data out",
     ),
+    "a misspelt mode": ("distributed: auot", "distributed.mode=auot: must be one of off, auto; did you mean auto?"),
+    "a boolean mode": ("distributed: on", "distributed=True: a boolean is not valid here"),
+    "no port": (
+        "distributed: {coordinator: host}",
+        "distributed.coordinator=host: must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476",
+    ),
+    "a port out of range": (
+        "distributed: {coordinator: 'host:65536'}",
+        "distributed.coordinator=host:65536: must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476",
+    ),
+    "a coordinator alone": (
+        "distributed: {coordinator: 'host:1'}",
+        "distributed.coordinator=host:1: goes with distributed.processes and distributed.process_id; give all three, "
+        "or distributed.mode=auto",
+    ),
+    "a coordinator, and auto": (
+        "distributed: {mode: auto, coordinator: 'host:1', processes: 2, process_id: 0}",
+        "distributed.mode=auto: finds out what distributed.coordinator=host:1 states; leave one of them out",
+    ),
+    "a process past the last": (
+        "distributed: {coordinator: 'host:1', processes: 2, process_id: 2}",
+        "distributed.process_id=2: must be below distributed.processes=2, for it counts from 0; try 1",
+    ),
     "misspelt sync": (
         "loft: {sync: exchang}",
         "loft.sync=exchang: must be one of psum, exchange; did you mean exchange?",
@@ -198,10 +221,26 @@ def test_yaml_that_is_no_mapping_of_distinct_keys_is_refused(write, text, messag
 
 @pytest.mark.parametrize(
     "text",
-    ["? [1]\n: 1", "? {a: 1}\n: 1", "seed: 2020-13-45", "seed: 0x_", "seed: !!int x"],
+    [
+        "? [1]\n: 1",
+        "? {a: 1}\n: 1",
+        "seed: 2020-13-45",
+        "seed: 0x_",
+        "seed: !!int x",
+        "seed: !!int ''",
+        "seed: !!bool x",
+        "seed: !!timestamp x",
+    ],
 )
 def test_yaml_that_python_cannot_represent_is_refused(write, text):
     assert "is not valid YAML" in refusal(parse, "--config", write(text))
+
+
+def test_a_value_that_yaml_blows_up_is_not_printed_whole(write):
+    lists = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10))
+    said = refusal(parse, "--config", write(f"l0: &l0 [x]\n{lists}\nseed: *l9"))
+    assert ": seed=[[" in said
+    assert len(said) < 3000
 
 
 def test_a_yaml_merge_key_is_read(write):

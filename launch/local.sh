@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Train in N processes on this machine, which meet on loopback:
+#
+#   launch/local.sh 2 --config configs/digits.yaml --workdir runs/two --mesh.cpu_devices 2
+#
+# What follows N goes to python -m loft_jax.train as it is. SIGTERM (save, then stop) and SIGINT are passed on to all
+# processes. Exits with 0, or else with the code of the first process, in their order, that failed; where one dies the
+# others stop by themselves. The environment: PYTHON (default: python); LOFT_JAX_PORT (default: any that is free).
+set -euo pipefail
+
+python=${PYTHON:-python}
+processes=${1:-}
+if ! [[ $processes =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "error: N='$processes': must be a whole number from 1 to 9999, the number of processes; try" \
+    "launch/local.sh 2 --config FILE --workdir RUN" >&2
+  exit 2
+fi
+shift
+port=${LOFT_JAX_PORT:-$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+
+pids=()
+caught=""
+# shellcheck disable=SC2329  # the traps call it
+forward() {
+  caught=$1
+  kill -s "$1" "${pids[@]}" 2>/dev/null || true
+}
+trap 'forward TERM' TERM
+trap 'forward INT' INT
+
+# With job control each process is a group of its own: else bash starts it deaf to SIGINT.
+set -m
+for ((i = 0; i < processes; i++)); do
+  train=("$python" -m loft_jax.train --distributed.coordinator "127.0.0.1:$port"
+    --distributed.processes "$processes" --distributed.process_id "$i")
+  "${train[@]}" "$@" &
+  pids+=("$!")
+done
+set +m
+# A signal that came while they were being started has missed the later ones.
+[ -z "$caught" ] || forward "$caught"
+
+first=0
+for i in "${!pids[@]}"; do
+  # A signal ends `wait` before the process has ended.
+  code=0 caught=""
+  wait "${pids[i]}" || code=$?
+  while [ -n "$caught" ]; do
+    code=0 caught=""
+    wait "${pids[i]}" || code=$?
+  done
+  [ "$code" = 0 ] || echo "launch/local.sh: process $i of $processes ended with exit code $code" >&2
+  [ "$first" != 0 ] || first=$code
+done
+exit "$first"
