@@ -102,12 +102,14 @@ def test_an_imagenet_config_runs_on_streamed_data_and_resumes_to_the_bit(imagene
     assert "warning   optimizer.warmup_steps=2500 is all of the run's 4 local steps" in said
 
     def trained(path, *rounds):
+        directory = opened(tmp_path / path, settings)
         for count in rounds:
-            with Trainer(experiment, opened(tmp_path / path, settings)) as trainer:
+            with Trainer(experiment, directory) as trainer:
                 trainer.start()
                 for _ in range(count):
                     row = trainer.train_one_round()
-        return row, read_state(tmp_path / path / "checkpoints", 2)
+        directory.close()
+        return row, read_state(directory.checkpoints, 2)
 
     (row, undisturbed), (_, resumed) = trained("undisturbed", 2), trained("resumed", 1, 1)
     assert np.isfinite([row["train/loss"], row["test/loss"]]).all()
