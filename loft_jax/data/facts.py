@@ -36,11 +36,17 @@ class Facts:
         fits = image * (self.examples + self.test_examples) <= FITS_ON_DEVICE_BYTES
         return image * (self.examples + math.ceil(self.test_examples / devices)) if fits else 0
 
-    def stand_in(self) -> Dataset:
-        """Black images of this kind, enough of them to compile programs for."""
-        images = np.zeros((_STAND_IN_IMAGES, *self.image_shape), np.uint8)
-        labels = np.zeros(_STAND_IN_IMAGES, np.int32)
-        return Dataset("stand-in", images, labels, images, labels, self.num_classes, crop_padding=4, flip=True)
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Facts":
+        """Of a data set that is there."""
+        counts = len(dataset.train_labels), len(dataset.test_labels)
+        return cls(dataset.train_images.shape[1:], dataset.num_classes, *counts)
+
+    def stand_in(self, images: int = _STAND_IN_IMAGES) -> Dataset:
+        """So many black images of this kind, to compile programs for; they take the memory of one."""
+        black = np.broadcast_to(np.zeros(self.image_shape, np.uint8), (images, *self.image_shape))
+        labels = np.zeros(images, np.int32)
+        return Dataset("stand-in", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
 
 
 _KNOWN = {
@@ -54,6 +60,15 @@ def dataset_facts(config: Config) -> Facts:
     """Of the config's data set. Raises UserError as `load_dataset`, unless it is one of the paper's."""
     if known := _KNOWN.get(config.data.name):
         return known
-    dataset = load_dataset(config)
-    counts = len(dataset.train_labels), len(dataset.test_labels)
-    return Facts(dataset.train_images.shape[1:], dataset.num_classes, *counts)
+    return Facts.of(load_dataset(config))
+
+
+def facts_to_compile_for(config: Config) -> tuple[Facts, Dataset]:
+    """Facts of the config's data set, and images that a run's programs can be compiled for: its own, or a stand-in.
+
+    A stand-in has as many images as are kept on a device, for a program's memory depends on their number.
+    """
+    if (known := _KNOWN.get(config.data.name)) is None:
+        dataset = load_dataset(config)
+        return Facts.of(dataset), dataset
+    return known, known.stand_in(known.examples) if known.device_bytes(1) else known.stand_in()
