@@ -40,8 +40,9 @@ def main() -> None:
     chip = topology.chip.stated(**stated(options))
 
     from loft_jax.data.facts import facts_to_compile_for
+    from loft_jax.plan_figures import check_fits
     from loft_jax.plan_tables import as_rows, print_plan
-    from loft_jax.planning import check_fits, make_plan, prepare
+    from loft_jax.planning import make_plan, prepare
 
     prepare(config, topology)
     plan = make_plan(config, topology, *facts_to_compile_for(config), report)

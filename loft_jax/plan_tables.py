@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from loft_jax.mesh import DATA, WORKER
-from loft_jax.planning import Plan
+from loft_jax.plan_figures import Plan, Program
 from loft_jax.progress import console
 from loft_jax.topology import Chip
 
@@ -41,7 +41,7 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
         yield "round", "images a second", "all devices", plan.config.images_per_round / sum(times.values())
 
 
-def _moved(program: Any) -> list[tuple[str, int, int, float]]:
+def _moved(program: Program) -> list[tuple[str, int, int, float]]:
     """Kind, devices, bytes that a device hands in, and bytes that it sends, in a round, for each sort of collective."""
     total: dict[tuple[str, int], tuple[int, float]] = {}
     for found in program.collectives:
@@ -117,6 +117,9 @@ def _print_memory(plan: Plan, chip: Chip) -> None:
 def _times(plan: Plan, chip: Chip) -> dict[str, str]:
     compute, sending = plan.compute_seconds(chip), plan.sending_seconds(chip)
     lines = {"compute": f"{plan.flops / 1e12:,.4g} TFLOPs a round on all devices"}
+    stated = {"TFLOP/s": chip.tflops, "GB/s of memory": chip.memory_gbps, "GB/s sent": chip.link_gbps}
+    if any(stated.values()):
+        lines["peaks"] = ", ".join(f"{figure:,g} {unit}" for unit, figure in stated.items() if figure)
     if compute is None or sending is None:
         options = "--peak_tflops, --memory_gbps" + (" and --link_gbps" if plan.sent else "")
         return lines | {"time": f"of a {chip.name} no peaks are stated; give {options} for the time of a round"}

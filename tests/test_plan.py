@@ -22,8 +22,9 @@ from loft_jax.evaluate import Evaluator
 from loft_jax.memory import program_bytes
 from loft_jax.mesh import make_mesh
 from loft_jax.plan import main
+from loft_jax.plan_figures import Program, check_fits, compiler_refusal, with_all_steps
 from loft_jax.plan_tables import as_rows, print_plan
-from loft_jax.planning import Program, _with_all_steps, check_fits, check_whole_slice, make_plan
+from loft_jax.planning import check_whole_slice, make_plan
 from loft_jax.topology import Chip, Topology
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -101,7 +102,7 @@ def test_a_loops_steps_are_counted_as_often_as_they_run():
         for name, program in run.round.lowered(run.state, run.images, run.labels).items():
             cost = program.compile().cost_analysis()
             programs[name] = Program(name, 1, cost["flops"], cost["bytes accessed"])
-    loop = _with_all_steps(programs["loop"], programs["begin"], 3)
+    loop = with_all_steps(programs["loop"], programs["begin"], 3)
     for figure, tolerance in (("flops", 0.05), ("accessed", 0.2)):
         one, each = (getattr(programs[name], figure) for name in ("begin", "step"))
         assert getattr(loop, figure) == pytest.approx(one + 3 * each, rel=tolerance)
@@ -267,10 +268,26 @@ def test_what_does_not_fit_is_refused_with_the_largest_batch_that_may(plan):
     check_fits(plan, replace(PEAKS, memory_gb=plan.peak / 1e9))
     half = plan.memory.resident + plan.memory.program / 2
     message = refusal(check_fits, plan, replace(PEAKS, memory_gb=half / 1e9))
-    assert message.startswith(f"data.batch_size=4: {plan.peak / 1e9:.2f} GB are needed, ")
-    assert message.endswith("; try about data.batch_size=2, or mesh.data=2")
+    assert message.startswith(f"data.batch_size=4: {plan.peak / 1e9:.4g} GB are needed, ")
+    assert message.endswith("; try about data.batch_size=2, or mesh.data=2 on more devices")
     message = refusal(check_fits, plan, replace(PEAKS, memory_gb=plan.memory.resident / 1e9))
+    assert message.startswith("model.name=preresnet20: ")
     assert message.endswith("; try a smaller model.width")
+
+
+def test_what_the_compiler_says_of_its_room_is_said_on():
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (46.50G) exceeds "
+    )
+    said += "available HBM (15.50G)."
+    topology, config = Topology.parse("v5e:4x4"), tiny.config(data__batch_size=100)
+    assert str(compiler_refusal(config, topology, "loop", said)) == (
+        "data.batch_size=100: the compiler finds no room for the program 'loop' on a chip of v5e:4x4: 49.93 GB are "
+        "needed, and 16.64 GB are there; try about data.batch_size=33, or mesh.data=2 on more devices"
+    )
+    pipeline = tiny.config(data__batch_size=100, gpipe__stages=2, loft__workers=1)
+    message = str(compiler_refusal(pipeline, topology, "stage 1 backward", "RESOURCE_EXHAUSTED: no room"))
+    assert message.endswith("on a chip of v5e:4x4; try about data.batch_size=48")
 
 
 def test_without_libtpu_a_tpu_is_refused(monkeypatch):
