@@ -45,7 +45,6 @@ class Plan:
     """A round of a config on a mesh of devices.
 
     Attributes:
-      used: devices in the mesh; the others are idle.
       programs: of a round. "loop" is all local steps of a worker.
       declared: (program, kind of collective, devices) -> bytes that a device hands in in a round, as the model's
         declaration says; the norm statistics of a data-parallel step are not in it.
