@@ -68,6 +68,8 @@ def prepare(config: Config, topology: Topology) -> None:
     devices = {"cpu_devices": topology.size if topology.is_cpu else 1}
     configure_jax(config.model_copy(update={"mesh": config.mesh.model_copy(update=devices)}))
     jax.config.update("jax_platforms", "cpu")
+    # Programs for devices that are not there can be written to the cache, but not read from it.
+    jax.config.update("jax_enable_compilation_cache", topology.is_cpu)
 
 
 def make_plan(
