@@ -174,7 +174,9 @@ def _of_gpipe(setting: _Setting) -> Plan:
     for name, program in compiled.items():
         runs = config.loft.local_steps * (1 if name.endswith("update") else pipeline.microbatches)
         programs.append(_program(name, runs, program, sent[pipeline.stage_of(name)] if "backward" in name else 0))
-    full = setting.full_state()
+    code = [0] * len(pipeline.bounds)
+    for name, program in compiled.items():
+        code[pipeline.stage_of(name)] += program.memory_analysis().generated_code_size_in_bytes
     return Plan(
         config=config,
         topology=setting.topology,
@@ -182,8 +184,8 @@ def _of_gpipe(setting: _Setting) -> Plan:
         programs=tuple(programs),
         declared={},
         memory=gpipe_memory(compiled, pipeline, setting.facts.device_bytes(mesh.size)),
-        code=max(program.memory_analysis().generated_code_size_in_bytes for program in compiled.values()),
-        full_state=nbytes(full),
+        code=max(code),
+        full_state=nbytes(setting.full_state()),
         pipeline=(pipeline.microbatches, len(pipeline.bounds)),
     )
 
