@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import jax
 
+from loft_jax.hlo_loops import counted_trips
+
 # Bytes that a device sends for each byte it hands in, among g devices; all-reduce as a ring.
 _SENT = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
@@ -121,7 +123,8 @@ def _walk(name: str, computations: dict[str, list[str]], partitions: int, times:
         inner = times
         if opcode == "while":
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-            inner = times * int(trips[1]) if trips and times is not None else None
+            trips = int(trips[1]) if trips else counted_trips(name, text, computations)
+            inner = None if trips is None or times is None else times * trips
         elif opcode == "conditional":
             inner = None
         for listed, single in _CALLED.findall(text):

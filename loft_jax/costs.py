@@ -17,7 +17,6 @@ from loft_jax.cli import validated
 from loft_jax.collectives import wire_bytes
 from loft_jax.config import Config
 from loft_jax.data.facts import Facts
-from loft_jax.device_loop import STEPS_AHEAD
 from loft_jax.evaluate import NormEstimator
 from loft_jax.experiment import check_model
 from loft_jax.feeds import training_shapes
@@ -31,8 +30,8 @@ from loft_jax.ledger import (
     step_traffic,
     sync_traffic,
 )
-from loft_jax.memory import PeakMemory, gpipe_memory, nbytes, round_memory
-from loft_jax.mesh import DATA, make_mesh
+from loft_jax.memory import PeakMemory, data_bytes, gpipe_memory, nbytes, round_memory
+from loft_jax.mesh import make_mesh
 from loft_jax.models import create_model
 from loft_jax.round import Round
 from loft_jax.sizes import parameter_count, training_flops
@@ -173,7 +172,7 @@ class Costs:
                 f"{name} is not compiled: {workers} devices are needed, and {jax.device_count()} are there"
             )
         programs = _compiled(round_.lowered(state, training_shapes(config, self._dataset, mesh))) if compiles else {}
-        data = self._data_bytes(config, mesh.size, mesh.shape[DATA])
+        data = data_bytes(self._facts, config, mesh.size)
         memory = round_memory(programs, round_, state, mesh, data) if compiles else None
         row = partial(self._cost, name, config, workers, round_.step.model)
         if workers == 1:
@@ -215,7 +214,7 @@ class Costs:
         counts = f"transfers between stages; cuts: {config.gpipe.cuts}"
         moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
         programs = _compiled(lowered) if self._compiles else {}
-        memory = gpipe_memory(programs, pipeline, self._data_bytes(config, stages, 1)) if programs else None
+        memory = gpipe_memory(programs, pipeline, data_bytes(self._facts, config, stages)) if programs else None
         largest = Size(max(parameters), max(flops))
         row = partial(Cost, f"GPipe-{stages}", None, stages, self._size(self._model), largest)
         return [row(moved, memory), row(self._copies(config, pipeline.variable_shapes))]
@@ -239,10 +238,6 @@ class Costs:
     ) -> Cost:
         momentum = config.loft.momentum if moved and moved.counts == COLLECTIVES and config.loft.workers > 1 else None
         return Cost(name, momentum, workers, self._size(self._model), self._size(module), moved, memory)
-
-    def _data_bytes(self, config: Config, devices: int, data_shards: int) -> int:
-        batches = (1 + STEPS_AHEAD) * config.data.batch_size // data_shards
-        return self._facts.device_bytes(devices, batches)
 
     def _with(self, **sections: dict[str, Any]) -> Config:
         """The config with these settings, without a pipeline, and a worker on one device."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from loft_jax.mesh import fuses_loops, settle
+from loft_jax.mesh import fuses_loops, settle, shapes_on
 
 Tree = Any
 
@@ -40,7 +40,7 @@ class DeviceLoop:
         step_has_collective: bool = False,
         fused: bool | None = None,
     ):
-        self._mesh, self._count = mesh, count
+        self._mesh, self._count, self._carry_spec = mesh, count, carry_spec
         self._step_has_collective = step_has_collective
         self.fused = not feed_specs and (fuses_loops(mesh) if fused is None else fused)
         self._is_fed = bool(feed_specs)
@@ -90,7 +90,9 @@ class DeviceLoop:
         """
         if self.fused:
             return {"loop": self._run.lower(*args)}
-        carry = jax.eval_shape(self.begin, *args)
+        # Where it lies must be said: the compiler might choose otherwise, and its memory and bytes be others.
+        lies = NamedSharding(self._mesh, self._carry_spec)
+        carry = shapes_on(lies, jax.eval_shape(self.begin, *args))
         return {"begin": self.begin.lower(*args), "step": self._step.lower(carry, *args, *feed)}
 
 

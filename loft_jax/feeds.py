@@ -17,7 +17,7 @@ from loft_jax.data.dataset import Dataset
 from loft_jax.data.plans import FixedPlan, TrainingPlan
 from loft_jax.data.stream import Stream, chunk_size
 from loft_jax.data.streamed import StreamedDataset
-from loft_jax.mesh import DATA, PER_DEVICE, PER_WORKER, REPLICATED, WORKER, replicate
+from loft_jax.mesh import DATA, PER_DEVICE, PER_WORKER, REPLICATED, WORKER, replicate, shapes_on
 from loft_jax.randomness import Purpose
 
 # Batches that readers have ready in host memory.
@@ -125,7 +125,7 @@ def training_shapes(config: Config, dataset: Dataset | StreamedDataset, mesh: Me
     if dataset.streamed:
         return Streamed(config, dataset, mesh)
     arrays = (dataset.train_images, dataset.train_labels)
-    return Resident(*(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays))
+    return Resident(*shapes_on(NamedSharding(mesh, REPLICATED), arrays))
 
 
 class FixedFeed:

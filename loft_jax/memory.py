@@ -11,6 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from loft_jax.config import Config
+from loft_jax.data.facts import Facts
+from loft_jax.device_loop import STEPS_AHEAD
 from loft_jax.gpipe import GPipe
 from loft_jax.mesh import PER_WORKER, WORKER
 from loft_jax.round import Round
@@ -54,6 +57,12 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     """What a program needs beside its arguments: temporary space, and results that take no argument's place."""
     memory = program.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def data_bytes(facts: Facts, config: Config, devices: int) -> int:
+    """Of images and labels on each device; streamed ones: the batch in work, and those on their way."""
+    batches = (1 + STEPS_AHEAD) * config.data.batch_size // config.mesh.data
+    return facts.device_bytes(devices, batches)
 
 
 def round_memory(programs: Programs, round_: Round, state: Any, mesh: Mesh, data_bytes: int) -> PeakMemory:

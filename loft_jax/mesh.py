@@ -1,6 +1,7 @@
 """Devices: which of them a run uses, and the two rules that depend on the backend, each kept here alone."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,17 +17,21 @@ PER_WORKER = PartitionSpec(WORKER)
 PER_DEVICE = PartitionSpec((WORKER, DATA))
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
 
     With several processes, as many devices of each; those of one are next to each other, along `data` first.
     Under GPipe the worker devices are those of the stages.
 
+    Args:
+      devices: to choose from, instead of all that JAX sees.
+
     Raises:
       UserError: the devices do not suffice for what `mesh` asks for.
     """
-    devices, data, stages = _devices(), config.mesh.data, config.gpipe.stages
-    hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" else ""
+    given, devices = devices is not None, _devices() if devices is None else devices
+    data, stages = config.mesh.data, config.gpipe.stages
+    hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" and not given else ""
     if data > len(devices):
         raise UserError(
             f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are there; try {len(devices)}{hint}"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data.batches import worker_order
@@ -21,7 +21,7 @@ from loft_jax.device_loop import DeviceLoop, unstack, vary
 from loft_jax.exchange import Exchange
 from loft_jax.feeds import TrainingData, training_specs
 from loft_jax.local_step import make_local_step
-from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, replicate, settle
+from loft_jax.mesh import DATA, PER_WORKER, REPLICATED, WORKER, replicate, settle, shapes_on
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.state import exchanges
 from loft_jax.sub_cnn import split_groups, sub_cnn
@@ -110,7 +110,8 @@ class Round:
         """The programs of a round, by name, for these arrays or their shapes; runs nothing."""
         masks = jax.eval_shape(self.meeting.partition, state)
         arguments = (state, masks, jax.ShapeDtypeStruct((), jnp.int32), *data.arguments)
-        workers = [jax.eval_shape(self._train.begin, *arguments)] * self.slots
+        lies = NamedSharding(self._mesh, PER_WORKER)
+        workers = [shapes_on(lies, jax.eval_shape(self._train.begin, *arguments))] * self.slots
         train = self._train.lowered(*arguments, feed=data.feed_shapes)
         return train | {"sync": self._sync.lower(state, masks, workers)}
 

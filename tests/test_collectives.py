@@ -70,6 +70,67 @@ def test_a_loops_body_counts_as_often_as_it_runs():
     assert parse(LOOP) == 2 * [Collective("all-reduce", 12, 2, times=5)]
 
 
+# As libtpu writes it: no count beside the loop; its counter starts at a copy of 1, is raised by 2 and tested against 8.
+COUNTED = """HloModule m, num_partitions=4
+
+%body (p: (s32[], f32[3], s32[])) -> (s32[], f32[3], s32[]) {
+  %p = (s32[]{:T(128)}, f32[3]{0:T(128)S(1)}, /*index=2*/s32[]{:T(128)}) parameter(0)
+  %two.1..sunk = s32[]{:T(128)} constant(2), metadata={op_name="jit(f)/while"}
+  %n = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n.1 = s32[]{:T(128)} copy(%n), backend_config={"flag_configs":[]}
+  %x = f32[3]{0:T(128)S(1)} get-tuple-element(%p), index=1
+  %other = s32[]{:T(128)} get-tuple-element(%p), index=2
+  %r = f32[3]{0:T(128)S(1)} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%sum
+  %next = s32[]{:T(128)} add(%n.1, %two.1..sunk), metadata={op_name="jit(f)/while/body/add" stack_frame_id=7}
+  ROOT %t = (s32[]{:T(128)}, f32[3]{0:T(128)S(1)}, s32[]{:T(128)}) tuple(%next, %r, %other)
+}
+
+%condition (p: (s32[], f32[3], s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(8)
+  %p = (s32[]{:T(128)}, f32[3]{0:T(128)S(1)}, /*index=2*/s32[]{:T(128)}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%n, %limit), direction=LT, metadata={op_name="lt"}
+}
+
+ENTRY %main (x: f32[3]) -> f32[3] {
+  %x = f32[3]{0:T(128)} parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %first = s32[]{:T(128)} copy(%one), backend_config={"flag_configs":[]}
+  %t = (s32[]{:T(128)}, f32[3]{0:T(128)}, s32[]{:T(128)}) tuple(%first, %x, /*index=2*/%one)
+  %w = (s32[]{:T(128)}, f32[3]{0:T(128)}, s32[]{:T(128)}) while(%t), condition=%condition, body=%body, metadata={}
+  ROOT %y = f32[3]{0:T(128)} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_a_loop_that_counts_between_constants_is_counted():
+    assert parse(COUNTED) == [Collective("all-reduce", 12, 2, times=4)]
+    assert parse(COUNTED.replace("add(%n.1, %two.1..sunk)", "add(%two.1..sunk, %n.1)"))[0].times == 4
+    assert parse(COUNTED.replace("constant(8)", "constant(0)"))[0].times == 0
+    assert parse(COUNTED.replace("constant(2)", "constant(1)"))[0].times == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("%limit = s32[]{:T(128)} constant(8)", "%limit = s32[]{:T(128)} get-tuple-element(%p), index=2"),
+        ("direction=LT", "direction=NE"),
+        ("compare(%n, %limit)", "compare(%limit, %n)"),
+        ("add(%n.1, %two.1..sunk)", "multiply(%n.1, %two.1..sunk)"),
+        ("add(%n.1, %two.1..sunk)", "add(%other, %two.1..sunk)"),
+        ("add(%n.1, %two.1..sunk)", "add(%n.1, %other)"),
+        ("tuple(%next, %r, %other)", "tuple(%other, %r, %next)"),
+        ("constant(2)", "constant(0)"),
+        ("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} parameter(1)"),
+        ("condition=%condition, ", ""),
+    ],
+)
+def test_a_loop_that_may_count_otherwise_is_an_error(old, new):
+    assert old in COUNTED
+    with pytest.raises(ValueError, match="how often r runs is not known"):
+        parse(COUNTED.replace(old, new))
+
+
 def test_what_is_not_known_is_an_error_and_no_guess():
     with pytest.raises(ValueError, match="how often r runs is not known"):
         parse(LOOP.replace('"known_trip_count":{"n":"5"}', ""))

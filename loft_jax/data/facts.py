@@ -41,14 +41,19 @@ class Facts:
         kept = batches if self.streamed else self.examples + math.ceil(self.test_examples / devices)
         return image * kept
 
-    def stand_in(self) -> Dataset | StreamedDataset:
-        """Black images of this kind, enough of them to compile programs for."""
+    @classmethod
+    def of(cls, data: Dataset | StreamedDataset) -> "Facts":
+        """Of a data set that is there."""
+        return cls(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
+
+    def stand_in(self, images: int = _STAND_IN_IMAGES) -> Dataset | StreamedDataset:
+        """So many black images of this kind, to compile programs for; they take the memory of one."""
         if self.streamed:
             stored = StoredImages("stand-in", "", "", self.image_shape, self.num_classes, mixed=True)
-            return _StreamedStandIn("stand-in", stored, stored, _STAND_IN_IMAGES, _STAND_IN_IMAGES, fingerprint="")
-        images = np.zeros((_STAND_IN_IMAGES, *self.image_shape), np.uint8)
-        labels = np.zeros(_STAND_IN_IMAGES, np.int32)
-        return Dataset("stand-in", images, labels, images, labels, self.num_classes, crop_padding=4, flip=True)
+            return _StreamedStandIn("stand-in", stored, stored, images, images, fingerprint="")
+        black = np.broadcast_to(np.zeros(self.image_shape, np.uint8), (images, *self.image_shape))
+        labels = np.zeros(images, np.int32)
+        return Dataset("stand-in", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
 
 
 class _StreamedStandIn(StreamedDataset):
@@ -74,5 +79,16 @@ def dataset_facts(config: Config) -> Facts:
         streamed = is_streamed(config.data.name, stored, sum(counts), config.data.loading)
         size = config.data.image_size
         return Facts((size, size, 3) if None in stored else stored, classes, *counts, streamed)
-    data = load_dataset(config)
-    return Facts(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
+    return Facts.of(load_dataset(config))
+
+
+def facts_to_compile_for(config: Config) -> tuple[Facts, Dataset | StreamedDataset]:
+    """Facts of the config's data set, and images that a run's programs can be compiled for: its own, or a stand-in.
+
+    A stand-in has as many images as there are, for a program's memory depends on their number.
+    """
+    if config.data.name not in _KNOWN:
+        dataset = load_dataset(config)
+        return Facts.of(dataset), dataset
+    facts = dataset_facts(config)
+    return facts, facts.stand_in(facts.examples)
