@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from typing import Any
 
 import jax
@@ -191,9 +192,10 @@ def _prepare_reader(slots: Slots) -> None:
 
 def _end_with_the_run(slots: Slots) -> None:
     """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end."""
-    run = multiprocessing.parent_process()
-    while run.is_alive() and not slots.closed:
-        run.join(_WATCH_SECONDS)
+    # Not `is_alive` or `join`: they import, and while TFDS is imported what other threads import is not what they get.
+    run = multiprocessing.parent_process().sentinel
+    while not slots.closed and not wait([run], _WATCH_SECONDS):
+        pass
     # Killed, the run could not do this.
     slots.unlink()
     os._exit(0)
