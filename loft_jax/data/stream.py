@@ -1,14 +1,15 @@
 """Chunks of images, read in order by processes or threads that Grain runs."""
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from typing import Any
 
 import jax
@@ -186,16 +187,15 @@ def _prepare_reader(slots: Slots) -> None:
     """Runs first in a reader process."""
     # The order of examples is computed with JAX; the accelerators are the run's.
     jax.config.update("jax_platforms", "cpu")
-    threading.Thread(target=_end_with_the_run, args=(slots, os.getppid()), daemon=True).start()
+    threading.Thread(target=_end_with_the_run, args=(slots,), daemon=True).start()
 
 
-def _end_with_the_run(slots: Slots, run: int) -> None:
-    """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end.
-
-    Nothing may be imported here: TFDS replaces Python's import while it is being imported itself.
-    """
-    while os.getppid() == run and not slots.closed:
-        time.sleep(_WATCH_SECONDS)
+def _end_with_the_run(slots: Slots) -> None:
+    """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end."""
+    # Not `is_alive` or `join`: they import, and while TFDS is imported what other threads import is not what they get.
+    run = multiprocessing.parent_process().sentinel
+    while not slots.closed and not wait([run], _WATCH_SECONDS):
+        pass
     # Killed, the run could not do this.
     slots.unlink()
     os._exit(0)
