@@ -6,6 +6,7 @@
 # What follows N goes to python -m loft_jax.train as it is. SIGTERM (save, then stop) and SIGINT are passed on to all
 # processes. Exits with 0, or else with the code of the first process, in their order, that failed; where one dies the
 # others stop by themselves. The environment: PYTHON (default: python); LOFT_JAX_PORT (default: any that is free).
+# For virtual CPU devices: every process would take all GPUs of a machine, which one process drives by itself.
 set -euo pipefail
 
 python=${PYTHON:-python}

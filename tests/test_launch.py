@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def launch(name, *arguments):
 def start(stub, name, ids, *arguments):
     """Start a file whose processes wait for a signal; returns when those with these ids wait."""
     (stub / "wait").touch()
-    process = subprocess.Popen(command_of(name, *arguments), stderr=subprocess.PIPE, text=True)
+    # Ignored where these tests run in the background of a shell, and then not to be trapped.
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command_of(name, *arguments), stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     try:
         wait_for(lambda: all((stub / f"args.{i}").exists() for i in ids))
     except AssertionError:

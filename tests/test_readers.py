@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import count, islice
 from multiprocessing import active_children
@@ -82,6 +83,18 @@ def test_processes_read_what_threads_read_from_any_round_on_and_end_when_they_ar
     assert active_children() == []
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert not memory.exists()
+
+
+def test_readers_that_have_ended_by_themselves_can_be_closed(directory):
+    with opened(directory, readers=2).stream("train", plan_of()) as stream:
+        next(chunks_of(stream))
+        stream._slots.close()
+        while any(child.is_alive() for child in active_children()):
+            time.sleep(0.05)
+        closing = threading.Thread(target=stream.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive(), "Grain waits for readers that are no more"
 
 
 def test_a_reader_that_dies_is_an_error_and_no_hang(directory):

@@ -198,4 +198,5 @@ def _end_with_the_run(slots: Slots) -> None:
         pass
     # Killed, the run could not do this.
     slots.unlink()
-    os._exit(0)
+    # Not 0: Grain would take that for a reader that still has something to give, and wait for it when it is closed.
+    os._exit(1)
