@@ -18,40 +18,64 @@ from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.processes import Processes, check_sees, connected, on_first
 from loft_jax.run_directory import RunDirectory, saved_rounds
 
-# Digits, to an accuracy at which rounding decides about an image or two.
-DIGITS = ("--model.width", 8, "--data.batch_size", 32, "--loft.local_steps", 16, "--train.rounds", 12)
-DIGITS += ("--train.snapshot_dense_rounds", 1, "--train.norm_batches", 8)
-
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory):
-    """The directories of a run by one process and by two, four devices in all, and what was printed."""
-    path = tmp_path_factory.mktemp("digits")
-    runs = [DisturbedRun(path / f"as{count}", count, DIGITS) for count in (1, 2)]
-    return [(run.path, run.finish()) for run in runs]
+def two(tmp_path_factory):
+    """The directory of a run like the finished one, by two processes with two devices each."""
+    run = DisturbedRun(tmp_path_factory.mktemp("digits") / "two", 2, ())
+    run.finish()
+    return run.path
 
 
-def test_two_processes_train_as_one_with_as_many_devices(one_and_two):
-    (one, _), (two, _) = one_and_two
-    rows = [RunDirectory(path).rows() for path in (two, one)]
-    assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]] == list(range(13))
-    # The same batches of the same partition, and the same sync.
-    assert rows[0][1]["train/loss"] == pytest.approx(rows[1][1]["train/loss"], rel=1e-6)
-    assert rows[0][1]["bytes_on_the_wire"] == rows[1][1]["bytes_on_the_wire"]
-    ours, theirs = (flat(load_checkpoint(path, 1)["variables"]["params"]) for path in (two, one))
+def test_two_processes_train_as_one_with_as_many_devices(two, finished):
+    rows = [RunDirectory(path).rows() for path in (two, finished[0])]
+    assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]] == list(range(7))
+    # The same batches of the same partition, before a sync and after.
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours.get("train/loss") == pytest.approx(
+            theirs.get("train/loss"), rel=1e-6 if ours["round"] < 3 else 1e-4
+        )
+        assert ours.get("bytes_on_the_wire") == theirs.get("bytes_on_the_wire")
+    ours, theirs = (flat(load_checkpoint(path, 6)["variables"]["params"]) for path in (two, finished[0]))
     for path in ours:
-        np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-4, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(ours[path], theirs[path], atol=1e-4, err_msg=path)
 
 
-def test_two_processes_are_as_accurate_as_one(one_and_two):
-    accuracies = [RunDirectory(path).summary()["test/accuracy"] for path, _ in one_and_two]
-    assert min(accuracies) > 0.9
+def test_two_processes_are_as_accurate_as_one(two, finished):
+    assert abs(RunDirectory(two).summary()["test/accuracy"] - finished[1]["test/accuracy"]) <= 0.01
+
+
+@pytest.mark.campaign
+def test_digits_in_two_processes_are_as_accurate_as_in_one(tmp_path):
+    """`configs/digits.yaml`, to the end."""
+    own = ("--model.width", 16, "--data.batch_size", 32, "--loft.local_steps", 16, "--train.rounds", 40)
+    own += ("--train.eval_every", 10, "--train.norm_batches", 32)
+    accuracies = []
+    for count in (1, 2):
+        run = DisturbedRun(tmp_path / f"as{count}", count, own)
+        run.finish()
+        accuracies.append(RunDirectory(run.path).summary()["test/accuracy"])
+    print(f"one process {accuracies[0]:.2%}, two {accuracies[1]:.2%}")
+    assert min(accuracies) >= 0.96
     assert abs(accuracies[0] - accuracies[1]) <= 0.01
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_processes_stop_when_one_is_frozen(frozen, tmp_path):
+    run = DisturbedRun(tmp_path / "run", 2, ("--train.rounds", 1000))
+    start = run.start()
+    run.wait_for(start, 3)
+    start.processes[frozen].send_signal(signal.SIGSTOP)
+    _, said = start.processes[1 - frozen].communicate(timeout=60)
+    start.processes[frozen].kill()
+    assert start.processes[1 - frozen].returncode != 0
+    assert "another" in said
 
 
 def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preempted(tmp_path):
     """With filters that are exchanged, and snapshots off the cadence of checkpoints."""
-    options = ("--train.rounds", 200, "--train.eval_every", 200, "--loft.sync", "exchange")
+    options = ("--train.rounds", 40, "--train.eval_every", 40, "--loft.sync", "exchange")
     run = DisturbedRun(tmp_path / "run", 2, (*options, "--train.snapshot_every", 3))
     (left_code, _, said), (killed_code, _, _) = run.disturb(signal.SIGKILL, 5, random.Random(0), hit=[1])
     assert killed_code == -signal.SIGKILL
@@ -67,7 +91,7 @@ def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preemp
     left_after = run.last_round
     # One process with all four devices goes on from what two have saved.
     assert f"resumed after round {left_after}" in DisturbedRun(run.path, 1, run.options).finish()
-    assert [row["round"] for row in RunDirectory(run.path).rows()] == list(range(201))
+    assert [row["round"] for row in RunDirectory(run.path).rows()] == list(range(41))
 
 
 def asked_for(**distributed):

@@ -64,7 +64,7 @@ def starts(started, tmp_path_factory):
     costs = {f"{name}{of}": 1 for name in ("parameters", "flops_per_image", "steps_images_per_second")
              for of in ("", "_unpruned")}  # fmt: skip
 
-    def start_only(experiment, directory, start_from, snapshots):
+    def start_only(experiment, directory, start_from, **_):
         state, seed = jax.device_get(start_from()), experiment.config.seed
         starts[directory.path.parent.name, seed] = flat(state["params"]), kept_of(directory.path)
         return {"seed": seed, "test/accuracy": 0.5, "test/loss": 1.0}

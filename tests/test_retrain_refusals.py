@@ -13,7 +13,7 @@ from loft_jax.errors import RunStopped, UserError
 def test_a_stage_that_diverges_keeps_no_other_from_being_trained(run, retrain, monkeypatch, capsys):
     trained = []
 
-    def diverging(retraining, stage):
+    def diverging(retraining, stage, preemption):
         trained.append(stage.mode)
         raise RunStopped("train/loss is nan")
 

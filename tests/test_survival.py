@@ -27,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 DAMAGE = ("truncate", "flip", "halve")
 
 
-def assert_survives(path, processes, kills, terminations, rounds):
+def assert_survives(path, processes, kills, terminations, rounds, environment=None):
     options = ("--train.rounds", rounds, "--train.checkpoint_every", 3, "--train.eval_every", rounds)
     options += ("--train.snapshot_every", rounds)
-    undisturbed = DisturbedRun(path / "undisturbed", processes, options)
+    undisturbed = DisturbedRun(path / "undisturbed", processes, options, environment or {})
     undisturbed.finish()
-    disturbed = DisturbedRun(path / "disturbed", processes, options)
+    disturbed = DisturbedRun(path / "disturbed", processes, options, environment or {})
     signals, moments = campaign(kills, terminations, rounds)
     for signal_number, round_number in signals:
         disturbed.disturb(signal_number, round_number, moments)
@@ -49,7 +49,8 @@ def test_a_killed_and_preempted_run_ends_bit_equal_to_an_undisturbed_one(tmp_pat
 @pytest.mark.campaign
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_campaign_of_twenty_kills_and_twenty_preemptions(processes, tmp_path):
-    assert_survives(tmp_path, processes, kills=20, terminations=20, rounds=1000)
+    # Programs as users get them.
+    assert_survives(tmp_path, processes, kills=20, terminations=20, rounds=400, environment={"XLA_FLAGS": ""})
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +86,21 @@ def test_sigterm_is_a_request_inside_the_block_and_no_longer_behind_it():
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_never_a_wrong_result(kind, finished, tmp_path, capsys):
-    """Ten times: the one before it, this one where the damage harms nothing, or a refusal that names it."""
+    """Ten times: the one before it, or this one where the damage harms nothing."""
     directory = tmp_path / "checkpoints"
     states = {saved: read_state(finished[0] / "checkpoints", saved) for saved in (4, 6)}
     moments, found = random.Random(0), []
-    for _ in range(10):
+    for trial in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(finished[0] / "checkpoints", directory)
-        damage(directory / "6", kind, moments)
+        # In turn anywhere, and where the arrays are.
+        damage(directory / "6" / ("default/d" if kind != "halve" and trial % 2 else "."), kind, moments)
         newest, state = newest_sound(directory)
         assert_same_state(state, states[newest])
         found.append(newest)
         warned = f"warning: {directory / '6'}: " in capsys.readouterr().err
         assert warned == (newest == 4)
-    assert found.count(4) >= 5
+    assert found.count(4) >= 4
     for saved in ("4", "6"):
         damage(directory / saved, "halve", moments)
         (directory / saved / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
