@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -61,7 +62,7 @@ def connected(config: Config) -> Iterator[Processes]:
         return
     processes = _join(config.distributed)
     try:
-        with contextlib.nullcontext() if processes.is_first else _silent():
+        with _witness(processes), contextlib.nullcontext() if processes.is_first else _silent():
             yield processes
     except BaseException as stop:
         if processes.count == 1:
@@ -169,6 +170,22 @@ def _not_joined(settings: Distributed, reason: str) -> str:
         f"not met the others ({reason}); start all of them, with the coordinator where process 0 runs, at a port that "
         "is free there and open to the others"
     )
+
+
+@contextlib.contextmanager
+def _witness(processes: Processes) -> Iterator[None]:
+    """A shell that speaks for this process where it cannot: JAX and what it sends by abort when others are gone."""
+    text = (
+        f"error: {processes} has ended without a word: killed, or aborted because another one has died; see above, and "
+        "what the others said. Start all processes again: the run goes on from its newest checkpoint"
+    )
+    # It reads a line if all is well; its end of the pipe closes when this process is gone.
+    command = ["sh", "-c", 'read -r _ || echo "$1" >&2', "sh", text]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:
+        try:
+            yield
+        finally:
+            shell.stdin.write(b"\n")
 
 
 @contextlib.contextmanager

@@ -31,11 +31,11 @@ def test_two_processes_train_as_one_with_as_many_devices(two, finished):
     rows = [RunDirectory(path).rows() for path in (two, finished[0])]
     assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]] == list(range(7))
     # The same batches of the same partition, before a sync and after.
-    for ours, theirs in zip(*rows, strict=True):
+    for ours, theirs in zip(*(own[1:] for own in rows), strict=True):
         assert ours.get("train/loss") == pytest.approx(
             theirs.get("train/loss"), rel=1e-6 if ours["round"] < 3 else 1e-4
         )
-        assert ours.get("bytes_on_the_wire") == theirs.get("bytes_on_the_wire")
+        assert ours["bytes_on_the_wire"] == theirs["bytes_on_the_wire"]
     ours, theirs = (flat(load_checkpoint(path, 6)["variables"]["params"]) for path in (two, finished[0]))
     for path in ours:
         np.testing.assert_allclose(ours[path], theirs[path], atol=1e-4, err_msg=path)
@@ -70,7 +70,7 @@ def test_processes_stop_when_one_is_frozen(frozen, tmp_path):
     _, said = start.processes[1 - frozen].communicate(timeout=60)
     start.processes[frozen].kill()
     assert start.processes[1 - frozen].returncode != 0
-    assert "another" in said
+    assert "because another one has died" in said
 
 
 def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preempted(tmp_path):
@@ -79,10 +79,12 @@ def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preemp
     run = DisturbedRun(tmp_path / "run", 2, (*options, "--train.snapshot_every", 3))
     (left_code, _, said), (killed_code, _, _) = run.disturb(signal.SIGKILL, 5, random.Random(0), hit=[1])
     assert killed_code == -signal.SIGKILL
-    # In a collective it is told at once; elsewhere JAX misses the other's heartbeat, says so and aborts.
+    # Told by a collective it says so itself; JAX, which misses a heartbeat, and Gloo may abort it before.
     assert left_code in (1, -signal.SIGABRT)
-    assert ("error: process 0 of 2 lost touch with another one" in said) == (left_code == 1)
-    assert left_code == 1 or "This most likely indicates that another task died" in said
+    words = "lost touch with another one" if left_code == 1 else "has ended without a word"
+    assert f"error: process 0 of 2 {words}" in said
+    assert said.count("error: process") == 1
+    assert "Start all processes again: the run goes on from its newest checkpoint" in said
     assert "Traceback" not in said
     killed_after = saved_rounds(run.path / "checkpoints")[-1]
     (_, said, _), (_, silent, _) = run.disturb(signal.SIGTERM, killed_after + 2, random.Random(0), hit=[1])
