@@ -1,13 +1,12 @@
 """A train command that is disturbed: started as one process or many, killed or preempted, and started again."""
 
-import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -51,7 +50,6 @@ class DisturbedRun:
     path: Path
     count: int
     options: tuple
-    environment: dict = field(default_factory=dict)
 
     def start(self, only=None):
         """Start all processes, or only these of them."""
@@ -71,7 +69,6 @@ class DisturbedRun:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env=os.environ | self.environment,
                 )
             )
         return Start(processes, self.last_round)

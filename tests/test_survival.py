@@ -27,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 DAMAGE = ("truncate", "flip", "halve")
 
 
-def assert_survives(path, processes, kills, terminations, rounds, environment=None):
+def assert_survives(path, processes, kills, terminations, rounds):
     options = ("--train.rounds", rounds, "--train.checkpoint_every", 3, "--train.eval_every", rounds)
     options += ("--train.snapshot_every", rounds)
-    undisturbed = DisturbedRun(path / "undisturbed", processes, options, environment or {})
+    undisturbed = DisturbedRun(path / "undisturbed", processes, options)
     undisturbed.finish()
-    disturbed = DisturbedRun(path / "disturbed", processes, options, environment or {})
+    disturbed = DisturbedRun(path / "disturbed", processes, options)
     signals, moments = campaign(kills, terminations, rounds)
     for signal_number, round_number in signals:
         disturbed.disturb(signal_number, round_number, moments)
@@ -49,8 +49,7 @@ def test_a_killed_and_preempted_run_ends_bit_equal_to_an_undisturbed_one(tmp_pat
 @pytest.mark.campaign
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_campaign_of_twenty_kills_and_twenty_preemptions(processes, tmp_path):
-    # Programs as users get them.
-    assert_survives(tmp_path, processes, kills=20, terminations=20, rounds=400, environment={"XLA_FLAGS": ""})
+    assert_survives(tmp_path, processes, kills=20, terminations=20, rounds=400)
 
 
 @pytest.fixture(scope="module")
