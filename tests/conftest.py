@@ -3,16 +3,10 @@
 import os
 import shutil
 import sys
-from importlib.metadata import version
 
 # Tests compile for minutes and compute for seconds, so LLVM does not optimise here; an XLA_FLAGS of one's own wins.
 # `.ci/run` runs those marked `compat` with an empty one: on programs as users get them.
-# Later jaxlibs do not know the second flag, and abort.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -63,7 +63,6 @@ def measured(**settings):
 ROUNDS = {
     "psum": {"loft__sync": "psum"},
     "exchange": {"loft__sync": "exchange"},
-    "two workers a device": {"loft__sync": "exchange", "mesh__worker": 2},
     "data-parallel": {"loft__workers": 2, "mesh__data": 2},
 }
 

@@ -31,7 +31,6 @@ def kept_of(path):
     return json.loads((path / "ticket.json").read_text())["kept"]
 
 
-@pytest.mark.compat
 def test_a_ticket_of_all_filters_rewound_to_the_start_is_plain_sgd_to_the_bit(run, retrain, tmp_path):
     alone = config_of(loft={"workers": 1})
     train(alone, opened(tmp_path / "plain", alone))

@@ -87,7 +87,6 @@ def test_any_saved_round_can_be_loaded_and_no_other(finished):
         load_checkpoint(finished[0].parent)
 
 
-@pytest.mark.compat
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(finished, tmp_path):
     train_rounds(tmp_path / "resumed", config_of(), 5)
     run(config_of(), opened(tmp_path / "resumed", config_of()))
