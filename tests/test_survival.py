@@ -42,6 +42,7 @@ def assert_survives(path, processes, kills, terminations, rounds):
     assert [row["round"] for row in RunDirectory(disturbed.path).rows()] == list(range(rounds + 1))
 
 
+@pytest.mark.campaign
 def test_a_killed_and_preempted_run_ends_bit_equal_to_an_undisturbed_one(tmp_path):
     assert_survives(tmp_path, processes=1, kills=1, terminations=1, rounds=20)
 
