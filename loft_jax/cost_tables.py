@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
 from loft_jax.costs import Cost
-from loft_jax.progress import console
+from loft_jax.progress import console, titled_table
+from loft_jax.summary import megabytes
 
 Row = dict[str, Any]
 
@@ -55,7 +54,7 @@ _BYTES = ("counts", "event", "sent", "received", "events", "total", "measured")
 
 def print_setting(rows: Sequence[Row]) -> None:
     """Three tables: size and compute, bytes, memory."""
-    table = _table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
+    table = titled_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
     seen = set()
     for row in rows:
         size = (row["parameters_worker"], row["flops_worker"])
@@ -66,14 +65,14 @@ def print_setting(rows: Sequence[Row]) -> None:
         seen.add(size)
     console().print(table)
     headings = ("at each", "a worker sends", "receives", "times", "in all", "compiled", "GPipe / it")
-    table = _table("bytes over the whole run", "method", "momentum", *headings, left=3)
+    table = titled_table("bytes over the whole run", "method", "momentum", *headings, left=3)
     table.caption = (
         "server: what the paper counts, up and down; other rows of LoFT and SGD: this program's collectives, on all "
         "devices, sums in rings (data-parallel: gradients and loss; compiled, norm statistics too); GPipe: activations "
         "between its stages and their gradients"
     )
     for row in (row for row in rows if row["bytes_total"] is not None):
-        each = [_megabytes(row[f"bytes_{way}"]) for way in ("sent", "received")]
+        each = [megabytes(row[f"bytes_{way}"]) for way in ("sent", "received")]
         whole = [_gigabytes(row[f"bytes_{way}"]) for way in ("total", "measured")]
         over = f"{row['gpipe_over_bytes']:.2f}" if row["gpipe_over_bytes"] else ""
         table.add_row(
@@ -82,9 +81,9 @@ def print_setting(rows: Sequence[Row]) -> None:
     console().print(table)
     if any(row["memory_peak"] for row in rows):
         headings = ("resident", "program", "peak", "over plain SGD")
-        table = _table("peak memory of a device", "method", "momentum", *headings, left=2)
+        table = titled_table("peak memory of a device", "method", "momentum", *headings, left=2)
         for row in (row for row in rows if row["memory_peak"]):
-            sizes = [_megabytes(row[f"memory_{what}"]) for what in ("resident", "program", "peak")]
+            sizes = [megabytes(row[f"memory_{what}"]) for what in ("resident", "program", "peak")]
             over = row["peak_over_plain_sgd"]
             table.add_row(row["method"], row["momentum"], *sizes, f"{over:.3f}" if over else "")
         console().print(table)
@@ -93,24 +92,13 @@ def print_setting(rows: Sequence[Row]) -> None:
 def print_paper(rows: Sequence[Row]) -> None:
     """The paper's communication table, printed and predicted."""
     headings = ("setting", "method", "published", "predicted", "error", "as printed", "GPipe over LoFT")
-    table = _table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
+    table = titled_table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
     for row in rows:
         figures = [f"{row[key]:,.2f}" for key in ("published_gb", "predicted_gb", "predicted_gb_as_printed")]
         times = f"{row['improvement']:.2f}x" if row["improvement"] else ""
         error = f"{row['relative_error']:+.3%}"
         table.add_row(row["setting"], row["method"], figures[0], figures[1], error, figures[2], times)
     console().print(table)
-
-
-def _table(title: str, *headings: str, left: int = 1) -> Table:
-    table = Table(title=title)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < left else "right", no_wrap=i == 0)
-    return table
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.2f} MB"
 
 
 def _gigabytes(size: float | None) -> str:

@@ -1,7 +1,7 @@
 """Norm statistics and accuracy of the full CNN, spread over all devices of the mesh."""
 
 import math
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import jax
@@ -62,11 +62,9 @@ class NormEstimator:
 
     def __call__(self, variables: Tree, data: TrainingData) -> Tree:
         """{"params", "batch_stats"} on the mesh, and the training set -> the same with new "batch_stats"."""
-        if self._feed:
-            with closing(self._feed()) as feed:
-                carry = settle(self._loop(variables, feed=feed), self._mesh)
-        else:
-            carry = settle(self._loop(variables, data.images), self._mesh)
+        arguments = () if self._feed else (data.images,)
+        with closing(self._feed()) if self._feed else nullcontext() as feed:
+            carry = settle(self._loop(variables, *arguments, feed=feed), self._mesh)
         return {"params": variables["params"], "batch_stats": settle(self._combine(carry["moments"]), self._mesh)}
 
     def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
@@ -151,11 +149,8 @@ class Evaluator:
 
     def __call__(self, variables: Tree) -> dict[str, float]:
         """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
-        if self._feed:
-            with closing(self._feed()) as feed:
-                carry = settle(self._loop(variables, feed=feed), self._mesh)
-        else:
-            carry = settle(self._loop(variables, *self._arrays), self._mesh)
+        with closing(self._feed()) if self._feed else nullcontext() as feed:
+            carry = settle(self._loop(variables, *self._arrays, feed=feed), self._mesh)
         total = jax.device_get(self._total(carry))
         return {
             "test/loss": float(total["loss"]) / self._examples,

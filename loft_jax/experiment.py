@@ -16,6 +16,7 @@ from loft_jax.config import Config
 from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.facts import Facts
 from loft_jax.data.streamed import StreamedDataset
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
@@ -66,6 +67,19 @@ def check_model(model: nn.Module, config: Config) -> None:
         raise UserError(str(error)) from None
 
 
+def check_data(config: Config, data: Dataset | StreamedDataset | Facts, name: str) -> None:
+    """Raise UserError if a data set of this name has too few images for the workers, or is streamed under GPipe."""
+    if config.data.split == "disjoint" and data.examples < config.loft.workers:
+        raise UserError(
+            f"loft.workers={config.loft.workers}: {data.examples} images are too few for data.split=disjoint"
+        )
+    if config.gpipe.stages is not None and data.streamed:
+        raise UserError(
+            f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, and {name} is "
+            f"streamed (data.loading={config.data.loading}); train it by LoFT or plain SGD"
+        )
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run's parts."""
@@ -106,15 +120,7 @@ class Experiment:
             )
         dtype = jnp.dtype(config.precision)
         dataset = dataset or load_dataset(config)
-        if config.data.split == "disjoint" and dataset.examples < config.loft.workers:
-            raise UserError(
-                f"loft.workers={config.loft.workers}: {dataset.examples} images are too few for data.split=disjoint"
-            )
-        if config.gpipe.stages is not None and dataset.streamed:
-            raise UserError(
-                f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, and "
-                f"{dataset.name} is streamed (data.loading={config.data.loading}); train it by LoFT or plain SGD"
-            )
+        check_data(config, dataset, dataset.name)
         model = create_model(
             config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
         ).with_widths(widths or {})

@@ -10,7 +10,7 @@ from loft_jax.gpipe import GPipe
 from loft_jax.mesh import DATA, WORKER
 from loft_jax.progress import console
 from loft_jax.sizes import parameter_count
-from loft_jax.summary import PHASES
+from loft_jax.summary import PHASES, megabytes
 
 
 def print_setup(experiment: Experiment) -> None:
@@ -53,14 +53,14 @@ def _traffic_text(experiment: Experiment) -> dict[str, str]:
             for (first, last), device in zip(gpipe.bounds, gpipe.devices, strict=True)
         )
         parts, size = gpipe.microbatches, gpipe.inputs[0].shape[0]
-        moved = f"{parts} micro-batches of {size}; {_megabytes(gpipe.bytes_per_step)} a step between the stages"
+        moved = f"{parts} micro-batches of {size}; {megabytes(gpipe.bytes_per_step)} a step between the stages"
         return {"stages": stages, "pipeline": moved}
     traffic = experiment.sync_traffic
     exchanged = traffic.payloads.get("all-to-all", 0)
-    moved = f"{_megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
+    moved = f"{megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
     if exchanged:
-        moved += f", {_megabytes(exchanged)} of filters exchanged"
-    return {"sync": f"{moved}; each device sends {_megabytes(traffic.sent)}, sums in a ring"}
+        moved += f", {megabytes(exchanged)} of filters exchanged"
+    return {"sync": f"{moved}; each device sends {megabytes(traffic.sent)}, sums in a ring"}
 
 
 def _traffic(experiment: Experiment) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
         memory, cost = program.memory_analysis(), program.cost_analysis() or {}
         sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
         peak = sum(sizes) - memory.alias_size_in_bytes
-        table.add_row(name, f"{cost.get('flops', 0) / 1e9:.3f} G", *map(_megabytes, sizes), _megabytes(peak))
+        table.add_row(name, f"{cost.get('flops', 0) / 1e9:.3f} G", *map(megabytes, sizes), megabytes(peak))
     console().print(table)
 
 
@@ -113,7 +113,3 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         "device_kind": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.2f} MB"

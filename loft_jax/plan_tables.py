@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
-
 from loft_jax.mesh import DATA, WORKER
 from loft_jax.plan_figures import Plan, Program
-from loft_jax.progress import console
+from loft_jax.progress import console, titled_table
+from loft_jax.summary import megabytes
 from loft_jax.topology import Chip
 
 Row = tuple[str, str, str, Any]
@@ -74,7 +73,7 @@ def print_plan(plan: Plan, chip: Chip) -> None:
 
 def _print_programs(plan: Plan, chip: Chip) -> None:
     known = plan.compute_seconds(chip) is not None
-    table = _table(
+    table = titled_table(
         "programs of a round, on one device", "program", "runs", "GFLOPs a run", "GB accessed a run", "at peak"
     )
     for program in plan.programs:
@@ -85,14 +84,14 @@ def _print_programs(plan: Plan, chip: Chip) -> None:
 
 def _print_collectives(plan: Plan) -> None:
     headings = ("devices", "handed in", "as declared", "sent")
-    table = _table("sent in a round, by one device", "program", "collective", *headings, left=2)
+    table = titled_table("sent in a round, by one device", "program", "collective", *headings, left=2)
     for program in plan.programs:
         for kind, devices, payload, sent in _moved(program):
             declared = plan.declared.get((program.name, kind, devices))
-            sizes = [_megabytes(size) if size is not None else "" for size in (payload, declared, sent)]
+            sizes = [megabytes(size) if size is not None else "" for size in (payload, declared, sent)]
             table.add_row(program.name, kind, str(devices), *sizes)
         if program.sent and not program.collectives:
-            table.add_row(program.name, "to the stages beside it", "", "", "", _megabytes(program.runs * program.sent))
+            table.add_row(program.name, "to the stages beside it", "", "", "", megabytes(program.runs * program.sent))
     if table.rows:
         console().print(table)
     else:
@@ -100,17 +99,17 @@ def _print_collectives(plan: Plan) -> None:
 
 
 def _print_memory(plan: Plan, chip: Chip) -> None:
-    table = _table("memory of the device that holds most", "of", "")
-    table.add_row("state, data, workers' states", _megabytes(plan.memory.resident))
-    table.add_row(f"the program {plan.memory.name}", _megabytes(plan.memory.program))
+    table = titled_table("memory of the device that holds most", "of", "")
+    table.add_row("state, data, workers' states", megabytes(plan.memory.resident))
+    table.add_row(f"the program {plan.memory.name}", megabytes(plan.memory.program))
     if plan.code:
-        table.add_row("the programs' code", _megabytes(plan.code))
-    table.add_row("peak in training", _megabytes(plan.peak))
+        table.add_row("the programs' code", megabytes(plan.code))
+    table.add_row("peak in training", megabytes(plan.peak))
     if chip.memory_gb:
         share = f"{plan.peak / chip.memory_gb / 1e9:.1%} of {chip.memory_gb * 1e3:,.0f} MB"
         table.add_row("of what the chip has", share)
     if plan.full_state:
-        table.add_row("between rounds, for the full CNN", _megabytes(plan.full_state))
+        table.add_row("between rounds, for the full CNN", megabytes(plan.full_state))
     console().print(table)
 
 
@@ -132,16 +131,5 @@ def _times(plan: Plan, chip: Chip) -> dict[str, str]:
     return lines
 
 
-def _table(title: str, *headings: str, left: int = 1) -> Table:
-    table = Table(title=title)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < left else "right", no_wrap=i == 0)
-    return table
-
-
 def _billions(number: float) -> str:
     return f"{number / 1e9:,.4g}"
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.2f} MB"

@@ -19,7 +19,7 @@ from loft_jax.data.dataset import Dataset
 from loft_jax.data.facts import Facts
 from loft_jax.data.streamed import StreamedDataset
 from loft_jax.errors import UserError
-from loft_jax.experiment import check_model, configure_jax
+from loft_jax.experiment import check_data, check_model, configure_jax
 from loft_jax.feeds import training_shapes
 from loft_jax.gpipe import GPipe
 from loft_jax.ledger import step_traffic, sync_traffic
@@ -100,8 +100,7 @@ def make_plan(
         dtype=jnp.dtype(config.precision),
     )
     check_model(model, config)
-    if config.data.split == "disjoint" and facts.examples < config.loft.workers:
-        raise UserError(f"loft.workers={config.loft.workers}: {facts.examples} images are too few for disjoint parts")
+    check_data(config, facts, config.data.name)
     mesh = make_mesh(config, topology.devices())
     check_whole_slice(config, topology, mesh.size)
     setting = _Setting(config, topology, mesh, model, facts, dataset, progress)

@@ -27,7 +27,7 @@ _SECONDS_TO_LEAVE = 60
 _SECONDS_TO_SEE = 15.0
 # What JAX, and those it sends by, say when another process does not answer.
 _OF_OTHERS = re.compile(
-    "gloo|nccl|peer|connect|socket|barrier|heartbeat|coordination|unavailable|deadline|time", re.IGNORECASE
+    "gloo|nccl|peer|connect|socket|barrier|heartbeat|coordination|unavailable|deadline|timed? ?out", re.IGNORECASE
 )
 
 
@@ -226,8 +226,8 @@ def _say(processes: Processes, stop: BaseException, stream: TextIO) -> int:
         return exit_code(stop)
     if isinstance(stop, BrokenPipeError):
         return 1
-    lost = isinstance(stop, jax.errors.JaxRuntimeError | TimeoutError) and _OF_OTHERS.search(str(stop))
-    if lost:
+    told = isinstance(stop, jax.errors.JaxRuntimeError) and _OF_OTHERS.search(str(stop))
+    if told or isinstance(stop, TimeoutError):
         reason = str(stop).split("\n")[0]
         print(
             f"error: {processes} lost touch with another one, which has most likely died; see what that one said, or "

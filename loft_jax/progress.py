@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from loft_jax.summary import duration
 
@@ -64,6 +65,14 @@ class TrainingProgress:
         return (
             "" if done == self._rounds else f"  {duration((now - start) / (done - first) * (self._rounds - done))} left"
         )
+
+
+def titled_table(title: str, *headings: str, left: int = 1) -> Table:
+    """An empty table whose first columns, `left` of them, hold text, and the others numbers."""
+    table = Table(title=title)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < left else "right", no_wrap=i == 0)
+    return table
 
 
 def console() -> Console:

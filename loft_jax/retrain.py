@@ -27,7 +27,7 @@ from loft_jax.preemption import Preemption
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sections import GPipe
-from loft_jax.stage import LABEL, MODES, REWINDING, Stage
+from loft_jax.stage import MODES, REWINDING, Stage
 from loft_jax.summary import duration
 from loft_jax.ticket import FILE, NORMS, SCOPES, load_ticket, ticket_name
 from loft_jax.ticket_options import add_ticket_options, check_saved, ratio
@@ -170,7 +170,7 @@ def complete(
         time_left = f", {duration(spent / number * (len(left) - number))} left in all" if number else ""
         what = f"{stage.ticket.name}, {stage.mode}, seed {stage.config.seed}"
         print(f"stage     {number + 1}/{len(left)}: {what}{time_left}", flush=True)
-        stage.directory.open(stage.config, LABEL)
+        stage.directory.open(stage.config)
         try:
             stage.directory.write_summary(retraining.run(stage, preemption))
         except RunStopped as stop:

@@ -47,7 +47,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, label: str = "run directory", *, writes: bool = True):
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
-        self.path, self.writes = Path(path), writes
+        self.path, self.writes, self._label = Path(path), writes, label
         self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
@@ -66,10 +66,10 @@ class RunDirectory:
             path.name not in (CONFIG, LOCK) and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
         )
 
-    def open(self, config: Config, label: str = "--workdir") -> None:
+    def open(self, config: Config) -> None:
         """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
 
-        It is this process's until `close`, or until the process ends. `label` says in messages what the directory is.
+        It is this process's until `close`, or until the process ends.
 
         Raises:
           UserError: it cannot be written, is no run directory, was made with another config, or is another process's.
@@ -79,12 +79,12 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise UserError(f"{label} {self.path}: cannot be written ({error.strerror}); use another") from None
+            raise UserError(f"{self._label} {self.path}: cannot be written ({error.strerror}); use another") from None
         if self.started and not (self.path / CONFIG).exists():
-            raise UserError(f"{label} {self.path}: is not empty and holds no run; use another")
+            raise UserError(f"{self._label} {self.path}: is not empty and holds no run; use another")
         if self.started:
-            self.check_same(config, label)
-        self._claim(label)
+            self.check_same(config)
+        self._claim()
         for name in (CONFIG, METRICS, SUMMARY):
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
                 left_by_a_crash.unlink()
@@ -97,7 +97,7 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def _claim(self, label: str) -> None:
+    def _claim(self) -> None:
         if self._lock:
             return
         with writing(self.path / LOCK):
@@ -109,11 +109,11 @@ class RunDirectory:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 lock.seek(0)
                 raise UserError(
-                    f"{label} {self.path}: another process is at work there ({lock.read().strip()}); wait for it, stop "
-                    "it, or use another directory"
+                    f"{self._label} {self.path}: another process is at work there ({lock.read().strip()}); wait for "
+                    "it, stop it, or use another directory"
                 ) from None
             print(
-                f"warning: {label} {self.path}: cannot be locked ({error.strerror}); see that nothing else "
+                f"warning: {self._label} {self.path}: cannot be locked ({error.strerror}); see that nothing else "
                 "trains there",
                 file=sys.stderr,
             )
@@ -186,14 +186,14 @@ class RunDirectory:
             return summary if isinstance(summary, dict) else None
         return None
 
-    def check_same(self, config: Config, label: str = "--workdir") -> None:
+    def check_same(self, config: Config) -> None:
         """Raise UserError, naming the fields, if the run there was made with other settings."""
         before, now = flatten(self.read_config()), flatten(config)
         differing = [key for key in now if key not in config.resumable() and now[key] != before[key]]
         if differing:
             fields = "; ".join(f"{key}: {before[key]} there, {now[key]} now" for key in differing)
             raise UserError(
-                f"{label} {self.path}: holds a run with another config ({fields}); "
+                f"{self._label} {self.path}: holds a run with another config ({fields}); "
                 "use another directory, delete this one, or use the settings it was made with"
             )
 

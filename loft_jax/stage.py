@@ -37,15 +37,15 @@ class Stage:
     def of(cls, run: RunDirectory, ticket: Ticket, mode: str, rewind_to: int, config: Config) -> "Stage":
         """A stage and its directory."""
         name = mode if not rewind_to else f"{mode}-r{rewind_to}"
-        directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}")
+        directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}", LABEL)
         return cls(ticket, mode, rewind_to, config, directory)
 
     def check(self) -> None:
         """Raise UserError if what is there of this stage, or of other seeds, was trained otherwise."""
         for metrics in self.directory.path.parent.glob(f"*/{METRICS}"):
-            there = RunDirectory(metrics.parent)
+            there = RunDirectory(metrics.parent, LABEL)
             same_seed = self.config.model_copy(update={"seed": there.read_config().seed})
-            there.check_same(same_seed, LABEL)
+            there.check_same(same_seed)
         if not (self.directory.path / FILE).exists():
             return
         there = read_ticket(self.directory.path)

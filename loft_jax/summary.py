@@ -22,6 +22,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)
 
 
+def megabytes(size: float) -> str:
+    """Bytes as people say them: "1,234.50 MB", of 1e6 bytes."""
+    return f"{size / 1e6:,.2f} MB"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: "48 s", "3 min 20 s", "2 h 05 min"."""
     seconds = round(seconds)

@@ -23,6 +23,7 @@ from loft_jax.config import Config, flatten
 from loft_jax.errors import UserError
 from loft_jax.progress import console
 from loft_jax.run_directory import RunDirectory
+from loft_jax.summary import megabytes
 from loft_jax.ticket import NORMS, SCOPES, ratio_text
 from loft_jax.ticket_options import add_ticket_options, check_saved, ratio
 
@@ -83,7 +84,7 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
     if options.export:
         exported = [t for (r, _), t in found.tickets.items() if r in (options.rounds or snapshots.rounds[-1:])]
         size = sum(export_weights(snapshots, ticket) for ticket in exported)
-        print(f"exported  {', '.join(ticket.name for ticket in exported)}: {size / 1e6:,.2f} MB")
+        print(f"exported  {', '.join(ticket.name for ticket in exported)}: {megabytes(size)}")
 
 
 def print_search(found: "TicketSearch", *, own_end: bool) -> None:

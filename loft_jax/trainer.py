@@ -138,6 +138,8 @@ class Trainer:
 
     def _is_over(self) -> bool:
         """Whether no round is left: the last is done, or `train.stop_when` has ended the run; all agree."""
+        if self._ticket_watch is None:
+            return self.done == self._config.train.rounds
         return bool(agreed(self.done == self._config.train.rounds or self.stop_reason is not None))
 
     def _is_asked_to_leave(self) -> bool:
@@ -237,7 +239,7 @@ class Trainer:
             return
         self._checkpoints.wait()
         good = saved_rounds(self._directory.checkpoints)
-        last = f"the last good checkpoint is that of round {good[-1]} in {self._directory.checkpoints}"
+        last = f"the last good checkpoint is that of round {max(good, default=None)} in {self._directory.checkpoints}"
         raise RunStopped(
             f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); "
             f"{last if good else 'nothing is saved'}. Lower "

@@ -28,7 +28,7 @@ def config_of(**changes):
 
 
 def opened(path, config):
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, "--workdir")
     directory.open(config)
     return directory
 

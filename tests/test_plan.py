@@ -18,6 +18,7 @@ from loft_jax.cli import run_command
 from loft_jax.collectives import Collective, collectives
 from loft_jax.config import Config
 from loft_jax.data.facts import Facts, facts_to_compile_for
+from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator
 from loft_jax.memory import PeakMemory, program_bytes
 from loft_jax.mesh import make_mesh
@@ -186,6 +187,12 @@ def test_images_to_compile_for_are_as_many_as_a_device_keeps():
     facts, images = facts_to_compile_for(Config())
     assert facts.examples == images.examples == 1437
     assert images.name == "digits"
+
+
+def test_a_pipeline_is_not_planned_for_data_that_it_cannot_train_on():
+    config = Config.model_validate({"data": {"name": "imagenet2012"}, "gpipe": {"stages": 2}})
+    with pytest.raises(UserError, match=r"gpipe\.stages=2: .* imagenet2012 is streamed \(data\.loading=auto\)"):
+        make_plan(config, Topology.parse("cpu:2"), *facts_to_compile_for(config))
 
 
 SLICES = "slices of v5e are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16 chips; try v5e:"

@@ -177,7 +177,7 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
         (KeyboardInterrupt(), 130, "interrupted (process 1 of 2)"),
         (jax.errors.JaxRuntimeError("UNKNOWN: closed by peer"), 1, "lost touch with another one"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"), 1, "RESOURCE_EXHAUSTED: memory\n"),
-        (jax.errors.JaxRuntimeError("INTERNAL: kernel"), 1, "INTERNAL: kernel\n"),
+        (jax.errors.JaxRuntimeError("INTERNAL: CUDA runtime"), 1, "INTERNAL: CUDA runtime\n"),
         (TimeoutError("barrier"), 1, "lost touch with another one"),
         (BrokenPipeError(), 1, ""),
         (ZeroDivisionError("bug"), 1, "ZeroDivisionError: bug\n"),

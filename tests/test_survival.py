@@ -1,5 +1,6 @@
 """What a run lives through: signals, damaged checkpoints, a full disk, and a second run in its directory."""
 
+import math
 import os
 import random
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +177,13 @@ def test_a_state_that_cannot_be_saved_stops_the_run(experiment, tmp_path, monkey
     with pytest.raises(RunStopped, match=r"checkpoints: round 2 could not be saved \(No space left on device\)"):
         train_to_the_end(experiment, opened(tmp_path / "run", config_of()))
     assert saves == [0, 0, 2], "of round 0 a snapshot and a checkpoint"
+
+
+def test_a_run_that_is_not_finite_from_the_start_says_that_nothing_is_saved(tmp_path):
+    store, directory = SimpleNamespace(wait=lambda: None), RunDirectory(tmp_path)
+    trainer = SimpleNamespace(_checkpoints=store, _directory=directory, done=0)
+    with pytest.raises(RunStopped, match=r"a variable is nan after round 0 \(learning rate 0\.1\); nothing is saved"):
+        Trainer._stop_unless_finite(trainer, "a variable", math.nan, 0.1)
 
 
 def test_rows_end_where_a_disk_has_spoiled_them(tmp_path):

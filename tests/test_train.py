@@ -107,19 +107,19 @@ def test_a_run_resumes_on_another_number_of_devices_and_cadence(finished, tmp_pa
 
 def test_a_directory_of_another_config_is_refused(finished):
     with pytest.raises(UserError, match=r"another config \(seed: 0 there, 1 now; loft\.workers: 4 there, 2 now\)"):
-        RunDirectory(finished[0]).open(Config.model_validate({**settings_with(loft={"workers": 2}), "seed": 1}))
+        opened(finished[0], Config.model_validate({**settings_with(loft={"workers": 2}), "seed": 1}))
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        RunDirectory(tmp_path).open(config_of())
+        opened(tmp_path, config_of())
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--workdir .*/file/run: cannot be written \(Not a directory\)"):
-        RunDirectory(tmp_path / "file/run").open(config_of())
+        opened(tmp_path / "file/run", config_of())
 
 
 def test_a_start_that_failed_claims_no_directory(tmp_path):
