@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loft_jax.cli import shown
 from loft_jax.errors import UserError
 
 GB = 1e9
@@ -90,15 +91,17 @@ class Topology:
         """Of a name such as v5e:4x4, v4:2x2x2 or cpu:8. Raises UserError."""
         kind, _, shape = name.partition(":")
         if kind == "cpu":
-            if not re.fullmatch(r"\d{1,6}", shape) or not 1 <= int(shape) <= MOST_CPU_DEVICES:
-                nearest = min(max(int(shape), 1), MOST_CPU_DEVICES) if shape.isdecimal() else 4
-                raise UserError(f"--topology {name}: must be cpu:N, 1 to {MOST_CPU_DEVICES} devices; try cpu:{nearest}")
+            if not re.fullmatch(r"[0-9]{1,6}", shape) or not 1 <= int(shape) <= MOST_CPU_DEVICES:
+                nearest = min(max(int(shape), 1), MOST_CPU_DEVICES) if shape.isascii() and shape.isdecimal() else 4
+                raise UserError(
+                    f"--topology {shown(name)}: must be cpu:N, 1 to {MOST_CPU_DEVICES} devices; try cpu:{nearest}"
+                )
             return cls(name, Chip("cpu"), (int(shape),))
         if kind not in _CHIPS:
             kinds = [*_CHIPS, "cpu"]
             close = difflib.get_close_matches(kind, kinds, n=1)
             hint = f"did you mean {close[0]}?" if close else "try v5e:4x4 or cpu:4"
-            raise UserError(f"--topology {name}: {kind!r} is none of {', '.join(kinds)}; {hint}")
+            raise UserError(f"--topology {shown(name)}: {shown(kind)!r} is none of {', '.join(kinds)}; {hint}")
         return cls(name, _CHIPS[kind], _sides(name, kind, shape))
 
     def devices(self) -> list[Any]:
@@ -131,18 +134,21 @@ class Topology:
 
 def _sides(name: str, kind: str, shape: str) -> tuple[int, ...]:
     """Of a slice of TPU chips."""
-    numbers = [int(side) for side in re.findall(r"\d{1,5}", shape)]
-    sides = tuple(numbers) if re.fullmatch(r"\d{1,5}(x\d{1,5})*", shape) else ()
+    numbers = [int(side) for side in re.findall(r"[0-9]{1,5}", shape)]
+    sides = tuple(numbers) if re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})*", shape) else ()
     if kind not in _MOST_CHIPS:
         if shape not in _PLANES:
             wanted = math.prod(numbers) if numbers else 16
             nearest = min(_PLANES, key=lambda plane: abs(math.log((math.prod(_numbers(plane))) / max(1, wanted))))
-            raise UserError(f"--topology {name}: slices of {kind} are {', '.join(_PLANES)} chips; try {kind}:{nearest}")
+            raise UserError(
+                f"--topology {shown(name)}: slices of {kind} are {', '.join(_PLANES)} chips; try {kind}:{nearest}"
+            )
         return sides
     most = _MOST_CHIPS[kind]
     if len(sides) != 3 or not all(sides) or math.prod(sides) > most:
         raise UserError(
-            f"--topology {name}: a slice of {kind} has three sides of chips, at most {most:,} in all; try {kind}:2x2x2"
+            f"--topology {shown(name)}: a slice of {kind} has three sides of chips, at most {most:,} in all; try "
+            f"{kind}:2x2x2"
         )
     return sides
 

@@ -76,3 +76,15 @@ def write(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The current directory, with what `refused.fill` puts there."""
+    from refused import fill
+
+    path, patch = tmp_path_factory.mktemp("bad_input"), pytest.MonkeyPatch()
+    patch.chdir(path)
+    fill(path)
+    yield path
+    patch.undo()

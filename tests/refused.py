@@ -10,11 +10,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from loft_jax.cli import run_command
+import yaml
+
+from loft_jax.cli import _fields, run_command
+from loft_jax.config import Config
+from loft_jax.run_directory import RunDirectory
+from loft_jax.ticket import Ticket
+
+PACKAGE = Path(__file__).resolve().parents[1] / "loft_jax"
+FIELDS = dict(_fields(Config))
+TICKET = "r4-group-l2-0.5"
+LONG = "x" * 300
 
 
 class AcceptedError(BaseException):
     """The command took its input and turned to JAX; no Exception, lest anything catch it."""
+
+
+def fill(path: Path) -> None:
+    """Into an empty current directory: c.yaml, a run `run` that only looks trained, and what is no run."""
+    directory = untrained("run")
+    for saved in (0, 4):
+        (directory.snapshots / str(saved)).mkdir(parents=True)
+    ticket = Ticket({"stage2/block1": [0, 1]}, 0.5, "group", "l2", 4, "run", Config().hash())
+    ticket.write(directory.tickets / ticket.name)
+    (path / "c.yaml").write_text("seed: 1\n")
+    (path / "empty").mkdir()
+    (path / "file").write_text("not a mapping")
+    (path / "latin.yaml").write_bytes(b"seed: \xff")
+
+
+def untrained(name: str) -> RunDirectory:
+    """A run of the default config that has been started only, by nobody who is still there."""
+    directory = RunDirectory(name)
+    directory.path.mkdir()
+    (directory.path / "config.yaml").write_text(yaml.safe_dump(Config().model_dump()))
+    return directory
 
 
 def refusal(command: str, *arguments: str, sees_devices: bool = False) -> str:
@@ -42,6 +73,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
     effect = None if sees_devices else AcceptedError
     with (
         mock.patch("loft_jax.experiment.configure_jax", side_effect=effect),
+        mock.patch("loft_jax.planning.configure_jax", side_effect=effect),
         mock.patch.object(sys, "argv", [command, *arguments]),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as said,

@@ -195,31 +195,6 @@ def test_a_pipeline_is_not_planned_for_data_that_it_cannot_train_on():
         make_plan(config, Topology.parse("cpu:2"), *facts_to_compile_for(config))
 
 
-SLICES = "slices of v5e are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16 chips; try v5e:"
-KINDS = "is none of v4, v5e, v5p, v6e, cpu; "
-WRONG_TOPOLOGIES = {
-    "v5x:4x4": f"'v5x' {KINDS}did you mean v5p?",
-    "h100:8": f"'h100' {KINDS}try v5e:4x4 or cpu:4",
-    "v5e:4by4": SLICES + "4x4",
-    "v5e:0x4": SLICES + "1x1",
-    "v5e:4x2": SLICES + "2x4",
-    "v5e:3x5": SLICES + "4x4",
-    "v5e:16x32": SLICES + "16x16",
-    "v5e": SLICES + "4x4",
-    "v4:4x4": "a slice of v4 has three sides of chips, at most 4,096 in all; try v4:2x2x2",
-    "v5p:2x0x2": "a slice of v5p has three sides of chips, at most 6,144 in all; try v5p:2x2x2",
-    "cpu:0": "must be cpu:N, 1 to 1024 devices; try cpu:1",
-    "cpu:x": "must be cpu:N, 1 to 1024 devices; try cpu:4",
-    "cpu:-2": "must be cpu:N, 1 to 1024 devices; try cpu:4",
-    "cpu:5000": "must be cpu:N, 1 to 1024 devices; try cpu:1024",
-}
-
-
-@pytest.mark.parametrize("name", WRONG_TOPOLOGIES)
-def test_a_topology_that_is_none_is_refused(name):
-    assert refusal(Topology.parse, name) == f"--topology {name}: {WRONG_TOPOLOGIES[name]}"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -300,13 +275,6 @@ def test_what_the_compiler_says_of_its_room_is_said_on():
     assert message.endswith("on a chip of v5e:4x4; try about data.batch_size=48")
 
 
-def test_without_libtpu_a_tpu_is_refused(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    message = refusal(Topology.parse("v5e:4x4").devices)
-    assert "pip install 'loft_jax[tpu]'" in message
-    assert message.endswith("try --topology cpu:16")
-
-
 TPU_ROUNDS = {
     "psum": {"loft__sync": "psum"},
     "exchange": {"loft__sync": "exchange"},
@@ -323,20 +291,6 @@ def test_a_plan_for_a_tpu_says_what_the_declaration_says(name):
     assert plan.compute_seconds(plan.topology.chip) > 0
     check_fits(plan, plan.topology.chip)
     assert plan.memory.total < plan.peak, "the code of its programs lies in a TPU's memory"
-
-
-@needs_libtpu
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x2", "v6e:2x4"])
-def test_a_device_of_a_slice_is_a_chip(name):
-    topology = Topology.parse(name)
-    assert len(topology.devices()) == topology.size
-
-
-@needs_libtpu
-def test_a_slice_that_libtpu_does_not_have_is_refused():
-    message = refusal(Topology.parse("v4:3x5x1").devices)
-    assert message.startswith("--topology v4:3x5x1: libtpu has no such slice (")
-    assert message.endswith("; try v4:4x6x1")
 
 
 @needs_libtpu
