@@ -46,13 +46,15 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
 class CommandLine:
     """An argument parser with every config field as a dotted option, and the options a command adds.
 
-    The settings start from `--config FILE`; a command that `reads_run` takes a run directory instead, as RUN.
+    The settings start from `--config FILE`; a command that `reads_run`, one or several, takes run directories instead,
+    as RUN.
     """
 
-    def __init__(self, prog: str, description: str, *, reads_run: bool = False):
+    def __init__(self, prog: str, description: str, *, reads_run: Literal["one", "several"] | None = None):
         self.parser = Parser(prog, description)
         if reads_run:
-            self.parser.add_argument("run", metavar="RUN", help="run directory of loft_jax.train")
+            nargs = "+" if reads_run == "several" else None
+            self.parser.add_argument("run", metavar="RUN", nargs=nargs, help="run directory of loft_jax.train")
         else:
             self.parser.add_argument(
                 "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"

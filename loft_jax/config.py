@@ -115,6 +115,18 @@ class Config(Section):
         return done % self.train.snapshot_every == 0 and done * self.loft.local_steps >= self.optimizer.warmup_steps
 
     @property
+    def method(self) -> str:
+        """How the run pretrains, as tables name it: LoFT-4, GPipe-2, local SGD-4, plain SGD."""
+        if self.gpipe.stages is not None:
+            return f"GPipe-{self.gpipe.stages}"
+        if self.loft.workers == 1:
+            return "plain SGD"
+        if self.loft.partition == "none":
+            return f"local SGD-{self.loft.workers}"
+        differing = ["exchange"] * (self.loft.sync == "exchange") + ["all groups"] * (self.loft.partition == "all")
+        return ", ".join([f"LoFT-{self.loft.workers}", *differing])
+
+    @property
     def total_steps(self) -> int:
         """Local steps of one worker over the whole run."""
         return self.train.rounds * self.loft.local_steps

@@ -1,14 +1,14 @@
 """All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
+from loft_jax.files import write_table
 from loft_jax.progress import console
-from loft_jax.run_directory import RESULTS, SUMMARY, RunDirectory, write_table
+from loft_jax.run_directory import RESULTS, RunDirectory
 
 _FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm", "rounds", "settings")
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
@@ -21,20 +21,31 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-def write_results(run: RunDirectory) -> list[Row]:
-    """Collect the summaries of all finished retrainings into retrain/results.csv. Returns its rows.
+def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
+    """The summaries of all finished retrainings as rows, and how many retrainings have not finished.
 
     A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
     for one seed; the costs are those of the first seed; `settings` is the hash of the config but for the seed.
     """
-    epochs = {row["round"]: row["epoch"] for row in run.rows()}
-    by_directory: dict[Any, list[Row]] = {}
-    for path in run.retrain.glob(f"*/*/seed*/{SUMMARY}"):
-        by_directory.setdefault(path.parents[1], []).append(json.loads(path.read_text(encoding="utf-8")))
-    rows = [_row(summaries, epochs) for summaries in by_directory.values()]
+    epochs = {row["round"]: row.get("epoch") for row in run.rows()}
+    by_mode: dict[Any, list[Row]] = {}
+    unfinished = 0
+    for path in run.retrain.glob("*/*/seed*"):
+        summary = RunDirectory(path).summary()
+        if summary is None:
+            unfinished += 1
+        else:
+            by_mode.setdefault(path.parent, []).append(summary)
+    rows = [_row(summaries, epochs) for summaries in by_mode.values()]
     rows.sort(
         key=lambda row: (row["ratio"], row["scope"], row["norm"], row["ticket_round"], row["mode"], row["rewind_to"])
     )
+    return rows, unfinished
+
+
+def write_results(run: RunDirectory) -> list[Row]:
+    """Collect all finished retrainings into retrain/results.csv. Returns its rows."""
+    rows, _ = collect_results(run)
     write_table(run.retrain / RESULTS, COLUMNS, rows)
     return rows
 

@@ -53,7 +53,7 @@ _FIXED = {
 
 
 def main() -> None:
-    command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run=True)
+    command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run="one")
     add_options(command.parser)
     options, overrides = command.parse_overrides()
     run = RunDirectory(options.run)

@@ -3,32 +3,33 @@
 Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 """
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from loft_jax.cli import read_yaml, shown, validated
+from loft_jax.cli import overridden, read_yaml, shown, validated
 from loft_jax.config import Config, flatten
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.errors import UserError
+from loft_jax.events import PATTERN as EVENTS
+from loft_jax.events import row_event, start_file
+from loft_jax.files import write_aside, writing
 from loft_jax.sections import path_problem
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
-TICKETS, RETRAIN, RESULTS = "tickets", "retrain", "results.csv"
+TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
 
 Row = dict[str, Any]
 
@@ -58,6 +59,7 @@ class RunDirectory:
         self.tickets = self.path / TICKETS
         self.retrain = self.path / RETRAIN
         self._metrics = self.path / METRICS
+        self._events: Path | None = None
 
     @property
     def started(self) -> bool:
@@ -85,7 +87,7 @@ class RunDirectory:
         if self.started:
             self.check_same(config)
         self._claim()
-        for name in (CONFIG, METRICS, SUMMARY):
+        for name in (CONFIG, METRICS, SUMMARY, EVENTS):
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
                 left_by_a_crash.unlink()
         if self.summary() is None:
@@ -130,6 +132,22 @@ class RunDirectory:
             raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
         return validated(read_yaml(path, label=str(path)), source=str(path))
 
+    def config_with(self, overrides: dict[str, str]) -> Config:
+        """The config of the run with the text given for dotted keys, for commands that cannot change what it was.
+
+        Raises:
+          UserError: there is no config, or an override would change the result of the run.
+        """
+        config = self.read_config()
+        changed = overridden(config.model_dump(), overrides, source="command line")
+        before, now = flatten(config), flatten(changed)
+        for key in overrides:
+            if now[key] != before[key] and key not in config.resumable():
+                raise UserError(
+                    f"--{key} {now[key]}: the run was made with {before[key]}; leave it out, or train another run"
+                )
+        return changed
+
     def snapshot_rounds(self) -> list[int]:
         """Rounds of the run's snapshots, ascending. Raises UserError if there are none."""
         rounds = saved_rounds(self.snapshots)
@@ -140,11 +158,16 @@ class RunDirectory:
         return rounds
 
     def append(self, row: Row) -> None:
-        """Add one row of metrics. Raises RunStopped if it cannot be written."""
+        """Add one row of metrics, and its event for TensorBoard. Raises RunStopped if it cannot be written."""
         if not self.writes:
             return
         with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._events is None:
+            self._events = start_file(self.path, self.rows())
+            return
+        with writing(self._events), open(self._events, "ab") as file:
+            file.write(row_event(row, time.time()))
 
     def rows(self) -> list[Row]:
         """All rows, up to one that a crash has cut off or a disk has spoiled."""
@@ -153,9 +176,12 @@ class RunDirectory:
         rows = []
         for line in self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or "round" not in row:
+                break
+            rows.append(row)
         return rows
 
     def forget_after(self, round_number: int) -> None:
@@ -167,6 +193,7 @@ class RunDirectory:
             return
         kept = [row for row in self.rows() if row["round"] <= round_number]
         write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        self._events = start_file(self.path, kept)
         for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
             shutil.rmtree(self.snapshots / str(later))
         for later in [r for r in saved_rounds(self.checkpoints) if r > round_number]:
@@ -206,40 +233,3 @@ def saved_rounds(directory: Path) -> list[int]:
         if directory.is_dir()
         else []
     )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing a file becomes RunStopped, which says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise RunStopped(
-            f"{path}: cannot be written ({error.strerror}); what was saved before is as it was. Make room, or see that "
-            "it can be written, and the same command goes on"
-        ) from error
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, replacing one that is there. Raises RunStopped if it cannot be written."""
-    # The process is in the name, for two retrainings of one run may collect their results at once.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            with open(aside, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows as CSV, whole or not at all; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_aside(path, text.getvalue())

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from loft_jax.cli import shown
 from loft_jax.errors import UserError
-from loft_jax.run_directory import write_aside
+from loft_jax.files import write_aside
 from loft_jax.sections import Fraction, path_problem
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
+from loft_jax.files import write_aside, write_table
 from loft_jax.metric import footrule, over_chance
 from loft_jax.partition import prune
-from loft_jax.run_directory import RunDirectory, write_aside, write_table
+from loft_jax.run_directory import RunDirectory
 from loft_jax.snapshots import Snapshots, check_comparable, rank_groups
 from loft_jax.ticket import Ticket, kept_overlaps, ratio_text
 

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 from rich.table import Table
 
-from loft_jax.cli import CommandLine, overridden, run_command, whole_number
-from loft_jax.config import Config, flatten
-from loft_jax.errors import UserError
+from loft_jax.cli import CommandLine, run_command, whole_number
 from loft_jax.progress import console
 from loft_jax.run_directory import RunDirectory
 from loft_jax.summary import megabytes
@@ -36,11 +34,11 @@ _MOST_LINES = 12
 
 
 def main() -> None:
-    command = CommandLine("python -m loft_jax.tickets", __doc__, reads_run=True)
+    command = CommandLine("python -m loft_jax.tickets", __doc__, reads_run="one")
     add_options(command.parser)
     options, overrides = command.parse_overrides()
     directory = RunDirectory(options.run)
-    config = _with_overrides(directory, overrides)
+    config = directory.config_with(overrides)
     check_saved("--rounds", options.rounds or [], directory.snapshot_rounds())
     from loft_jax.experiment import configure_jax
 
@@ -110,18 +108,6 @@ def print_search(found: "TicketSearch", *, own_end: bool) -> None:
     print(
         f"baseline  {_spread(start, 'to_reference_normalised')}: the initialisation's ranking; 1.000: chance{caution}"
     )
-
-
-def _with_overrides(directory: RunDirectory, overrides: Mapping[str, str]) -> Config:
-    config = directory.read_config()
-    changed = overridden(config.model_dump(), dict(overrides), source="command line")
-    before, now = flatten(config), flatten(changed)
-    for key in overrides:
-        if now[key] != before[key] and key not in config.resumable():
-            raise UserError(
-                f"--{key} {now[key]}: the run was made with {before[key]}; leave it out, or train another run"
-            )
-    return changed
 
 
 def _spread(rows: Iterable[Mapping], column: str) -> str:

@@ -74,6 +74,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
     with (
         mock.patch("loft_jax.experiment.configure_jax", side_effect=effect),
         mock.patch("loft_jax.planning.configure_jax", side_effect=effect),
+        mock.patch("loft_jax.report.run", side_effect=AcceptedError),
         mock.patch.object(sys, "argv", [command, *arguments]),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as said,

@@ -45,11 +45,14 @@ class DisturbedRun:
       path: the run directory.
       count: number of processes.
       options: of the command, beside these.
+      heartbeat: seconds of silence after which a process counts as dead. A machine that others share may stall for
+        longer than the least that is practical.
     """
 
     path: Path
     count: int
     options: tuple
+    heartbeat: int = 10
 
     def start(self, only=None):
         """Start all processes, or only these of them."""
@@ -61,7 +64,7 @@ class DisturbedRun:
         processes = []
         for index in range(self.count) if only is None else only:
             place = ("--distributed.coordinator", coordinator, "--distributed.processes", self.count)
-            place += ("--distributed.process_id", index, "--distributed.heartbeat_seconds", 10)
+            place += ("--distributed.process_id", index, "--distributed.heartbeat_seconds", self.heartbeat)
             place += ("--distributed.start_seconds", 30)
             processes.append(
                 subprocess.Popen(

@@ -115,6 +115,31 @@ COMMANDS = [
     ("plan", "--config c.yaml --topolgy cpu:4", "unknown option --topolgy; did you mean --topology?"),
     ("plan", "--config c.yaml --topology cpu:4 --seed two", "c.yaml: seed='two': must be a valid integer"),
     ("plan", "run", "argument 'run' is not expected here"),
+    ("report", "", "the following arguments are required: RUN, --out"),
+    ("report", "run", "the following arguments are required: --out"),
+    ("report", "--out out", "the following arguments are required: RUN"),
+    ("report", "run --out", "argument --out: expected one argument"),
+    ("report", "nowhere --out out", "nowhere: holds no config.yaml"),
+    ("report", "run empty --out out", "empty: holds no config.yaml"),
+    ("report", "run file --out out", "file: holds no config.yaml"),
+    ("report", "damaged --out out", "damaged/config.yaml: unknown key sede; did you mean seed?"),
+    ("report", "directories --out out", "directories/config.yaml: cannot be read"),
+    ("report", "run run --out out", "run: is the same run as run; name it once"),
+    ("report", "run run/../run/ --out out", "is the same run as run; name it once"),
+    ("report", ["run", "", "--out", "out"], "run directory '': is empty"),
+    ("report", ["a\0b", "--out", "out"], r"run directory 'a\x00b': has a control character"),
+    ("report", [LONG, "--out", "out"], "is too long"),
+    ("report", ["run", "--out", ""], "--out '': is empty"),
+    ("report", ["run", "--out", "a\nb"], r"--out 'a\nb': has a control character"),
+    ("report", ["run", "--out", LONG], "is too long"),
+    ("report", "run --out file", "--out file: cannot be written"),
+    ("report", "run --out file/x", "--out file/x: cannot be written"),
+    ("report", "run --out /proc/x", "--out /proc/x: cannot be written"),
+    ("report", "run --out pictures", "--out pictures: holds figures, and no report.html; use another directory"),
+    ("report", "run --out out --loft.workers 2", "--loft.workers 2: the run was made with 4"),
+    ("report", "run --out out --data.batch_size 0", "data.batch_size"),
+    ("report", "run --out out --loft.wrokers 2", "unknown option --loft.wrokers; did you mean --loft.workers?"),
+    ("report", "run --ou out", "the following arguments are required: --out"),
     ("bench", "--pair 3", "unknown option --pair; did you mean --pairs?"),
     ("bench", "3", "argument '3' is not expected here"),
     ("bench", "--json", "argument --json: expected one argument"),
@@ -141,7 +166,7 @@ def runs(place):
     """Runs with which something is wrong."""
     for name in ("unfinished", "headless", "damaged", "renamed", "nested"):
         untrained(name)
-    for path in ("headless/snapshots/4", "directories/config.yaml", "directories/snapshots", "foreign/x"):
+    for path in ("headless/snapshots/4", "directories/config.yaml", "directories/snapshots", "foreign/x", "pictures/figures"):
         (place / path).mkdir(parents=True)
     (place / "damaged/config.yaml").write_text("sede: 1\n")
     for name, ticket in {"renamed": "r0-group-l2-0.5", "nested": TICKET}.items():
@@ -202,7 +227,7 @@ def test_every_command_is_in_the_matrix():
 @pytest.mark.parametrize("command", sorted({command for command, _, _ in COMMANDS} - OWN_SETTINGS))
 def test_every_command_reads_the_settings_alike(command, place):
     required = {"tickets": ["run"], "retrain": ["run", "--ticket", TICKET], "cost": ["--config", "c.yaml"]}
-    required["plan"] = ["--config", "c.yaml", "--topology", "cpu:4"]
+    required |= {"plan": ["--config", "c.yaml", "--topology", "cpu:4"], "report": ["run", "--out", "out"]}
     arguments = required.get(command, [])
     assert "train.eval_every='two': must be a valid integer" in refusal(
         command, *arguments, "--train.eval_every", "two"
@@ -228,6 +253,7 @@ def test_a_summary_that_is_none_is_not_taken_for_a_finished_run(content, place):
         ("tickets", "nowhere"),
         ("cost", "--config c.yaml --workers 0"),
         ("plan", "--config c.yaml --topology cpu:0"),
+        ("report", "nowhere --out out"),
         ("bench", "--pairs 0"),
     ],
 )

@@ -32,9 +32,9 @@ DAMAGE = ("truncate", "flip", "halve")
 def assert_survives(path, processes, kills, terminations, rounds):
     options = ("--train.rounds", rounds, "--train.checkpoint_every", 3, "--train.eval_every", rounds)
     options += ("--train.snapshot_every", rounds)
-    undisturbed = DisturbedRun(path / "undisturbed", processes, options)
+    undisturbed = DisturbedRun(path / "undisturbed", processes, options, heartbeat=30)
     undisturbed.finish()
-    disturbed = DisturbedRun(path / "disturbed", processes, options)
+    disturbed = DisturbedRun(path / "disturbed", processes, options, heartbeat=30)
     signals, moments = campaign(kills, terminations, rounds)
     for signal_number, round_number in signals:
         disturbed.disturb(signal_number, round_number, moments)

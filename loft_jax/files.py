@@ -1,0 +1,50 @@
+"""Files written whole or not at all. Imports neither JAX nor NumPy."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loft_jax.errors import RunStopped
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing a file becomes RunStopped, which says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStopped(
+            f"{path}: cannot be written ({error.strerror}); what was saved before is as it was. Make room, or see that "
+            "it can be written, and the same command goes on"
+        ) from error
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, replacing one that is there. Raises RunStopped if it cannot be written."""
+    # The process is in the name, for two retrainings of one run may collect their results at once.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with open(aside, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write rows as CSV, whole or not at all; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_aside(path, text.getvalue())

@@ -1,0 +1,134 @@
+"""What reports say in numbers, on literal values."""
+
+import numpy as np
+import pytest
+from fake_runs import complete_run, fake_retraining, fake_run, fake_search
+
+from loft_jax.findings import (
+    accuracy_by_cost,
+    messages,
+    own_table,
+    paper_table,
+    seconds_a_round,
+    sections_of,
+    settled_at,
+    settling_table,
+    stage_distances,
+)
+from loft_jax.run_files import RunFiles
+
+
+def read(directory):
+    return RunFiles.read(directory, directory.read_config())
+
+
+@pytest.mark.parametrize(
+    ("y", "settled"),
+    [
+        ([10, 5, 2, 1, 0.9, 0], 3),  # within 1 of 0 from x = 3 on
+        ([10, 0.5, 3, 0.5, 0, 0], 3),  # came near, left again
+        ([0, 0, 0, 0, 0, 10], 5),
+        ([10, 0, 0, 0, 0, 0], 1),
+        ([0, 9, 9.5, 11, 10.5, 10], 1),
+        ([5, 6, 7, 6, 7, 5], None),  # ends where it began
+        ([10, 0, np.nan, np.nan, np.nan, np.nan], None),
+        ([np.nan, 10, np.nan, 5, 0, 0], 4),
+    ],
+)
+def test_a_curve_has_settled_where_it_stays_within_a_tenth_of_its_way_around_its_end(y, settled):
+    assert settled_at(range(6), y) == settled
+
+
+def test_a_stages_distance_is_the_mean_of_its_groups(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_search(directory)
+    search = read(directory).search
+    stages = stage_distances(search)
+    assert list(stages) == ["stage1", "stage2", "stage3", "mean"]
+    blocks = [search.distances[f"stage2/block{i}"] for i in (1, 2, 3)]
+    np.testing.assert_allclose(stages["stage2"], np.mean(blocks, axis=0))
+    np.testing.assert_allclose(stages["mean"], np.mean([stages[f"stage{i}"] for i in (1, 2, 3)], axis=0))
+    assert stages["mean"][-1] == 0 < stages["mean"][0]
+    (row,) = settling_table(sections_of([read(directory)])[0])
+    assert row["distance"] == pytest.approx(4)  # the scores have arrived at round 8 of 12, at two rounds an epoch
+    assert row["distance of the initialisation"] == round(stages["mean"][0], 2)
+
+
+def test_costs_add_up_to_each_evaluation(tmp_path):
+    run = read(fake_run(tmp_path / "run"))
+    rows = accuracy_by_cost(run)
+    assert [row["images"] for row in rows] == [r * 4 * 16 * 32 for r in (0, 4, 8, 12)]
+    assert [row["bytes"] for row in rows] == [r * 1e6 for r in (0, 4, 8, 12)]
+    assert [row["seconds"] for row in rows] == pytest.approx([0, 4, 8, 12])
+    assert seconds_a_round(run) == pytest.approx({"train": 0.9, "sync": 0.1, "evaluation": 0.2})
+
+
+def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_differ(tmp_path):
+    runs = [
+        read(fake_run(tmp_path / path, **options))
+        for path, options in [
+            ("a/x", {}),
+            ("b/x", {"seed": 1}),
+            ("c", {"loft": {"workers": 1}}),
+            ("d", {"model": {"width": 8}}),
+            ("e", {"data": {"name": "cifar10"}}),
+            ("f", {"loft": {"partition": "none"}}),
+            ("g", {"loft": {"sync": "exchange"}}),
+            ("h", {"gpipe": {"stages": 2}, "loft": {"workers": 1}}),
+        ]
+    ]
+    sections = sections_of(runs)
+    assert [section.title for section in sections] == [
+        "preresnet20 on digits",
+        "preresnet20 (width 8) on digits",
+        "preresnet20 on cifar10",
+    ]
+    assert sections[0].names == [
+        *("LoFT-4 (x)", "LoFT-4 (x) #2", "plain SGD", "local SGD-4", "LoFT-4, exchange", "GPipe-2"),
+    ]
+
+
+def test_the_papers_table_has_what_was_published_beside_what_was_run(tmp_path):
+    cifar = {"model": {"name": "preresnet34"}, "data": {"name": "cifar10"}}
+    directory = fake_run(tmp_path / "run", **cifar)
+    for ratio, accuracies in {0.8: [0.93, 0.95], 0.5: [0.94], 0.0: [0.9351]}.items():
+        fake_retraining(directory, ratio, accuracies)
+    rows = paper_table([read(directory), read(fake_run(tmp_path / "other"))])
+    assert len(rows) == 20
+    by_method = {(row["setting"], row["method"]): row for row in rows}
+    ours = by_method["PreResNet-34 CIFAR-10", "LoFT-4"]
+    assert ours["80% removed, published"] == 93.89
+    assert ours["80% removed, ours"] == "94.00 ± 1.41"
+    assert ours["50% removed, ours"] == "94.00"
+    assert ours["no-prune, ours"] == "93.51"
+    assert (ours["GB moved, published"], ours["GB moved, ours"]) == (144.27, 0.012)
+    assert ours["improvement, published"] == 3.2
+    assert ours["run"] == "finished"
+    assert [row["run"] for row in rows].count("not run") == 19
+    imagenet = by_method["PreResNet-18 ImageNet", "LoFT-2"]
+    assert [imagenet[f"{ratio} removed, published"] for ratio in ("80%", "50%", "30%")] == [65.41, 69.12, 69.64]
+    assert imagenet["improvement, published"] == 21.6
+
+
+def test_the_published_improvements_follow_from_the_published_bytes_but_for_the_one_that_does_not():
+    rows = paper_table([])
+    for gpipe, loft in zip(rows[::2], rows[1::2], strict=True):
+        follows = (
+            abs(gpipe["GB moved, published"] / loft["GB moved, published"] - loft["improvement, published"]) < 0.01
+        )
+        assert follows != ((loft["setting"], loft["method"]) == ("PreResNet-18 ImageNet", "LoFT-2"))
+
+
+def test_improvement_is_against_gpipe_with_as_many_stages(tmp_path):
+    loft = fake_run(tmp_path / "loft", loft={"workers": 2})
+    gpipe = fake_run(tmp_path / "gpipe", gpipe={"stages": 2}, loft={"workers": 1}, rounds=24)
+    other = fake_run(tmp_path / "four")
+    rows = own_table(sections_of(map(read, (loft, gpipe, other)))[0])
+    assert [row["improvement"] for row in rows] == ["2.00x", None, None]
+
+
+def test_the_messages_name_what_settles_first_and_what_a_ticket_is_worth(tmp_path):
+    said = messages(sections_of([read(complete_run(tmp_path / "run"))])[0])
+    assert said[0].startswith("LoFT-4: the filter distance settles at epoch 4.0, after the loss at 3.0")
+    ticket = "LoFT-4: with 80% of the filters removed the ticket reaches 94.00 ± 1.41 %"
+    assert said[1] == f"{ticket}, random filters 90.50 ± 0.71 %"
