@@ -101,6 +101,7 @@ def mutated(rng: random.Random) -> tuple[str, list[str], str]:
             ("retrain", ["run", "--every", "2", "--ratio", "0.5", "--norm", "l1"]),
             ("cost", ["--config", "fuzzed.yaml", "--workers", "2", "--no_compile"]),
             ("plan", ["--config", "fuzzed.yaml", "--topology", "cpu:4", "--memory_gb", "1"]),
+            ("report", ["run", "--out", "out"]),
             ("bench", ["--pairs", "3", "--json", "bench.json"]),
         ]
     )
