@@ -133,10 +133,10 @@ def of_the_last_ticket(run: RunFiles, mode: str) -> dict[float, Row]:
     return found
 
 
-def percent(row: Row | None) -> str:
-    """A retraining's accuracy in percent, with its deviation over seeds where there are several; "" for none."""
+def percent(row: Row | None) -> str | None:
+    """A retraining's accuracy in percent, with its deviation over seeds where there are several; None for none."""
     if row is None:
-        return ""
+        return None
     spread = row["test_accuracy_std"]
     return f"{100 * row['test_accuracy_mean']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
@@ -153,10 +153,10 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
             tickets = of_the_last_ticket(ours, "rewind") if ours else {}
             published = dict(zip(RATIOS, setting.accuracies[method], strict=True))
             cells: Row = {"setting": name, "method": method, "no-prune, published": setting.no_prune}
-            cells["no-prune, ours"] = percent(tickets.get(0.0)) or None
+            cells["no-prune, ours"] = percent(tickets.get(0.0))
             for ratio in RATIOS:
                 cells[f"{ratio:.0%} removed, published"] = published[ratio]
-                cells[f"{ratio:.0%} removed, ours"] = percent(tickets.get(ratio)) or None
+                cells[f"{ratio:.0%} removed, ours"] = percent(tickets.get(ratio))
             cells["GB moved, published"] = gigabytes
             cells["GB moved, ours"] = round(moved_bytes(ours) / 1e9, 3) if ours else None
             cells["improvement, published"] = setting.improvements.get(method)
@@ -168,24 +168,23 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
 def own_table(section: Section) -> list[Row]:
     """A section's runs in the layout of the paper's table; None where nothing was run."""
     gpipe = {run.method: moved_bytes(run) for run in section.runs if run.method.startswith("GPipe-")}
+    tickets = [of_the_last_ticket(run, "rewind") for run in section.runs]
+    ratios = sorted({*RATIOS, *(ratio for found in tickets for ratio in found if ratio)}, reverse=True)
     rows = []
-    for run, name in zip(section.runs, section.names, strict=True):
-        tickets = of_the_last_ticket(run, "rewind")
-        ratios = sorted({0.0, *RATIOS, *tickets} - {0.0}, reverse=True)
+    for run, name, found in zip(section.runs, section.names, tickets, strict=True):
         moved = moved_bytes(run)
         against = gpipe.get(f"GPipe-{run.config.loft.workers}") if run.config.gpipe.stages is None else None
         rows.append(
             {
                 "method": name,
-                "no-prune": percent(tickets.get(0.0)) or None,
-                **{f"{ratio:.0%} removed": percent(tickets.get(ratio)) or None for ratio in ratios},
+                "no-prune": percent(found.get(0.0)),
+                **{f"{ratio:.0%} removed": percent(found.get(ratio)) for ratio in ratios},
                 "GB moved": round(moved / 1e9, 4),
                 "improvement": f"{against / moved:.2f}x" if against and moved else None,
                 "run": _state(run),
             }
         )
-    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    return [{column: row.get(column) for column in columns} for row in rows]
+    return rows
 
 
 def overview_table(section: Section) -> list[Row]:

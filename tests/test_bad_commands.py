@@ -166,7 +166,13 @@ def runs(place):
     """Runs with which something is wrong."""
     for name in ("unfinished", "headless", "damaged", "renamed", "nested"):
         untrained(name)
-    for path in ("headless/snapshots/4", "directories/config.yaml", "directories/snapshots", "foreign/x", "pictures/figures"):
+    for path in (
+        "headless/snapshots/4",
+        "directories/config.yaml",
+        "directories/snapshots",
+        "foreign/x",
+        "pictures/figures",
+    ):
         (place / path).mkdir(parents=True)
     (place / "damaged/config.yaml").write_text("sede: 1\n")
     for name, ticket in {"renamed": "r0-group-l2-0.5", "nested": TICKET}.items():

@@ -5,7 +5,7 @@ All text from runs is escaped by the template.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -71,7 +71,7 @@ class Part:
     messages: Sequence[str] = ()
     missing: Sequence[tuple[str, Sequence[str]]] = ()
     pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = field(default_factory=list)
+    tables: Sequence[Table] = ()
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
