@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from loft_jax.cache import cache_directory
+from loft_jax.cache import keep_compiled_programs
 from loft_jax.config import Config
 from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
