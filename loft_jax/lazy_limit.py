@@ -1,9 +1,9 @@
 """What the left side of Theorem 1 tends to at infinite width: the floor, in closed form. Derived in docs/theory.md.
 
-There the network is linear in its weights (activation patterns stay), and masks are seen in three ways. A worker's output
-is f_s = scale * xi * f + e_s, with e_s independent, of covariance scale^2 xi (1 - xi) H, H that of the outputs. What the
-mean over filters sees of it moves f; what single filters see moves W without moving f; and so does whether a filter was
-trained at all.
+There the network is linear in its weights (activation patterns stay), and masks act in three ways. A worker's output is
+f_s = scale * xi * f + e_s, with e_s independent, of covariance scale^2 xi (1 - xi) H, where H is that of the outputs over
+initial weights. What all filters see alike of these e_s moves f. What each filter sees for itself moves W and leaves f,
+and so does whether a filter was trained at all.
 """
 
 from typing import NamedTuple
@@ -63,8 +63,16 @@ def lazy_limit(
 ) -> Limit:
     """The two terms of the left side at infinite width, for one local step, from outputs `initial` [n] at W_0.
 
-    LoFT's outputs are f_0 + K u_t and gradient descent's f_0 + K v_t, where u and v are affine in the noise; followed are
-    the second moments of z = (1, u, v).
+    LoFT's outputs are f_0 + K u_t and gradient descent's f_0 + K v_t. u and v are affine in the noise, so the second
+    moments of z = (1, u, v) are all that is followed.
+
+    Args:
+      kernels: of infinite width, [n, n].
+      labels: [n].
+      initial: [n], f(X, W_0) of one draw.
+      rates: the steps, xi and the scales.
+      masks: of the same workers and xi.
+      rounds: T.
     """
     n, kernel = len(labels), kernels.tangent
     noise = rates.output_scale**2 * rates.xi * (1 - rates.xi) * kernels.outputs

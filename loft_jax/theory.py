@@ -1,8 +1,8 @@
 """Theorem 1 by experiment: python -m loft_jax.theory --config configs/theory.yaml --out runs/theory
 
 The theorem bounds how far LoFT's trajectory lies from gradient descent's, for a network of one hidden convolutional
-layer. Both are run from the same start, in float64: over the number of filters, of workers, the masks' density, the step
-and the rounds. Written are results.csv, a row a point; summary.json, the slopes; and figures.
+layer. Both are run from the same start, in float64, over the number of filters, the number of workers, the density of
+the masks, the step and the rounds. Written are results.csv (a row a point), summary.json (the slopes) and figures.
 """
 
 import os
@@ -21,7 +21,9 @@ RESULTS, SUMMARY, CONFIG = "results.csv", "summary.json", "config.yaml"
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.theory", __doc__, TheoryConfig)
-    command.parser.add_argument("--out", metavar="DIR", default=OUT, help="directory of the results (default: %(default)s)")
+    command.parser.add_argument(
+        "--out", metavar="DIR", default=OUT, help="directory of the results (default: %(default)s)"
+    )
     arguments, config = command.parse()
     check_fits(config, machine_bytes())
     run(config, results_directory(arguments.out))
@@ -33,7 +35,13 @@ def check_fits(config: TheoryConfig, available: int) -> None:
     most, needed = theory.most_filters, theory.bytes_for(theory.most_filters)
     if needed <= available:
         return
-    key = "filters" if most == theory.filters else "sweep_filters" if most in theory.swept("filters") else "sweep_disjoint"
+    key = (
+        "filters"
+        if most == theory.filters
+        else "sweep_filters"
+        if most in theory.swept("filters")
+        else "sweep_disjoint"
+    )
     fitting = int(most * available / needed)
     change = f"try at most {fitting} filters" if theory.bytes_for(fitting) <= available else "lower theory.samples"
     raise UserError(

@@ -28,13 +28,15 @@ SWEPT = {
 class Theory(Section):
     data: Literal["digits", "gaussian"] = Field(
         "digits",
-        description="inputs: handwritten digits less their mean image, rows as channels and columns as pixels, labelled "
-        "odd (1) or even (-1); or independent normal numbers, labelled 1 or -1 at random",
+        description="inputs: handwritten digits less their mean image, rows as channels and columns as pixels, labelled 1 "
+        "if odd and -1 if even; or independent normal numbers, labelled 1 or -1 at random",
     )
     samples: Annotated[int, Field(ge=2, le=1797)] = Field(16, description="n, inputs")
     channels: Size = Field(DIGITS_SIDE, description="d, channels of an input; 8 for digits")
-    pixels: Size = Field(DIGITS_SIDE, description="p, pixels of an input; 8 for digits")
-    window: Size = Field(3, description="q, pixels of a patch, counted round the edge; at most theory.pixels")
+    pixels: Annotated[int, Field(ge=1, le=64)] = Field(DIGITS_SIDE, description="p, pixels of an input; 8 for digits")
+    window: Annotated[int, Field(ge=1, le=64)] = Field(
+        3, description="q, pixels of a patch, counted round the edge; at most theory.pixels"
+    )
     signs: Literal["pixel", "filter"] = Field(
         "pixel", description="the fixed output weights, 1 or -1: one per filter and pixel, or one per filter"
     )
@@ -47,7 +49,8 @@ class Theory(Section):
     local_steps: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="steps of a worker in a round")
     scale: Literal["unbiased", "differentiated", "literal"] = Field(
         "unbiased",
-        description="1/xi in a worker's output, so that its mean is the whole network's; in its gradient too; or nowhere",
+        description="where 1/xi stands: in a worker's output, whose mean is then the whole network's; in its gradient too; "
+        "or nowhere",
     )
     gd_step: Literal["theta_eta", "eta"] = Field(
         "theta_eta",

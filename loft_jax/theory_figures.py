@@ -1,17 +1,19 @@
 """Figures of the experiment on Theorem 1, from its rows."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from loft_jax.theory_sweep import Row
 
 # Okabe and Ito's colours, told apart by people who see few; markers and line styles differ too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-LEFT = r"left side: $E\|W_T-\hat W_T\|_F^2+\eta\sum_t E\|f-\hat f\|^2$"
+LEFT = "left side of the theorem (a squared distance)"
 
 
 def draw_figures(rows: Sequence[Row]) -> dict[str, bytes]:
@@ -34,7 +36,7 @@ def width_figure(rows: Sequence[Row]) -> Figure:
         _line(whole, points, "filters", "limit", f"{label}: limit", colour, "--")
         _measured(above, points, "filters", "excess", label, colour, marker)
     first = [row for row in _of(rows, "filters") if (row["excess"] or 0) > 0][:1]
-    for power, style, label in ((-0.25, ":", r"$m^{-1/4}$, as the bound"), (-1, "-.", r"$m^{-1}$")):
+    for power, style, label in ((-0.25, ":", r"$m^{-1/4}$, as the bound allows"), (-1, "-.", r"$m^{-1}$")):
         if first:
             at = [row["filters"] for row in _of(rows, "filters")]
             above.plot(at, [first[0]["excess"] * (m / at[0]) ** power for m in at], style, color=GREY, label=label)
@@ -52,7 +54,7 @@ def masks_figure(rows: Sequence[Row]) -> Figure:
         _line(axes, points, key, "limit", "limit of infinite width", BLUE, "--")
         _line(axes, points, key, "bound_masks", "bound's second term, no constant", GREY, ":")
     _finish(workers, "workers $S$", LEFT)
-    _finish(density, r"$1-\xi$ (0 at $\xi=1$, where the left side is rounding)", LEFT)
+    _finish(density, r"$1-\xi$", LEFT)
     return figure
 
 
@@ -115,11 +117,23 @@ def _line(
 
 def _finish(axes: Axes, xlabel: str, ylabel: str, *, logarithmic: bool = True) -> None:
     axes.set_xscale("log", base=2 if "$m$" in xlabel or "$S$" in xlabel else 10)
+    if "$m$" not in xlabel:
+        _plain_numbers(axes.xaxis)
     if logarithmic:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high / low < 100:
+            _plain_numbers(axes.yaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10 ...; by itself it has too few labels, or too many that overlap."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _encoded(figure: Figure, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The experiment: settings in a star round one point, each compared over draws of W_0; rows, slopes and where they end."""
+"""The experiment: settings in a star round one point, each compared over draws of W_0; its rows and slopes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -70,8 +70,23 @@ class SweepProgress:
 
 def print_results(rows: Sequence[Row], summary: Row) -> None:
     """The points and the slopes."""
-    headings = ("sweep", "m", "S", "xi", "eta", "T", "left side", "weights", "outputs", "limit", "changed", "bound, masks")
-    table = titled_table("left side of Theorem 1 ± standard error over W_0, its terms, its limit; bound without constant", *headings)
+    headings = (
+        "sweep",
+        "m",
+        "S",
+        "xi",
+        "eta",
+        "T",
+        "left side",
+        "weights",
+        "outputs",
+        "limit",
+        "changed",
+        "bound, masks",
+    )
+    table = titled_table(
+        "left side of Theorem 1 ± standard error over W_0, its terms, its limit; bound without constant", *headings
+    )
     for row in rows:
         if row["sweep"] == "rounds" and row["rounds"] & (row["rounds"] - 1):
             continue
