@@ -1,9 +1,9 @@
 """What the left side of Theorem 1 tends to at infinite width: the floor, in closed form. Derived in docs/theory.md.
 
 There the network is linear in its weights (activation patterns stay), and masks act in three ways. A worker's output is
-f_s = scale * xi * f + e_s, with e_s independent, of covariance scale^2 xi (1 - xi) H, where H is that of the outputs over
-initial weights. What all filters see alike of these e_s moves f. What each filter sees for itself moves W and leaves f,
-and so does whether a filter was trained at all.
+f_s = scale * xi * f + e_s, with e_s independent, of covariance scale^2 xi (1 - xi) H, where H is that of the outputs
+over initial weights. What all filters see alike of these e_s moves f. What each filter sees for itself moves W and
+leaves f, and so does whether a filter was trained at all.
 """
 
 from typing import NamedTuple

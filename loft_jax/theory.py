@@ -31,23 +31,18 @@ def main() -> None:
 
 def check_fits(config: TheoryConfig, available: int) -> None:
     """Raise UserError if the largest network of the sweep needs more than so many bytes."""
-    theory = config.theory
-    most, needed = theory.most_filters, theory.bytes_for(theory.most_filters)
+    theory, most = config.theory, config.theory.most_filters
+    fixed, per_filter = theory.bytes_needed
+    needed = fixed + most * per_filter
     if needed <= available:
         return
-    key = (
-        "filters"
-        if most == theory.filters
-        else "sweep_filters"
-        if most in theory.swept("filters")
-        else "sweep_disjoint"
-    )
-    fitting = int(most * available / needed)
-    change = f"try at most {fitting} filters" if theory.bytes_for(fitting) <= available else "lower theory.samples"
+    swept = [key for key in ("filters", "sweep_filters", "sweep_disjoint") if str(most) in str(getattr(theory, key))]
+    fitting = (available - fixed) // per_filter
+    change = f"try at most {fitting} filters, or lower theory.rounds" if fitting > 0 else "lower theory.samples"
     raise UserError(
-        f"theory.{key}={getattr(theory, key)}: {most} filters with theory.samples={theory.samples}, theory.pixels="
-        f"{theory.pixels} and theory.rounds={theory.rounds} need {needed / 1e9:,.1f} GB of memory, and must fit in the "
-        f"{available / 1e9:,.1f} GB of this machine; {change}"
+        f"theory.{swept[0]}={getattr(theory, swept[0])}: {most} filters with theory.samples={theory.samples}, "
+        f"theory.pixels={theory.pixels} and theory.rounds={theory.rounds} need {needed / 1e9:,.1f} GB of memory, and "
+        f"must fit in the {available / 1e9:,.1f} GB of this machine; {change}"
     )
 
 

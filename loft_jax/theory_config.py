@@ -28,8 +28,8 @@ SWEPT = {
 class Theory(Section):
     data: Literal["digits", "gaussian"] = Field(
         "digits",
-        description="inputs: handwritten digits less their mean image, rows as channels and columns as pixels, labelled 1 "
-        "if odd and -1 if even; or independent normal numbers, labelled 1 or -1 at random",
+        description="inputs: handwritten digits less their mean image, rows as channels and columns as pixels, "
+        "labelled 1 if odd and -1 if even; or independent normal numbers, labelled 1 or -1 at random",
     )
     samples: Annotated[int, Field(ge=2, le=1797)] = Field(16, description="n, inputs")
     channels: Size = Field(DIGITS_SIDE, description="d, channels of an input; 8 for digits")
@@ -49,8 +49,8 @@ class Theory(Section):
     local_steps: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="steps of a worker in a round")
     scale: Literal["unbiased", "differentiated", "literal"] = Field(
         "unbiased",
-        description="where 1/xi stands: in a worker's output, whose mean is then the whole network's; in its gradient too; "
-        "or nowhere",
+        description="where 1/xi stands: in a worker's output, whose mean is then the whole network's; in its gradient "
+        "too; or nowhere",
     )
     gd_step: Literal["theta_eta", "eta"] = Field(
         "theta_eta",
@@ -79,8 +79,7 @@ class Theory(Section):
     @classmethod
     def _joined(cls, value: Any) -> Any:
         numbers = isinstance(value, list | tuple) and all(type(number) in (int, float) for number in value)
-        alone = type(value) in (int, float)
-        return ",".join(map(str, value)) if numbers else str(value) if alone else value
+        return ",".join(map(str, value)) if numbers else value
 
     @field_validator(*SWEPT)
     @classmethod
@@ -98,27 +97,6 @@ class Theory(Section):
             raise ValueError("names a number twice; leave one out")
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Theory":
-        if self.data == "digits":
-            for key, value in (("channels", self.channels), ("pixels", self.pixels)):
-                if value != DIGITS_SIDE:
-                    raise ValueError(
-                        f"theory.{key}={value}: must be {DIGITS_SIDE} for theory.data=digits; leave it out, or use "
-                        "theory.data=gaussian"
-                    )
-        if self.window > self.pixels:
-            raise ValueError(
-                f"theory.window={self.window}: must be at most theory.pixels={self.pixels}; try {self.pixels}"
-            )
-        least = min(self.filters, *self.swept("filters"), *self.swept("disjoint"))
-        for key, most in (("workers", self.workers), ("sweep_workers", self.swept("workers")[-1])):
-            if most > least:
-                raise ValueError(
-                    f"theory.{key}={most}: must be at most the {least} filters of the smallest network; try {least}"
-                )
-        return self
-
     def swept(self, quantity: str) -> tuple[Any, ...]:
         """The numbers in `sweep_QUANTITY`, ascending."""
         kind = SWEPT[f"sweep_{quantity}"][2]
@@ -133,11 +111,16 @@ class Theory(Section):
         """Filters of the largest network."""
         return max(self.filters, *self.swept("filters"), *self.swept("disjoint"))
 
-    def bytes_for(self, filters: int) -> int:
-        """What comparing needs most of at once: gradient descent's path, and hidden layers with their gradients."""
+    @property
+    def bytes_needed(self) -> tuple[int, int]:
+        """What a comparison needs at once: bytes whatever its filters, for the kernels, and bytes for each filter.
+
+        The latter are for gradient descent's path and for hidden layers with their gradients.
+        """
+        workers = max(self.workers, self.swept("workers")[-1])
         path = (self.rounds + 5) * self.patch_size
-        layers = 3 * self.samples * self.pixels + 4 * self.samples + 3 * self.workers
-        return 8 * (filters * (path + layers) + 4 * (self.samples * self.pixels) ** 2)
+        layers = 4 * self.samples * self.pixels + 4 * self.samples + 3 * workers
+        return 8 * 4 * (self.samples * self.pixels) ** 2, 8 * (path + layers)
 
     @property
     def patch_size(self) -> int:
@@ -150,3 +133,25 @@ class TheoryConfig(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
     theory: Theory = Theory()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TheoryConfig":
+        theory = self.theory
+        if theory.data == "digits":
+            for key, value in (("channels", theory.channels), ("pixels", theory.pixels)):
+                if value != DIGITS_SIDE:
+                    raise ValueError(
+                        f"theory.{key}={value}: must be {DIGITS_SIDE} for theory.data=digits; leave it out, or use "
+                        "theory.data=gaussian"
+                    )
+        if theory.window > theory.pixels:
+            raise ValueError(
+                f"theory.window={theory.window}: must be at most theory.pixels={theory.pixels}; try {theory.pixels}"
+            )
+        least = min(theory.filters, *theory.swept("filters"), *theory.swept("disjoint"))
+        for key, most in (("workers", theory.workers), ("sweep_workers", theory.swept("workers")[-1])):
+            if most > least:
+                raise ValueError(
+                    f"theory.{key}={most}: must be at most the {least} filters of the smallest network; try {least}"
+                )
+        return self

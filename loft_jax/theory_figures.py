@@ -102,7 +102,7 @@ def _of(rows: Sequence[Row], sweep: str) -> list[Row]:
 def _measured(axes: Axes, rows: Sequence[Row], x: str, y: str, label: str, colour: str, marker: str) -> None:
     shown = [row for row in rows if row[y] is not None and row[y] > 0]
     # A bar that reaches 0 or below has no lower end on a logarithmic axis.
-    errors = [[min(row[f"{y}_se"], 0.99 * row[y]) for row in shown], [row[f"{y}_se"] for row in shown]]
+    errors = [[min(row[f"{y}_se"], 0.9 * row[y]) for row in shown], [row[f"{y}_se"] for row in shown]]
     at, values = [row[x] for row in shown], [row[y] for row in shown]
     axes.errorbar(at, values, errors, fmt=f"{marker}-", ms=5, capsize=3, color=colour, label=label)
 
@@ -116,8 +116,9 @@ def _line(
 
 
 def _finish(axes: Axes, xlabel: str, ylabel: str, *, logarithmic: bool = True) -> None:
-    axes.set_xscale("log", base=2 if "$m$" in xlabel or "$S$" in xlabel else 10)
-    if "$m$" not in xlabel:
+    doubling = "$m$" in xlabel or "$S$" in xlabel
+    axes.set_xscale("log", base=2 if doubling else 10)
+    if not doubling:
         _plain_numbers(axes.xaxis)
     if logarithmic:
         axes.set_yscale("log")
