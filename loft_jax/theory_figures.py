@@ -101,6 +101,8 @@ def _of(rows: Sequence[Row], sweep: str) -> list[Row]:
 
 def _measured(axes: Axes, rows: Sequence[Row], x: str, y: str, label: str, colour: str, marker: str) -> None:
     shown = [row for row in rows if row[y] is not None and row[y] > 0]
+    if not shown:
+        return
     # A bar that reaches 0 or below has no lower end on a logarithmic axis.
     errors = [[min(row[f"{y}_se"], 0.9 * row[y]) for row in shown], [row[f"{y}_se"] for row in shown]]
     at, values = [row[x] for row in shown], [row[y] for row in shown]
@@ -112,10 +114,15 @@ def _line(
 ) -> None:
     shown = [row for row in rows if row[y] is not None and row[y] > 0]
     at, values = [row[x] for row in shown], [row[y] for row in shown]
-    axes.plot(at, values, style, marker=marker, ms=4, color=colour, label=label)
+    if shown:
+        axes.plot(at, values, style, marker=marker, ms=4, color=colour, label=label)
 
 
 def _finish(axes: Axes, xlabel: str, ylabel: str, *, logarithmic: bool = True) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "no value above zero", ha="center", transform=axes.transAxes)
+        return
     doubling = "$m$" in xlabel or "$S$" in xlabel
     axes.set_xscale("log", base=2 if doubling else 10)
     if not doubling:
@@ -125,7 +132,6 @@ def _finish(axes: Axes, xlabel: str, ylabel: str, *, logarithmic: bool = True) -
         low, high = axes.get_ylim()
         if high / low < 100:
             _plain_numbers(axes.yaxis)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
