@@ -5,24 +5,25 @@ layer. Both are run from the same start, in float64, over the number of filters,
 the masks, the step and the rounds. Written are results.csv (a row a point), summary.json (the slopes) and figures.
 """
 
+import json
 import os
 from pathlib import Path
 
+import yaml
+
 from loft_jax.cli import CommandLine, run_command, shown
 from loft_jax.errors import UserError
+from loft_jax.run_directory import CONFIG, RESULTS, SUMMARY, write_aside, write_table
 from loft_jax.sections import path_problem
 from loft_jax.theory_config import TheoryConfig
 
 # What imports JAX is imported where it is needed: a typo is told before JAX is loaded.
 
-OUT = "runs/theory"
-RESULTS, SUMMARY, CONFIG = "results.csv", "summary.json", "config.yaml"
-
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.theory", __doc__, TheoryConfig)
     command.parser.add_argument(
-        "--out", metavar="DIR", default=OUT, help="directory of the results (default: %(default)s)"
+        "--out", metavar="DIR", default="runs/theory", help="directory of the results (default: %(default)s)"
     )
     arguments, config = command.parse()
     check_fits(config, machine_bytes())
@@ -75,24 +76,20 @@ def results_directory(name: str) -> Path:
 
 def run(config: TheoryConfig, directory: Path) -> None:
     """Run the experiment, and write and print what was found. Raises UserError for steps that diverge."""
-    import json
-
-    import yaml
-
     from loft_jax.cache import keep_compiled_programs
-    from loft_jax.run_directory import write_aside, write_table
     from loft_jax.theory_figures import draw_figures
-    from loft_jax.theory_sweep import COLUMNS, Experiment
+    from loft_jax.theory_rows import COLUMNS, result_rows, result_summary
+    from loft_jax.theory_sweep import TheoremSweep
     from loft_jax.theory_tables import SweepProgress, print_inputs, print_results
 
     keep_compiled_programs()
-    experiment = Experiment(config)
-    print_inputs(experiment)
-    with SweepProgress(experiment) as progress:
-        experiment.run(progress.update)
-    rows, summary = experiment.rows(), experiment.summary()
-    write_aside(directory / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    sweep = TheoremSweep(config)
+    print_inputs(sweep)
+    with SweepProgress(sweep) as progress:
+        sweep.run(progress.update)
+    rows, summary = result_rows(sweep), result_summary(sweep)
     write_table(directory / RESULTS, COLUMNS, rows)
+    write_aside(directory / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
     write_aside(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
     for name, content in draw_figures(rows).items():
         write_aside(directory / name, content)

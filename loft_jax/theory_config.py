@@ -11,6 +11,7 @@ from loft_jax.sections import PositiveFloat, Section
 
 MOST_FILTERS = 2**24
 MOST_WORKERS = 4096
+WIDE = 2048  # filters, above which there are fewer mask seeds
 Width = Annotated[int, Field(ge=1, le=MOST_FILTERS)]
 Size = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -33,6 +34,7 @@ class Theory(Section):
     )
     samples: Annotated[int, Field(ge=2, le=1797)] = Field(16, description="n, inputs")
     channels: Size = Field(DIGITS_SIDE, description="d, channels of an input; 8 for digits")
+    # At most 64, for the compiled program writes every pixel out.
     pixels: Annotated[int, Field(ge=1, le=64)] = Field(DIGITS_SIDE, description="p, pixels of an input; 8 for digits")
     window: Annotated[int, Field(ge=1, le=64)] = Field(
         3, description="q, pixels of a patch, counted round the edge; at most theory.pixels"
@@ -62,9 +64,9 @@ class Theory(Section):
         8, description="draws of the initial weights, over which errors are taken"
     )
     mask_seeds: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        64, description="seeds over which the mean over masks is taken, up to 2048 filters"
+        64, description=f"seeds over which the mean over masks is taken, up to {WIDE} filters"
     )
-    wide_mask_seeds: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description="the same above 2048 filters")
+    wide_mask_seeds: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description=f"the same above {WIDE} filters")
     sweep_filters: str = Field(
         "64,128,256,512,1024,2048,4096,8192,16384", description="m, for masks as the theorem has them"
     )
@@ -104,7 +106,7 @@ class Theory(Section):
 
     def seeds_for(self, filters: int) -> int:
         """Mask seeds of a network of so many filters."""
-        return self.mask_seeds if filters <= 2048 else self.wide_mask_seeds
+        return self.mask_seeds if filters <= WIDE else self.wide_mask_seeds
 
     @property
     def most_filters(self) -> int:

@@ -10,31 +10,32 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loft_jax.progress import console, titled_table
 from loft_jax.summary import duration
-from loft_jax.theory_sweep import Experiment, Row, Setting
+from loft_jax.theory_rows import Row
+from loft_jax.theory_sweep import Setting, TheoremSweep
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def print_inputs(experiment: Experiment) -> None:
+def print_inputs(sweep: TheoremSweep) -> None:
     """The lines before the experiment: inputs, network, kernel, readings, extent."""
-    theory, eigenvalues = experiment.theory, experiment.kernels.eigenvalues
+    theory, eigenvalues = sweep.theory, sweep.kernels.eigenvalues
     sizes = f"n = {theory.samples}, d = {theory.channels}, p = {theory.pixels}, q = {theory.window}"
     print(f"inputs    {theory.data}: {sizes}")
     print(f"network   one sign per {theory.signs}, kappa = {theory.kappa:g}")
     print(f"kernel    eigenvalues of infinite width: {eigenvalues[0]:.4f} (lambda_0) to {eigenvalues[-1]:.4f}")
     print(f"readings  theory.scale: {theory.scale}, theory.gd_step: {theory.gd_step}")
-    count = len(experiment.settings)
+    count = len(sweep.settings)
     print(f"sweep     {count} points, {theory.draws} draws of W_0 each, {theory.rounds} rounds", flush=True)
 
 
 class SweepProgress:
     """Shows the draw that is done and the time left: a bar on a terminal, else a line now and then, on stderr."""
 
-    def __init__(self, experiment: Experiment):
-        theory = experiment.theory
-        self._work = experiment.work
-        self._total, self._done = theory.draws * sum(map(experiment.work, experiment.settings)), 0
-        self._points = {setting: i + 1 for i, setting in enumerate(experiment.settings)}
+    def __init__(self, sweep: TheoremSweep):
+        theory = sweep.theory
+        self._work = sweep.work
+        self._total, self._done = theory.draws * sum(map(sweep.work, sweep.settings)), 0
+        self._points = {setting: i + 1 for i, setting in enumerate(sweep.settings)}
         self._draws = theory.draws
         self._start = self._last_line = time.perf_counter()
         self._bar = None

@@ -78,7 +78,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
     with (
         mock.patch("loft_jax.experiment.configure_jax", side_effect=effect),
         mock.patch("loft_jax.planning.configure_jax", side_effect=effect),
-        mock.patch("loft_jax.theory_sweep.Experiment.run", side_effect=effect),
+        mock.patch("loft_jax.theory_sweep.TheoremSweep.run", side_effect=effect),
         mock.patch.object(sys, "argv", [command, *arguments]),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as said,

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from loft_jax import theory
+from loft_jax.errors import RunStopped
 from loft_jax.masked_descent import Rates, compare
 from loft_jax.theory_config import TheoryConfig
-from loft_jax.theory_sweep import COLUMNS, Experiment, Setting, bound_terms, fitted_slope, rates_of
+from loft_jax.theory_rows import COLUMNS, bound_terms, fitted_slope, per_draw
+from loft_jax.theory_sweep import Setting, TheoremSweep, rates_of
 
 SMALL = {
     "draws": 8,
@@ -29,7 +31,7 @@ SMALL = {
 
 
 def experiment(**settings):
-    return Experiment(TheoryConfig(theory={**SMALL, **settings}))
+    return TheoremSweep(TheoryConfig(theory={**SMALL, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def small():
 
 def column(made, sweep, name):
     """[points, draws], after the last round."""
-    return np.array([made.per_draw(setting)[name].T[-1] for setting in made.sweeps[sweep]])
+    return np.array([per_draw(made, setting, made.theory.rounds)[name] for setting in made.sweeps[sweep]])
 
 
 def margin(values):
@@ -58,8 +60,9 @@ def test_the_left_side_falls_with_filters_and_workers_and_grows_with_the_step(sm
 
 
 def test_the_left_side_grows_with_the_rounds(small):
-    left = small[0].per_draw(small[0].sweeps["rounds"][0])["left"]
-    assert all(margin(later - earlier) > 4 for earlier, later in pairwise(left.T))
+    made = small[0]
+    left = [per_draw(made, made.sweeps["rounds"][0], t)["left"] for t in range(made.theory.rounds + 1)]
+    assert all(margin(later - earlier) > 4 for earlier, later in pairwise(left))
 
 
 def test_the_left_side_falls_with_xi_and_is_nothing_at_1(small):
@@ -159,6 +162,14 @@ def test_slopes_are_of_powers_and_use_what_is_positive():
     # The t-interval of three slopes that lie 0.1 apart: 4.303 * 0.1 / sqrt(3).
     assert fitted_slope(at[:3], values[:3])["high"] == pytest.approx(-0.5 + 0.24841, abs=1e-5)
     assert fitted_slope(at[:2], values[:2]) is None
+
+
+def test_weights_that_grow_without_bound_stop_the_run(monkeypatch):
+    monkeypatch.setattr("loft_jax.theory_sweep.check_step", lambda *_: None)
+    one_point = {"filters": 8, "sweep_filters": "8", "sweep_disjoint": "8", "sweep_workers": "4", "sweep_xi": "0.5"}
+    made = experiment(**one_point, draws=2, eta=1e9, rounds=60)
+    with pytest.raises(RunStopped, match=r"theory.eta=1e\+09: with 8 filters the weights grow without bound"):
+        made.run()
 
 
 @pytest.mark.parametrize("signs", ["pixel", "filter"])
