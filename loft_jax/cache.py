@@ -12,6 +12,15 @@ def cache_directory() -> Path:
     return Path(os.environ.get("LOFT_JAX_CACHE") or "~/.cache/loft_jax").expanduser()
 
 
+def keep_compiled_programs() -> None:
+    """Let JAX keep there what it compiles, unless the environment names another place."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def write_aside(path: Path, array: Any) -> None:
     """Write a NumPy array to a file of the cache, whole or not at all; where that fails, warn and go on without."""
     import numpy as np

@@ -11,7 +11,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -43,14 +43,25 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
         sys.exit(1)
 
 
-class CommandLine:
-    """An argument parser with every config field as a dotted option, and the options a command adds.
+Settings = TypeVar("Settings", bound=Section)
+
+
+class CommandLine(Generic[Settings]):
+    """An argument parser with every field of the settings as a dotted option, and the options a command adds.
 
     The settings start from `--config FILE`; a command that `reads_run`, one or several, takes run directories instead,
     as RUN.
     """
 
-    def __init__(self, prog: str, description: str, *, reads_run: Literal["one", "several"] | None = None):
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        settings: type[Settings] = Config,
+        *,
+        reads_run: Literal["one", "several"] | None = None,
+    ):
+        self._settings = settings
         self.parser = Parser(prog, description)
         if reads_run:
             nargs = "+" if reads_run == "several" else None
@@ -59,7 +70,7 @@ class CommandLine:
             self.parser.add_argument(
                 "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
             )
-        self._fields = dict(_fields(Config))
+        self._fields = dict(_fields(settings))
         overrides = "the run's own" if reads_run else "the file"
         group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
         for key, field in self._fields.items():
@@ -68,11 +79,12 @@ class CommandLine:
             names = [f"--{key}", *short]
             group.add_argument(*names, metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS, dest=key)
 
-    def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Config]:
+    def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
         """The command's own options, and the config. Raises UserError."""
         arguments, given = self.parse_overrides(argv)
         settings = {} if arguments.config is None else read_yaml(arguments.config)
-        return arguments, overridden(settings, given, source=arguments.config or "command line")
+        source = arguments.config or "command line"
+        return arguments, overridden(settings, given, source, self._settings)
 
     def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """The command's own options, and the text given for each dotted key. Raises UserError."""
@@ -123,20 +135,22 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
     return parse
 
 
-def overridden(settings: dict[str, Any], given: dict[str, str], source: str) -> Config:
+def overridden(
+    settings: dict[str, Any], given: dict[str, str], source: str, model: type[Settings] = Config
+) -> Settings:
     """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
     settings = spelt_out(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
-    return validated(settings, source)
+    return validated(settings, source, model)
 
 
-def validated(settings: dict[str, Any], source: str) -> Config:
+def validated(settings: dict[str, Any], source: str, model: type[Settings] = Config) -> Settings:
     """The config of nested settings. Raises UserError naming each wrong key, its value, the rule and what to use."""
     try:
-        return Config.model_validate(settings)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise UserError("\n       ".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+        raise UserError("\n       ".join(f"{source}: {_explain(e, model)}" for e in error.errors())) from None
 
 
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
@@ -244,22 +258,23 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[leaf] = value
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: dict[str, Any], model: type[Section]) -> str:
     path = [str(part) for part in error["loc"]]
-    known = list(dict(_fields(Config)))
+    fields = dict(_fields(model))
+    known = list(fields)
     # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
     while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
         path.pop()
     key, value = ".".join(path), error["input"]
     match error["type"]:
         case "extra_forbidden":
-            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(Config.model_fields)
-            top = list(Config.model_fields) if "." not in key else []
+            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
+            top = list(model.model_fields) if "." not in key else []
             return f"unknown key {shown(key)}{_nearest(key, siblings + top + known)}; see --help"
         case "invalid_key":
             return f"unknown key {shown(key)}: keys are text; see --help"
         case "literal_error":
-            choices = type_name(dict(_fields(Config))[key]).split("|")
+            choices = type_name(fields[key]).split("|")
             return f"{key}={shown(value)}: must be one of {', '.join(choices)}{_nearest(str(value), choices)}"
         case "model_type":
             text = "null" if value is None else _short.repr(value)

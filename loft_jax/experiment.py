@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from loft_jax.cache import cache_directory
+from loft_jax.cache import keep_compiled_programs
 from loft_jax.config import Config
 from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
@@ -41,9 +41,7 @@ def configure_jax(config: Config) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if config.train.deterministic and _DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    keep_compiled_programs()
 
 
 def jit_once(function: Callable[[], Any]) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     NORM_STATISTICS = 4
     REINITIALISATION = 5
     RANDOM_TICKET = 6
+    THEOREM = 7
 
 
 def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:

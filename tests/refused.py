@@ -15,10 +15,14 @@ import yaml
 from loft_jax.cli import _fields, run_command
 from loft_jax.config import Config
 from loft_jax.run_directory import RunDirectory
+from loft_jax.theory_config import TheoryConfig
 from loft_jax.ticket import Ticket
 
 PACKAGE = Path(__file__).resolve().parents[1] / "loft_jax"
 FIELDS = dict(_fields(Config))
+# A command of each kind of settings, and the option for its directory.
+SETTINGS = {"train": Config, "theory": TheoryConfig}
+DIRECTORY = {"train": "--workdir", "theory": "--out"}
 TICKET = "r4-group-l2-0.5"
 LONG = "x" * 300
 
@@ -75,6 +79,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
         mock.patch("loft_jax.experiment.configure_jax", side_effect=effect),
         mock.patch("loft_jax.planning.configure_jax", side_effect=effect),
         mock.patch("loft_jax.report.run", side_effect=AcceptedError),
+        mock.patch("loft_jax.theory_sweep.TheoremSweep.run", side_effect=effect),
         mock.patch.object(sys, "argv", [command, *arguments]),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as said,

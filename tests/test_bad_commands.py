@@ -140,6 +140,28 @@ COMMANDS = [
     ("report", "run --out out --data.batch_size 0", "data.batch_size"),
     ("report", "run --out out --loft.wrokers 2", "unknown option --loft.wrokers; did you mean --loft.workers?"),
     ("report", "run --ou out", "the following arguments are required: --out"),
+    ("theory", "--config nowhere.yaml", "--config nowhere.yaml: no such file"),
+    ("theory", ["--config", ""], "--config '': is empty"),
+    ("theory", "--out", "argument --out: expected one argument"),
+    ("theory", ["--out", ""], "--out '': is empty"),
+    ("theory", ["--out", "a\0b"], r"--out 'a\x00b': has a control character"),
+    ("theory", ["--out", LONG], "is too long"),
+    ("theory", "--out file", "--out file: cannot be written"),
+    ("theory", "--out file/x", "--out file/x: cannot be written"),
+    ("theory", "--out /proc/x", "--out /proc/x: cannot be written"),
+    ("theory", "--out run", "--out run: is not empty and holds no results.csv of an experiment; use another"),
+    (
+        "theory",
+        "--theory.scale literl",
+        "theory.scale=literl: must be one of unbiased, differentiated, literal; did you",
+    ),
+    ("theory", "--theory.work 4", "unknown option --theory.work; did you mean --theory.workers?"),
+    ("theory", "--theory.xi 0", "theory.xi='0': must be greater than 0"),
+    ("theory", "--loft.workers 4", "unknown option --loft.workers; did you mean --theory.workers?"),
+    ("theory", "--theory.sweep_filters 16777216 --theory.rounds 100000", "GB of memory, and must fit in the"),
+    ("theory", "--theory.filters 16777216 --theory.rounds 100000", "theory.filters=16777216: 16777216 filters with"),
+    ("theory", "--theory.data gaussian --theory.pixels 64 --theory.samples 1797", "this machine; lower theory.samples"),
+    ("theory", "run", "argument 'run' is not expected here"),
     ("bench", "--pair 3", "unknown option --pair; did you mean --pairs?"),
     ("bench", "3", "argument '3' is not expected here"),
     ("bench", "--json", "argument --json: expected one argument"),
@@ -158,7 +180,7 @@ WHOLE_NUMBERS = {
 }
 RATIOS = [("tickets", "run --ratios"), ("tickets", "run --ratios 0.5"), ("retrain", "run --every 2 --ratio")]
 # Commands that read no settings but their own.
-OWN_SETTINGS = {"bench"}
+OWN_SETTINGS = {"bench", "theory"}
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +282,7 @@ def test_a_summary_that_is_none_is_not_taken_for_a_finished_run(content, place):
         ("cost", "--config c.yaml --workers 0"),
         ("plan", "--config c.yaml --topology cpu:0"),
         ("report", "nowhere --out out"),
+        ("theory", "--theory.sweep_filters 16777216 --theory.rounds 100000"),
         ("bench", "--pairs 0"),
     ],
 )

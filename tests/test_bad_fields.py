@@ -10,12 +10,19 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 from pydantic.fields import FieldInfo
-from refused import FIELDS, LONG, refusal
+from refused import DIRECTORY, LONG, SETTINGS, refusal
 
-from loft_jax.config import Config, flatten
+from loft_jax.cli import _fields
+from loft_jax.config import flatten
 from loft_jax.sections import Section
 
-SECTIONS = [key for key, field in Config.model_fields.items() if isinstance(field.default, Section)]
+FIELDS = {(command, key): field for command, model in SETTINGS.items() for key, field in _fields(model)}
+SECTIONS = [
+    (command, key)
+    for command, model in SETTINGS.items()
+    for key, field in model.model_fields.items()
+    if isinstance(field.default, Section)
+]
 
 
 def parts(field: FieldInfo) -> tuple[Any, list[Any], bool]:
@@ -76,6 +83,8 @@ def out_of_range(field: FieldInfo) -> list[Any]:
     return [bound + past[name] for name, bound in bounds.items()]
 
 
+WRONG_COUNTS = ["1,two", "1,", ",", "0,1", "1;2", "1,1", "1.5", "2,-1", "1,1e9", "1_0", "\u0661", ["x"], {"a": 1}, LONG]
+WRONG_NUMBERS = ["1,two", "1,", ",", "-1", "0", "nan", "1,inf", "1,1.0", "0_1", "\u0661", "1e400", [True], LONG]
 # What no text of a field may be, beside what no text may be.
 WRONG_TEXTS = {
     "data.name": ["../digits", "/etc", "a//b", "a/", "/", ".", "a/../b", "di gits", "dígits", "mnist:3.0.1", LONG],
@@ -91,6 +100,11 @@ WRONG_TEXTS = {
         [],
         [3],
     ],
+    "theory.sweep_filters": WRONG_COUNTS,
+    "theory.sweep_disjoint": WRONG_COUNTS,
+    "theory.sweep_workers": [*WRONG_COUNTS, "5000"],
+    "theory.sweep_xi": [*WRONG_NUMBERS, "1.001"],
+    "theory.sweep_eta": [*WRONG_NUMBERS, "1e10"],
 }
 
 
@@ -99,49 +113,53 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return {section[0]: {leaf: value}} if section else {leaf: value}
 
 
-@pytest.mark.parametrize("key", FIELDS)
-def test_a_field_refuses_what_is_no_value_of_it(key, place):
-    values = wrong_types(FIELDS[key]) + out_of_range(FIELDS[key]) + WRONG_TEXTS.get(key, [])
+@pytest.mark.parametrize(("command", "key"), FIELDS)
+def test_a_field_refuses_what_is_no_value_of_it(command, key, place):
+    field, directory = FIELDS[command, key], [DIRECTORY[command], "w"]
+    values = wrong_types(field) + out_of_range(field) + WRONG_TEXTS.get(key, [])
     for value in values:
         (place / "wrong.yaml").write_text(yaml.safe_dump(nested(key, value)))
-        said = refusal("train", "--config", "wrong.yaml", "--workdir", "w")
+        said = refusal(command, "--config", "wrong.yaml", *directory)
         assert said.startswith((f"wrong.yaml: {key}=", "--config wrong.yaml: ")), (value, said)
         assert "\n" not in said, value
         assert len(said) < 900, value
         if isinstance(value, str | int | float) and len(str(value)) < 100:
             assert str(value) in said or repr(value) in said, (value, said)
         if isinstance(value, str) and "\0" not in value:
-            said = refusal("train", f"--{key}={value}", "--workdir", "w")
+            said = refusal(command, f"--{key}={value}", *directory)
             assert said.startswith(f"command line: {key}="), (value, said)
     assert not (place / "w").exists()
 
 
 def test_every_text_has_rows_of_its_own():
-    assert set(WRONG_TEXTS) == {key for key, field in FIELDS.items() if parts(field)[0] is str}
-    assert list(FIELDS) == list(flatten(Config()))
+    assert set(WRONG_TEXTS) == {key for (_, key), field in FIELDS.items() if parts(field)[0] is str}
+    for command, model in SETTINGS.items():
+        assert [key for name, key in FIELDS if name == command] == list(flatten(model()))
 
 
-@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if parts(field)[0] in (int, float, bool)])
-def test_a_field_is_given_on_the_command_line_without_its_value(key, place):
-    assert refusal("train", f"--{key}") == f"argument --{key}: expected one argument; see --help"
+@pytest.mark.parametrize(
+    ("command", "key"), [name for name, field in FIELDS.items() if parts(field)[0] in (int, float, bool)]
+)
+def test_a_field_is_given_on_the_command_line_without_its_value(command, key, place):
+    assert refusal(command, f"--{key}") == f"argument --{key}: expected one argument; see --help"
 
 
 @pytest.mark.parametrize("value", [3, 2.5, "nonsense", [1], True, [], b"1"])
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_refuses_what_is_no_mapping(section, value, place):
+@pytest.mark.parametrize(("command", "section"), SECTIONS)
+def test_a_section_refuses_what_is_no_mapping(command, section, value, place):
     (place / "wrong.yaml").write_text(yaml.safe_dump({section: value}))
-    said = refusal("train", "--config", "wrong.yaml", "--workdir", "w")
+    said = refusal(command, "--config", "wrong.yaml", DIRECTORY[command], "w")
     # A section may have a short form, of which the value is then a wrong one.
     assert said.startswith((f"wrong.yaml: {section}=", f"wrong.yaml: {section}.")), said
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("section", ["", *SECTIONS])
-def test_an_unknown_key_is_refused_in_every_section(section, place):
+@pytest.mark.parametrize(("command", "section"), [*SECTIONS, *((command, "") for command in SETTINGS)])
+def test_an_unknown_key_is_refused_in_every_section(command, section, place):
     for key in ("xyzzy", 1, None, 2.5, True, "a\nb", LONG):
         (place / "wrong.yaml").write_text(yaml.safe_dump({section: {key: 1}} if section else {key: 1}))
-        said = refusal("train", "--config", "wrong.yaml", "--workdir", "w")
+        said = refusal(command, "--config", "wrong.yaml", DIRECTORY[command], "w")
         assert said.startswith("wrong.yaml: unknown key ")
         assert "\n" not in said
     option = f"--{section}.xyzzy" if section else "--xyzzy"
-    assert refusal("train", option, "1").startswith(f"unknown option {option}")
+    assert refusal(command, option, "1").startswith(f"unknown option {option}")

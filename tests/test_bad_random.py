@@ -3,7 +3,7 @@
 import random
 
 import yaml
-from refused import FIELDS, TICKET, AcceptedError, refusal
+from refused import SETTINGS, TICKET, AcceptedError, refusal
 
 from loft_jax.config import Config, flatten
 
@@ -82,17 +82,6 @@ PIECES += [
 def mutated(rng: random.Random) -> tuple[str, list[str], str]:
     """A command, its arguments and a config file, of which a few characters, words or values have been replaced."""
 
-    def value(key: str) -> str:
-        default = flatten(Config())[key]
-        valid = "null" if default is None else str(default)
-        return valid if rng.random() < 0.7 else rng.choice(PIECES)
-
-    keys = rng.sample(list(FIELDS), 3)
-    settings = [f"{section}: {{{leaf}: {value(key)}}}" for key in keys for section, _, leaf in [key.rpartition(".")]]
-    text = yaml.safe_dump(Config().model_dump()) if rng.random() < 0.5 else "\n".join(settings)
-    for _ in range(rng.choice([0, 0, 1, 2])):
-        at = rng.randrange(len(text) + 1)
-        text = text[:at] + rng.choice(PIECES) + text[at + rng.randrange(4) :]
     command, given = rng.choice(
         [
             ("train", ["--config", "fuzzed.yaml", "--dry_run"]),
@@ -102,9 +91,23 @@ def mutated(rng: random.Random) -> tuple[str, list[str], str]:
             ("cost", ["--config", "fuzzed.yaml", "--workers", "2", "--no_compile"]),
             ("plan", ["--config", "fuzzed.yaml", "--topology", "cpu:4", "--memory_gb", "1"]),
             ("report", ["run", "--out", "out"]),
+            ("theory", ["--config", "fuzzed.yaml", "--out", "theory"]),
             ("bench", ["--pairs", "3", "--json", "bench.json"]),
         ]
     )
+    defaults = SETTINGS.get(command, Config)()
+
+    def value(key: str) -> str:
+        default = flatten(defaults)[key]
+        valid = "null" if default is None else str(default)
+        return valid if rng.random() < 0.7 else rng.choice(PIECES)
+
+    keys = rng.sample(list(flatten(defaults)), 3)
+    settings = [f"{section}: {{{leaf}: {value(key)}}}" for key in keys for section, _, leaf in [key.rpartition(".")]]
+    text = yaml.safe_dump(defaults.model_dump()) if rng.random() < 0.5 else "\n".join(settings)
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        at = rng.randrange(len(text) + 1)
+        text = text[:at] + rng.choice(PIECES) + text[at + rng.randrange(4) :]
     arguments = [*given, *(word for key in keys[: rng.randrange(3)] for word in (f"--{key}", value(key)))]
     for _ in range(rng.choice([0, 0, 1, 2])):
         at, word = rng.randrange(len(arguments)), rng.choice(PIECES)

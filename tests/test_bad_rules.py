@@ -1,7 +1,7 @@
 """The bad-input matrix of rules between fields, and of model, devices and data: a rule without a row fails."""
 
 import pytest
-from refused import PACKAGE, refusal, rules_of
+from refused import DIRECTORY, PACKAGE, refusal, rules_of
 
 # Options, and how the message begins.
 RULES = {
@@ -73,13 +73,41 @@ LATER_RULES = {
 # Rules that no command line can break here: tests of their own break them.
 TESTED_ELSEWHERE = ("GPipe runs in one process", "belongs to the filter groups", "JAX finds no device to run on")
 TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
-ALL_RULES = {**RULES, **LATER_RULES}
+THEORY_RULES = {
+    "channels of digits": ("--theory.channels 4", "theory.channels=4: must be 8 for theory.data=digits"),
+    "pixels of digits": ("--theory.pixels 16", "theory.pixels=16: must be 8 for theory.data=digits"),
+    "a window past the edge": (
+        "--theory.data gaussian --theory.pixels 4 --theory.window 5",
+        "theory.window=5: must be at most theory.pixels=4; try 4",
+    ),
+    "more workers than filters": ("--theory.workers 65", "theory.workers=65: must be at most the 64 filters"),
+    "more swept workers than filters": (
+        "--theory.sweep_workers 4,128 --theory.filters 100",
+        "theory.sweep_workers=128: must be at most the 64 filters of the smallest network; try 64",
+    ),
+    "a number twice": ("--theory.sweep_xi 0.5,0.50", "theory.sweep_xi=0.5,0.50: names a number twice"),
+    "a number out of range": ("--theory.sweep_xi 0.5,2", "theory.sweep_xi=0.5,2: '2' is out of range or no number"),
+    "a step that diverges": ("--theory.eta 2", "theory.eta=2: descent diverges, for its step of 1.88 times"),
+    "a swept step that diverges": ("--theory.sweep_eta 0.1,3", "theory.sweep_eta=3: descent diverges"),
+    "a step that diverges by its gradient's scale": (
+        "--theory.xi 0.1 --theory.eta 0.5 --theory.scale differentiated",
+        "theory.eta=0.5: descent diverges, for its step of 1.72 times",
+    ),
+}
+ALL_RULES = {**RULES, **LATER_RULES, **THEORY_RULES}
 
 
 @pytest.fixture(scope="module")
 def said_to_rules(place):
+    command = {row: "theory" if row in THEORY_RULES else "train" for row in ALL_RULES}
     return {
-        row: refusal("train", *options.split(), "--workdir", f"later {row}", sees_devices=row in LATER_RULES)
+        row: refusal(
+            command[row],
+            *options.split(),
+            DIRECTORY[command[row]],
+            f"later {row}",
+            sees_devices=row in LATER_RULES,
+        )
         for row, (options, _) in ALL_RULES.items()
     }
 
@@ -91,7 +119,18 @@ def test_settings_that_do_not_go_together_are_refused(row, said_to_rules):
 
 
 @pytest.mark.parametrize(
-    "file", ["config.py", "cuts.py", "sub_cnn.py", "mesh.py", "exchange.py", "experiment.py", "data/__init__.py"]
+    "file",
+    [
+        "config.py",
+        "cuts.py",
+        "sub_cnn.py",
+        "mesh.py",
+        "exchange.py",
+        "experiment.py",
+        "data/__init__.py",
+        "theory_config.py",
+        "theory_sweep.py",
+    ],
 )
 def test_every_rule_has_a_row(file, said_to_rules):
     for line, message in rules_of(PACKAGE / file):

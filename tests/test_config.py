@@ -331,7 +331,7 @@ def test_a_bug_keeps_its_traceback():
         run_command(lambda: 1 / 0)
 
 
-@pytest.mark.parametrize("module", ["cli", "config", "run_directory", "train"])
+@pytest.mark.parametrize("module", ["cli", "config", "run_directory", "train", "theory"])
 def test_what_reads_settings_loads_neither_jax_nor_numpy(module):
     code = f"import loft_jax.{module}, sys; print([m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
