@@ -178,7 +178,8 @@ def apart_updates(
         def one_step(_: int, own: jax.Array) -> jax.Array:
             layer = hidden(task.patches, task.signs, own)
             residual = rates.output_scale * layer.parts @ mask - task.labels
-            gradient = pull_back(task.patches, task.signs, layer.active, residual[:, None] * mask)
+            # Filters that it does not keep move as well, which nobody sees, and have no share in the mean.
+            gradient = pull_back(task.patches, task.signs, layer.active, residual[:, None])
             return own - rates.eta * rates.gradient_scale * gradient
 
         return total + share * (lax.fori_loop(0, local_steps, one_step, weights) - weights), None

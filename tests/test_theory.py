@@ -145,10 +145,26 @@ def test_the_star_moves_one_quantity_at_a_time_and_computes_each_point_once():
 
 def test_the_bound_without_its_constants():
     settings = TheoryConfig(theory={"kappa": 0.5, "delta": 0.25}).theory
-    found = bound_terms(settings, Setting("theorem", 16, 2, 0.5, 0.1), 10, 0.2)
-    # n = 16, d = 8; theta = 3/4.
+    found = bound_terms(settings, Setting("theorem", 16, 2, 0.25, 0.1), 10, 0.2)
+    # n = 16, d = 8; theta = 7/16.
     assert found["bound_width"] == pytest.approx(256 * 8**0.5 / (0.04 * 0.5 * 2 * 0.5))
-    assert found["bound_masks"] == pytest.approx(2 * 0.01 * 10 * 0.5625 * 0.5 * 0.2 / 2)
+    assert found["bound_masks"] == pytest.approx(2 * 0.01 * 10 * 0.4375**2 * 0.75 * 0.2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("scale", "gd_step", "scales", "step"),
+    [
+        ("unbiased", "theta_eta", (4, 1), 0.4375 * 0.1),
+        ("differentiated", "eta", (4, 4), 0.1),
+        ("literal", "theta_eta", (1, 1), 0.4375 * 0.1),
+    ],
+)
+def test_the_readings_are_scales_and_steps(scale, gd_step, scales, step):
+    settings = TheoryConfig(theory={"scale": scale, "gd_step": gd_step}).theory
+    found = rates_of(settings, Setting("theorem", 16, 2, 0.25, 0.1))
+    assert (found.output_scale, found.gradient_scale) == scales
+    assert found.gd_step == pytest.approx(step)
+    assert found.eta == 0.1
 
 
 def test_slopes_are_of_powers_and_use_what_is_positive():
