@@ -14,12 +14,13 @@ from loft_jax import theory
 from loft_jax.errors import RunStopped
 from loft_jax.masked_descent import Rates, compare
 from loft_jax.theory_config import TheoryConfig
-from loft_jax.theory_rows import COLUMNS, bound_terms, fitted_slope, per_draw
+from loft_jax.theory_figures import width_figure
+from loft_jax.theory_rows import COLUMNS, bound_terms, fitted_slope, per_draw, result_rows
 from loft_jax.theory_sweep import Setting, TheoremSweep, rates_of
 
 SMALL = {
     "draws": 8,
-    "mask_seeds": 16,
+    "mask_seeds": 8,
     "rounds": 10,
     "filters": 256,
     "sweep_filters": "32,256,1024",
@@ -214,11 +215,9 @@ def test_the_command_writes_rows_slopes_figures_and_its_config(monkeypatch, tmp_
     (tmp_path / "c.yaml").write_text("theory: {draws: 2, mask_seeds: 2, rounds: 3, filters: 8, workers: 2}\n")
     options = ("--config", tmp_path / "c.yaml", "--out", tmp_path / "out", "--theory.sweep_eta", "0.1")
     few = ("--theory.sweep_disjoint", "8", "--theory.sweep_workers", "2", "--theory.sweep_xi", "0.5,1")
-    call(monkeypatch, *options, *few, "--theory.sweep_filters", "8", "--theory.local_steps", "2")
-    for row in results(tmp_path):
-        # The limit is known for one local step only.
-        assert (row["limit"], row["limit_se"], row["excess"]) == ("", "", "")
-    # Once more, into a directory that holds results.
+    # Into a directory that holds results.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.csv").touch()
     call(monkeypatch, *options, *few, "--theory.sweep_filters", "8,16,32")
     rows = results(tmp_path)
     assert tuple(rows[0]) == COLUMNS
@@ -243,6 +242,18 @@ def test_the_command_writes_rows_slopes_figures_and_its_config(monkeypatch, tmp_
     figures = {f"{name}.{kind}" for name in ("width", "masks", "steps", "lazy") for kind in ("png", "svg")}
     assert names == {"results.csv", "summary.json", "config.yaml"} | figures
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in figures if "png" in name)
+
+
+def test_with_several_local_steps_there_is_no_limit_and_the_figure_says_so():
+    one_point = {"filters": 8, "sweep_filters": "8", "sweep_disjoint": "8", "sweep_workers": "4", "sweep_xi": "0.5"}
+    made = experiment(**one_point, draws=2, mask_seeds=2, rounds=3, local_steps=2, sweep_eta="0.2")
+    made.run()
+    rows = result_rows(made)
+    assert {(row["limit"], row["limit_se"], row["excess"]) for row in rows} == {(None, None, None)}
+    assert all(row["left"] > 0 for row in rows)
+    whole, above = width_figure(rows).axes
+    assert whole.has_data()
+    assert above.texts[0].get_text() == "no value above zero"
 
 
 def test_help_shows_every_setting(monkeypatch, capsys):
