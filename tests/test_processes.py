@@ -54,7 +54,7 @@ def test_digits_in_two_processes_are_as_accurate_as_in_one(tmp_path):
     accuracies = []
     for count in (1, 2):
         run = DisturbedRun(tmp_path / f"as{count}", count, own)
-        run.finish()
+        run.finish(seconds=1800)
         accuracies.append(RunDirectory(run.path).summary()["test/accuracy"])
     print(f"one process {accuracies[0]:.2%}, two {accuracies[1]:.2%}")
     assert min(accuracies) >= 0.96
