@@ -9,10 +9,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from loft_jax.figures.chart import COLOURS
 from loft_jax.theory_rows import Row
 
-# Okabe and Ito's colours, told apart by people who see few; markers and line styles differ too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+BLUE, ORANGE, GREEN, *_ = COLOURS
+GREY = "#555555"
 LEFT = "left side of the theorem (a squared distance)"
 
 
