@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from loft_jax.cli import shown
+from loft_jax.models import published_width
 from loft_jax.published import RATIOS, SETTINGS, Setting
 from loft_jax.run_files import RunFiles, SearchFiles
 from loft_jax.summary import PHASES
@@ -36,7 +37,7 @@ def sections_of(runs: Iterable[RunFiles]) -> list[Section]:
     """The runs by what can be compared, in the order given."""
     by_setting: dict[Any, list[RunFiles]] = {}
     for run in runs:
-        by_setting.setdefault(run.setting, []).append(run)
+        by_setting.setdefault(_setting(run), []).append(run)
     sections = []
     for (model, width, stem, data), some in by_setting.items():
         details = [f"width {width}"] if width else []
@@ -44,6 +45,13 @@ def sections_of(runs: Iterable[RunFiles]) -> list[Section]:
         title = " ".join([model, *([f"({', '.join(details)})"] if details else []), "on", data])
         sections.append(Section(title, some, _names(some)))
     return sections
+
+
+def _setting(run: RunFiles) -> tuple[Any, ...]:
+    """What two runs must share for their accuracies and filter groups to be held against each other."""
+    model, data = run.config.model, run.config.data
+    width = None if model.width == published_width(model.name) else model.width
+    return (model.name, width, model.stem, data.name)
 
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
@@ -251,8 +259,8 @@ def _state(run: RunFiles | None) -> str:
 
 
 def _belongs(run: RunFiles, setting: Setting) -> bool:
-    model, data = run.config.model, run.config.data
-    return (model.name, data.name) == (setting.model, setting.data) and model.width in (None, 64)
+    stem = "imagenet" if setting.data == "imagenet2012" else "cifar"
+    return _setting(run) == (setting.model, None, stem, setting.data)
 
 
 def _rounded(value: Any) -> Any:

@@ -133,12 +133,6 @@ class RunFiles:
         return self.config.method
 
     @property
-    def setting(self) -> tuple[Any, ...]:
-        """What two runs must share for their accuracies and groups to be held against each other."""
-        model, data = self.config.model, self.config.data
-        return (model.name, model.width, model.stem, data.name)
-
-    @property
     def epochs(self) -> dict[int, float]:
         """Round -> epoch, of all rows."""
         return {row["round"]: row["epoch"] for row in self.rows if "epoch" in row}

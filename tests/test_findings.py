@@ -69,7 +69,7 @@ def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_d
         for path, options in [
             ("a/x", {}),
             ("b/x", {"seed": 1}),
-            ("c", {"loft": {"workers": 1}}),
+            ("c", {"loft": {"workers": 1}, "model": {"width": 16}}),  # which is the published one
             ("d", {"model": {"width": 8}}),
             ("e", {"data": {"name": "cifar10"}}),
             ("f", {"loft": {"partition": "none"}}),

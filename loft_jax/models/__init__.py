@@ -34,8 +34,13 @@ def create_model(
         raise ValueError(f"unknown model {name!r}; known: {', '.join(_MODELS)}")
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"unknown stem {stem!r}; known: cifar, imagenet")
-    architecture, published_width = _MODELS[name]
-    width = published_width if width is None else width
+    architecture, published = _MODELS[name]
+    width = published if width is None else width
     if width < 1 or num_classes < 1:
         raise ValueError(f"width={width} and num_classes={num_classes} must be at least 1")
     return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)
+
+
+def published_width(name: str) -> int:
+    """Channels of the first stage of a model of this name, as it was published."""
+    return _MODELS[name][1]
