@@ -1,5 +1,6 @@
 """Four virtual CPU devices, and one compilation cache for the session that leaves the user's alone."""
 
+import fcntl
 import os
 import shutil
 import sys
@@ -14,11 +15,16 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _caches(tmp_path_factory, request):
-    # One for all processes of pytest-xdist, whose own directories lie side by side.
+@pytest.fixture(scope="session")
+def common(tmp_path_factory, request):
+    """A directory for all processes of pytest-xdist, whose own lie side by side."""
     base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if hasattr(request.config, "workerinput") else base) / "cache"
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(common):
+    directory = common / "cache"
     jax.config.update("jax_compilation_cache_dir", str(directory / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     patch = pytest.MonkeyPatch()
@@ -28,14 +34,18 @@ def _caches(tmp_path_factory, request):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished(common):
     """A finished run of `runs.config_of()`, to be read only: (its directory, its summary)."""
     from runs import config_of, opened
 
+    from loft_jax.run_directory import RunDirectory
     from loft_jax.train import run
 
-    path = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return path, run(config_of(), opened(path, config_of()))
+    path = common / "undisturbed"
+    with open(common / "undisturbed.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process trains it, the others wait
+        summary = RunDirectory(path).summary() or run(config_of(), opened(path, config_of()))
+    return path, summary
 
 
 @pytest.fixture
