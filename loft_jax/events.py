@@ -7,6 +7,7 @@ The format is TensorFlow's: records of a length, its checksum, the bytes of an E
 import struct
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ def _record(message: bytes) -> bytes:
 
 
 def _checksum(content: bytes) -> bytes:
-    crc = 0xFFFFFFFF
+    crc, table = 0xFFFFFFFF, _table()
     for byte in content:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
+@cache
 def _table() -> tuple[int, ...]:
     """CRC-32C (Castagnoli), a byte at a time."""
     entries = []
@@ -65,8 +67,6 @@ def _table() -> tuple[int, ...]:
         entries.append(entry)
     return tuple(entries)
 
-
-_TABLE = _table()
 
 # Fields of protocol buffers: a key of number and wire type, then the value.
 

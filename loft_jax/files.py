@@ -3,12 +3,13 @@
 import csv
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loft_jax.errors import RunStopped
+from loft_jax.errors import RunStopped, UserError
 
 Row = dict[str, Any]
 
@@ -23,6 +24,20 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}); what was saved before is as it was. Make room, or see that "
             "it can be written, and the same command goes on"
         ) from error
+
+
+def make_writable(directory: Path, label: str) -> None:
+    """Make a directory, and see that files can be written there.
+
+    Raises:
+      UserError: they cannot; `label` says what the directory is.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(f"{label} {directory}: cannot be written ({error.strerror}); use another") from None
 
 
 def write_aside(path: Path, content: str | bytes) -> None:

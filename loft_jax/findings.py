@@ -55,7 +55,7 @@ def _setting(run: RunFiles) -> tuple[Any, ...]:
 
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
-    methods = [run.method for run in runs]
+    methods = [run.config.method for run in runs]
     names = []
     for run, method in zip(runs, methods, strict=True):
         directory = shown(run.directory.path.resolve().name)
@@ -157,7 +157,7 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
     rows = []
     for name, setting in SETTINGS.items():
         for method, gigabytes in setting.published.items():
-            ours = next((run for run in runs if _belongs(run, setting) and run.method == method), None)
+            ours = next((run for run in runs if _belongs(run, setting) and run.config.method == method), None)
             tickets = of_the_last_ticket(ours, "rewind") if ours else {}
             published = dict(zip(RATIOS, setting.accuracies[method], strict=True))
             cells: Row = {"setting": name, "method": method, "no-prune, published": setting.no_prune}
@@ -175,7 +175,7 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
 
 def own_table(section: Section) -> list[Row]:
     """A section's runs in the layout of the paper's table; None where nothing was run."""
-    gpipe = {run.method: moved_bytes(run) for run in section.runs if run.method.startswith("GPipe-")}
+    gpipe = {run.config.method: moved_bytes(run) for run in section.runs if run.config.method.startswith("GPipe-")}
     tickets = [of_the_last_ticket(run, "rewind") for run in section.runs]
     ratios = sorted({*RATIOS, *(ratio for found in tickets for ratio in found if ratio)}, reverse=True)
     rows = []

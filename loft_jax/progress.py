@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,24 +10,15 @@ from rich.table import Table
 
 from loft_jax.summary import duration
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
-class TrainingProgress:
-    """Shows round, epoch, loss, accuracy, images/s and time left. Use as a context manager."""
+class ShownProgress:
+    """What shows progress as a bar on a terminal, while it is used as a context manager."""
 
-    def __init__(self, rounds: int, done: int):
-        self._rounds = rounds
-        self._accuracy: float | None = None
-        self._first: tuple[int, float] | None = None
-        self._last_line = 0.0
-        self._bar = None
-        if sys.stdout.isatty():
-            columns = (TextColumn("round"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._task = self._bar.add_task("", total=rounds, completed=done)
+    _bar: Progress | None = None
 
-    def __enter__(self) -> "TrainingProgress":
+    def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         return self
@@ -35,6 +26,20 @@ class TrainingProgress:
     def __exit__(self, *_: Any) -> None:
         if self._bar:
             self._bar.stop()
+
+
+class TrainingProgress(ShownProgress):
+    """Shows round, epoch, loss, accuracy, images/s and time left. Use as a context manager."""
+
+    def __init__(self, rounds: int, done: int):
+        self._rounds = rounds
+        self._accuracy: float | None = None
+        self._first: tuple[int, float] | None = None
+        self._last_line = 0.0
+        if sys.stdout.isatty():
+            columns = (TextColumn("round"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._task = self._bar.add_task("", total=rounds, completed=done)
 
     def update(self, row: dict[str, Any]) -> None:
         """Show a row of metrics.jsonl."""
@@ -51,7 +56,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=row["round"], description=text)
             return
         left = self._time_left(row["round"])
-        if evaluated or time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+        if evaluated or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
             print(f"round {row['round']}/{self._rounds}  {text}{left}", flush=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from loft_jax.cli import CommandLine, run_command, shown
 from loft_jax.config import Config
 from loft_jax.errors import UserError
-from loft_jax.files import writing
+from loft_jax.files import make_writable, writing
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sections import path_problem
 from loft_jax.summary import megabytes
@@ -37,13 +37,13 @@ def main() -> None:
 
 def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
     """The runs' directories. Raises UserError where one is named twice."""
-    seen: dict[Path, str] = {}
+    directories: dict[Path, RunDirectory] = {}
     for path in paths:
         directory = RunDirectory(path)
-        if before := seen.get(directory.path.resolve()):
-            raise UserError(f"{shown(path)}: is the same run as {shown(before)}; name it once")
-        seen[directory.path.resolve()] = path
-    return [RunDirectory(path) for path in paths]
+        if before := directories.get(directory.path.resolve()):
+            raise UserError(f"{shown(path)}: is the same run as {shown(str(before.path))}; name it once")
+        directories[directory.path.resolve()] = directory
+    return list(directories.values())
 
 
 def open_out(path: str) -> Path:
@@ -56,13 +56,7 @@ def open_out(path: str) -> Path:
             raise UserError(
                 f"--out {path}: holds {name}, and no {REPORT}; use another directory, for this one would be replaced"
             )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".report.{os.getpid()}.tmp"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror}); use another directory") from None
+    make_writable(out, "--out")
     return out
 
 

@@ -17,6 +17,7 @@ COLUMNS = (
     *("ticket_epoch", "seeds", "test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
     *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
 )
+_NEEDED = {*_FACTS, "seed", "test/accuracy", "test/loss", *_COSTS, *(f"{cost}_unpruned" for cost in _COSTS)}
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
     unfinished = 0
     for path in run.retrain.glob("*/*/seed*"):
         summary = RunDirectory(path).summary()
-        if summary is None:
+        if summary is None or not summary.keys() >= _NEEDED:
             unfinished += 1
         else:
             by_mode.setdefault(path.parent, []).append(summary)

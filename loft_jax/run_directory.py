@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from loft_jax.config import Config, flatten
 from loft_jax.errors import UserError
 from loft_jax.events import PATTERN as EVENTS
 from loft_jax.events import row_event, start_file
-from loft_jax.files import write_aside, writing
+from loft_jax.files import make_writable, write_aside, writing
 from loft_jax.sections import path_problem
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
@@ -76,12 +75,7 @@ class RunDirectory:
         Raises:
           UserError: it cannot be written, is no run directory, was made with another config, or is another process's.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise UserError(f"{self._label} {self.path}: cannot be written ({error.strerror}); use another") from None
+        make_writable(self.path, self._label)
         if self.started and not (self.path / CONFIG).exists():
             raise UserError(f"{self._label} {self.path}: is not empty and holds no run; use another")
         if self.started:

@@ -18,7 +18,7 @@ from loft_jax.config import Config
 from loft_jax.errors import UserError
 from loft_jax.results import collect_results
 from loft_jax.run_directory import COSTS, METRICS, RunDirectory
-from loft_jax.ticket import read_ticket, ticket_name
+from loft_jax.ticket import ratio_text, read_ticket, ticket_name
 
 Row = dict[str, Any]
 
@@ -50,6 +50,7 @@ class SearchFiles:
     def read(cls, directory: RunDirectory) -> "SearchFiles":
         """Raises one of many errors where a file is missing or damaged, or not of the same search as the others."""
         asked = json.loads(directory.search.read_text(encoding="utf-8"))
+        asked = {key: asked[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
         rankings, overlaps = _arrays(directory.rankings), _arrays(directory.overlaps)
         rounds = rankings.pop("rounds")
         with open(directory.distances, encoding="utf-8", newline="") as file:
@@ -57,6 +58,8 @@ class SearchFiles:
         of_group = {name: [row for row in rows if row["group"] == name] for name in rankings}
         columns = [[int(row["round"]) for row in some] for some in of_group.values()]
         if any(found != rounds.tolist() for found in [*columns, overlaps.pop("rounds").tolist()]):
+            raise ValueError("its files are of different searches")
+        if not {f"{ratio_text(ratio)}/all" for ratio in asked["ratios"]} <= overlaps.keys():
             raise ValueError("its files are of different searches")
         distances = {name: _floats(some, "to_reference_normalised") for name, some in of_group.items()}
         epochs = _floats(next(iter(of_group.values())), "epoch")
@@ -117,7 +120,10 @@ class RunFiles:
         costs = []
         try:
             with open(directory.path / COSTS, encoding="utf-8", newline="") as file:
-                costs = list(csv.DictReader(file))
+                costs = list(csv.DictReader(file, strict=True))
+            if any(None in (*row, *row.values()) for row in costs):
+                costs = []
+                raise ValueError("its rows differ in length")
         except FileNotFoundError:
             missing.append(
                 f"no costs have been computed; python -m loft_jax.cost --config {path}/config.yaml --format csv "
@@ -126,11 +132,6 @@ class RunFiles:
         except _UNREADABLE as error:
             missing.append(f"{COSTS} cannot be read ({error})")
         return cls(directory, config, rows, summary, search, retrained, costs, missing)
-
-    @property
-    def method(self) -> str:
-        """As in the paper's table: LoFT-4, GPipe-2, plain SGD; and what sets it apart."""
-        return self.config.method
 
     @property
     def epochs(self) -> dict[int, float]:

@@ -13,7 +13,7 @@ import yaml
 
 from loft_jax.cli import CommandLine, run_command, shown
 from loft_jax.errors import UserError
-from loft_jax.files import write_aside, write_table
+from loft_jax.files import make_writable, write_aside, write_table
 from loft_jax.run_directory import CONFIG, RESULTS, SUMMARY
 from loft_jax.sections import path_problem
 from loft_jax.theory_config import TheoryConfig
@@ -62,14 +62,8 @@ def results_directory(name: str) -> Path:
     if problem := path_problem(name):
         raise UserError(f"--out {shown(name)}: {problem}; use the name of a directory")
     path = Path(name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        held = {entry.name for entry in path.iterdir()}
-        writable = os.access(path, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise UserError(f"--out {shown(name)}: cannot be written ({error.strerror}); use another") from None
-    if not writable:
-        raise UserError(f"--out {shown(name)}: cannot be written (no permission); use another")
+    make_writable(path, "--out")
+    held = {entry.name for entry in path.iterdir()}
     if held and RESULTS not in held:
         raise UserError(f"--out {shown(name)}: is not empty and holds no {RESULTS} of an experiment; use another")
     return path

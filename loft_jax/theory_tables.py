@@ -3,17 +3,14 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loft_jax.progress import console, titled_table
+from loft_jax.progress import SECONDS_BETWEEN_LINES, ShownProgress, console, titled_table
 from loft_jax.summary import duration
 from loft_jax.theory_rows import Row
 from loft_jax.theory_sweep import Setting, TheoremSweep
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def print_inputs(sweep: TheoremSweep) -> None:
@@ -28,7 +25,7 @@ def print_inputs(sweep: TheoremSweep) -> None:
     print(f"sweep     {count} points, {theory.draws} draws of W_0 each, {theory.rounds} rounds", flush=True)
 
 
-class SweepProgress:
+class SweepProgress(ShownProgress):
     """Shows the draw that is done and the time left: a bar on a terminal, else a line now and then, on stderr."""
 
     def __init__(self, sweep: TheoremSweep):
@@ -38,20 +35,10 @@ class SweepProgress:
         self._points = {setting: i + 1 for i, setting in enumerate(sweep.settings)}
         self._draws = theory.draws
         self._start = self._last_line = time.perf_counter()
-        self._bar = None
         if sys.stderr.isatty():
             columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task("", total=self._total)
-
-    def __enter__(self) -> "SweepProgress":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def update(self, setting: Setting, draw: int) -> None:
         """Count one draw of a setting as done."""
@@ -64,7 +51,7 @@ class SweepProgress:
         )
         if self._bar:
             self._bar.update(self._task, completed=self._done, description=text)
-        elif now - self._last_line > _SECONDS_BETWEEN_LINES:
+        elif now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(text, file=sys.stderr, flush=True)
 

@@ -56,6 +56,10 @@ def test_a_run_that_has_only_begun_says_what_is_not_there(tmp_path):
         ("search.json", b"[]", "the ticket search cannot be read"),
         ("search.json", None, "no tickets have been searched"),
         ("cost.csv", b"\xff", "cost.csv cannot be read"),
+        ("cost.csv", b"method,bytes_total\nLoFT-4,1,2\n", "its rows differ in length"),
+        ("cost.csv", b"method,bytes_total\nLoFT-4,1\nGPipe-4\n", "its rows differ in length"),
+        ("search.json", b'{"reference_round": 12, "reference": "x", "ratios": [0.8]}', "cannot be read ('scope')"),
+        ("retrain/r12-group-l2-0.8/random/seed0/summary.json", b"{}", "1 retrainings have not finished"),
         ("summary.json", b"{", "the run has not finished"),
         ("metrics.jsonl", b'{"round": 0, "epo', "metrics.jsonl has no rows yet"),
         ("metrics.jsonl", b"[]\n", "metrics.jsonl has no rows yet"),
@@ -76,6 +80,14 @@ def test_a_search_that_was_written_while_it_was_read_is_not_believed(tmp_path):
     run = read(directory)
     assert run.search is None
     assert "its files are of different searches" in run.missing[0]
+
+
+def test_a_search_for_other_ratios_that_is_written_while_it_is_read_is_not_believed(tmp_path):
+    directory = complete_run(tmp_path / "run")
+    before = directory.search.read_bytes()
+    fake_search(directory, ratios=(0.3,))
+    directory.search.write_bytes(before)
+    assert "its files are of different searches" in read(directory).missing[0]
 
 
 def test_a_run_that_has_gone_on_since_its_search_says_so(tmp_path):
