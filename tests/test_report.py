@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from loft_jax.report import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = "$\\frac 雪<script>alert('&\"|</title>--><img src=x onerror=alert(1)>"
+HOSTILE = "$\\frac$ 雪<script>alert('&\"|</title>--><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
@@ -180,6 +180,8 @@ def test_the_page_says_values_under_the_pointer(opened):
     assert first_from_last.startswith("stage1/block1: round 0 (epoch 0.0) from round 12 (epoch 6.0): ")
     assert float(first_from_last.rsplit(" ", 1)[1]) > 0.3
     assert said_at("run1_maps", right - 2, top + 2).endswith(": 0.00")
+    left, top, _, _ = values["cells"][-1]["box"]
+    assert said_at("run1_maps", left + 2, top + 2).startswith("stage3/block3: ")
     (x, y, text, run), *_ = page.evaluate(
         "JSON.parse(document.querySelector('#accuracy_by_images script').textContent).points"
     )
@@ -205,6 +207,7 @@ def test_tables_are_sorted_by_the_heading_that_is_pressed(opened):
 def test_the_page_fits_a_phone_in_the_dark(opened):
     page = opened(viewport={"width": 360, "height": 740}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator("#settling svg").bounding_box()["width"] <= 360
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
     text = page.locator("#settling svg text").first
     assert text.evaluate("t => getComputedStyle(t).fill") == "rgb(227, 230, 234)"
