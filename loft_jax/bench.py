@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loft_jax.cli import Parser, run_command, shown, whole_number
+from loft_jax.cli import Parser, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.messages import shown
 from loft_jax.sections import path_problem
 
 SETTING = Config.model_validate(

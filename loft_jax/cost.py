@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loft_jax.cli import CommandLine, overridden, read_yaml, run_command, whole_number
+from loft_jax.cli import CommandLine, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.settings import overridden, read_yaml
 from loft_jax.summary import duration
 
 # What imports JAX is imported where it is needed: a typo is told before JAX is loaded.

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from loft_jax.cli import validated
 from loft_jax.collectives import wire_bytes
 from loft_jax.config import Config
 from loft_jax.data.facts import Facts
@@ -34,6 +33,7 @@ from loft_jax.memory import PeakMemory, data_bytes, gpipe_memory, nbytes, round_
 from loft_jax.mesh import make_mesh
 from loft_jax.models import create_model
 from loft_jax.round import Round
+from loft_jax.settings import validated
 from loft_jax.sizes import parameter_count, training_flops
 from loft_jax.state import exchanges, initial_state
 from loft_jax.sub_cnn import split_groups, sub_cnn

@@ -1,6 +1,5 @@
 """Where GPipe's stages end: as the paper has them, at blocks of one's own, or balanced by FLOPs."""
 
-import difflib
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from loft_jax.config import Config
+from loft_jax.messages import did_you_mean
 from loft_jax.published import CUTS
 from loft_jax.sizes import flops
 
@@ -31,10 +31,9 @@ def check_cuts(model: nn.Module, config: Config) -> None:
         )
     for name in gpipe.cut_blocks or ():
         if name not in names[:-1]:
-            close = difflib.get_close_matches(name, names[:-1], n=1) or [names[0]]
             raise ValueError(
                 f"gpipe.cuts={gpipe.cuts}: {name} is no block of {config.model.name} with another behind it "
-                f"({names[0]} to {names[-2]}); did you mean {close[0]}?"
+                f"({names[0]} to {names[-2]}){did_you_mean(name, names[:-1], f'try {names[0]}')}"
             )
     places = [names.index(name) for name in gpipe.cut_blocks or ()]
     if places != sorted(set(places)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loft_jax.cli import shown
+from loft_jax.messages import shown
 from loft_jax.models import published_width
 from loft_jax.published import RATIOS, SETTINGS, Setting
 from loft_jax.run_files import RunFiles, SearchFiles

@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from loft_jax.cli import CommandLine, run_command, shown
+from loft_jax.cli import CommandLine, run_command
 from loft_jax.config import Config
 from loft_jax.errors import UserError
 from loft_jax.files import make_writable, writing
+from loft_jax.messages import shown
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sections import path_problem
 from loft_jax.summary import megabytes

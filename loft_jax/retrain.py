@@ -20,13 +20,14 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 
-from loft_jax.cli import CommandLine, overridden, run_command, whole_number
+from loft_jax.cli import CommandLine, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.preemption import Preemption
 from loft_jax.results import print_results, write_results
 from loft_jax.run_directory import RunDirectory
 from loft_jax.sections import GPipe
+from loft_jax.settings import overridden
 from loft_jax.stage import MODES, REWINDING, Stage
 from loft_jax.summary import duration
 from loft_jax.ticket import FILE, NORMS, SCOPES, load_ticket, ticket_name

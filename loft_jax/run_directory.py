@@ -17,13 +17,14 @@ from typing import IO, Any
 
 import yaml
 
-from loft_jax.cli import overridden, read_yaml, shown, validated
 from loft_jax.config import Config, flatten
 from loft_jax.errors import UserError
 from loft_jax.events import PATTERN as EVENTS
 from loft_jax.events import row_event, start_file
 from loft_jax.files import make_writable, write_aside, writing
+from loft_jax.messages import shown
 from loft_jax.sections import path_problem
+from loft_jax.settings import overridden, read_yaml, validated
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"

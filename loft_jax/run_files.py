@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from loft_jax.cli import shown
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.messages import shown
 from loft_jax.results import collect_results
 from loft_jax.run_directory import COSTS, METRICS, RunDirectory
 from loft_jax.ticket import ratio_text, read_ticket, ticket_name

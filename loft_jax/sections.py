@@ -3,12 +3,13 @@
 Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 """
 
-import difflib
 import os
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from loft_jax.messages import did_you_mean
 
 MOST = 2**31 - 1  # what counters of int32 hold
 _NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 is 0.0, or two configs that are one would differ
@@ -235,10 +236,9 @@ class GPipe(Section):
         for name in [] if value in CUT_RULES else value.split(","):
             if not re.fullmatch(r"stage[0-9]+/block[0-9]+", name):
                 meant = [f"stage{stage}/block{block}" for stage, block in re.findall(r"^\D+(\d+)\D+(\d+)$", name)]
-                close = meant or difflib.get_close_matches(name, CUT_RULES, n=1)
-                hint = f"did you mean {close[0]}?" if close else "try balanced"
                 rule = "balanced, paper, or blocks as in stage2/block1,stage3/block1"
-                raise ValueError(f"{name!r} is none of {rule}; {hint}")
+                hint = f"; did you mean {meant[0]}?" if meant else did_you_mean(name, CUT_RULES, "try balanced")
+                raise ValueError(f"{name!r} is none of {rule}{hint}")
         return value
 
     @property

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from loft_jax.cli import CommandLine, run_command, shown
+from loft_jax.cli import CommandLine, run_command
 from loft_jax.errors import UserError
 from loft_jax.files import make_writable, write_aside, write_table
+from loft_jax.messages import shown
 from loft_jax.run_directory import CONFIG, RESULTS, SUMMARY
 from loft_jax.sections import path_problem
 from loft_jax.theory_config import TheoryConfig

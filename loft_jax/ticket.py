@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from loft_jax.cli import shown
 from loft_jax.errors import UserError
 from loft_jax.files import write_aside
+from loft_jax.messages import shown
 from loft_jax.sections import Fraction, path_problem
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from loft_jax.cli import shown
 from loft_jax.errors import UserError
+from loft_jax.messages import shown
 from loft_jax.ticket import NORMS, SCOPES
 
 

@@ -3,7 +3,6 @@
 `v5e:4x4` is a slice of TPU chips, `cpu:8` virtual devices. Loads neither JAX nor NumPy before devices are asked for.
 """
 
-import difflib
 import importlib.util
 import math
 import os
@@ -11,8 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loft_jax.cli import shown
 from loft_jax.errors import UserError
+from loft_jax.messages import did_you_mean, shown
 
 GB = 1e9
 MOST_CPU_DEVICES = 1024
@@ -99,9 +98,8 @@ class Topology:
             return cls(name, Chip("cpu"), (int(shape),))
         if kind not in _CHIPS:
             kinds = [*_CHIPS, "cpu"]
-            close = difflib.get_close_matches(kind, kinds, n=1)
-            hint = f"did you mean {close[0]}?" if close else "try v5e:4x4 or cpu:4"
-            raise UserError(f"--topology {shown(name)}: {shown(kind)!r} is none of {', '.join(kinds)}; {hint}")
+            hint = did_you_mean(kind, kinds, "try v5e:4x4 or cpu:4")
+            raise UserError(f"--topology {shown(name)}: {shown(kind)!r} is none of {', '.join(kinds)}{hint}")
         return cls(name, _CHIPS[kind], _sides(name, kind, shape))
 
     def devices(self) -> list[Any]:

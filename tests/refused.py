@@ -12,14 +12,15 @@ from unittest import mock
 
 import yaml
 
-from loft_jax.cli import _fields, run_command
+from loft_jax.cli import run_command
 from loft_jax.config import Config
 from loft_jax.run_directory import RunDirectory
+from loft_jax.settings import fields_of
 from loft_jax.theory_config import TheoryConfig
 from loft_jax.ticket import Ticket
 
 PACKAGE = Path(__file__).resolve().parents[1] / "loft_jax"
-FIELDS = dict(_fields(Config))
+FIELDS = dict(fields_of(Config))
 # A command of each kind of settings, and the option for its directory.
 SETTINGS = {"train": Config, "theory": TheoryConfig}
 DIRECTORY = {"train": "--workdir", "theory": "--out"}

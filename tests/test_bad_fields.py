@@ -12,11 +12,11 @@ import yaml
 from pydantic.fields import FieldInfo
 from refused import DIRECTORY, LONG, SETTINGS, refusal
 
-from loft_jax.cli import _fields
 from loft_jax.config import flatten
 from loft_jax.sections import Section
+from loft_jax.settings import fields_of
 
-FIELDS = {(command, key): field for command, model in SETTINGS.items() for key, field in _fields(model)}
+FIELDS = {(command, key): field for command, model in SETTINGS.items() for key, field in fields_of(model)}
 SECTIONS = [
     (command, key)
     for command, model in SETTINGS.items()

@@ -3,7 +3,7 @@
 import pytest
 from settings_helpers import parse, refusal
 
-from loft_jax.cli import read_yaml, validated
+from loft_jax.settings import read_yaml, validated
 
 MODELS = "preresnet18, preresnet20, preresnet34, resnet18, resnet34"
 

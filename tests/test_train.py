@@ -16,7 +16,6 @@ from tiny import flat
 
 from loft_jax import create_model, load_checkpoint
 from loft_jax.checkpoint import read_state, saved_rounds
-from loft_jax.cli import read_yaml
 from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data.batches import normalise
@@ -24,6 +23,7 @@ from loft_jax.errors import RunStopped, UserError
 from loft_jax.experiment import Experiment, configure_jax
 from loft_jax.overview import print_setup
 from loft_jax.run_directory import RunDirectory
+from loft_jax.settings import read_yaml
 from loft_jax.theory_config import TheoryConfig
 from loft_jax.train import run
 

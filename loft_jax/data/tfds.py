@@ -4,7 +4,6 @@ Decoding is slow, so the arrays of a data set that is kept on the devices are ke
 mapped into memory from the second run on. What does not fit is streamed.
 """
 
-import difflib
 import hashlib
 import logging
 import os
@@ -18,6 +17,7 @@ from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.stored import StoredImages
 from loft_jax.data.streamed import CROP_PADDING, StreamedDataset
 from loft_jax.errors import UserError
+from loft_jax.messages import did_you_mean
 from loft_jax.sections import Data
 
 _DECODE_CHUNK = 1000
@@ -90,9 +90,8 @@ def _not_prepared(name: str, root: Path) -> str:
     prepared = sorted(str(p.relative_to(root)) for p in candidates if _newest_version(p))
     here = f"; known here: digits, and prepared under {root}: {', '.join(prepared) or 'nothing'}"
     if name.split("/")[0] not in known:
-        close = difflib.get_close_matches(name, ["digits", *known], n=1)
-        hint = f"did you mean {close[0]}?" if close else "use digits or a name of tensorflow.org/datasets/catalog"
-        return f"data.name={name}: no such data set; {hint}{here}"
+        hint = did_you_mean(name, ["digits", *known], "use digits or a name of tensorflow.org/datasets/catalog")
+        return f"data.name={name}: no such data set{hint}{here}"
     configs = [path for path in prepared if path.startswith(f"{name}/")]
     if configs:
         return f"data.name={name}: is prepared with a config; use {' or '.join(configs)}{here}"
