@@ -105,6 +105,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         **_traffic(experiment),
         "model": config.model.name,
         "data": config.data.name,
+        "method": config.method,
         "workers": config.loft.workers,
         "partition": config.loft.partition,
         "seed": config.seed,

@@ -7,14 +7,10 @@ PHASES = ("compile", "train", "sync", "evaluation")
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print summary.json as a few lines."""
-    workers = summary["workers"]
-    method = "plain SGD" if workers == 1 else f"{workers} workers, partition {summary['partition']}"
-    if "gpipe_stages" in summary:
-        method = f"GPipe of {summary['gpipe_stages']} stages"
     seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
     split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
     extent = f"{summary['round']} rounds, {summary['epoch']:.1f} epochs"
-    print(f"finished  {summary['model']} on {summary['data']}, {method}: {extent}")
+    print(f"finished  {summary['model']} on {summary['data']}, {summary['method']}: {extent}")
     if "stopped" in summary:
         print(f"stopped   {summary['stopped']}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")

@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from test_round import TwoLayers
 from tiny import MODEL, Run, config
+from two_layers import TwoLayers
 
 from loft_jax import create_model
 from loft_jax.collectives import Collective, parse, payloads, sent_bytes, wire_bytes

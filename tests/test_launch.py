@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jobset_schema import JobSet
+from stand_ins import install
 
 from loft_jax.cli import CommandLine
 
@@ -24,47 +25,11 @@ SHELL = ["local.sh", "slurm.sbatch", "tpu_pod.sh"]
 FILES = [*SHELL, "gke_jobset.yaml"]
 TRAIN = ["--config", "my run.yaml", "--data.data_dir", "$HOME/a b", "--seed", "3"]
 
-# Writes its arguments into args.ID, then ends with the code in exit.ID (default 0), or waits for a signal where the
-# file `wait` is there, writes its name into signal.ID and ends as that.
-STUB = r"""#!/bin/sh
-id=0
-previous=
-for argument in "$@"; do
-  [ "$previous" = --distributed.process_id ] && id=$argument
-  previous=$argument
-done
-[ "$1" = -c ] && exec "$REAL_PYTHON" "$@"
-printf '%s\0' "$@" > "$STUB/args.$id.tmp"
-end() { sleep 0.1; echo "$1" > "$STUB/signal.$id"; exit "$(cat "$STUB/exit.$id" 2>/dev/null || echo 0)"; }
-trap 'end TERM' TERM
-trap 'end INT' INT
-mv "$STUB/args.$id.tmp" "$STUB/args.$id"
-while [ -e "$STUB/wait" ]; do sleep 0.05; done
-exit "$(cat "$STUB/exit.$id" 2>/dev/null || echo 0)"
-"""
-# As ssh does, hands the command to a shell; scp only says what it was asked for.
-GCLOUD = """#!/bin/sh
-echo "$*" >> "$STUB/said.gcloud"
-while [ $# -gt 1 ]; do shift; [ "$1" = --command ] && command=$2; done
-[ -z "$command" ] || (cd "$STUB/home" && bash -c "$command")
-"""
-
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """A directory on the PATH with stand-ins for python, srun, scontrol and gcloud; a home with an environment."""
-    path = tmp_path / "stub"
-    environment = path / "home/loft_jax/.venv/bin"
-    environment.mkdir(parents=True)
-    for name, text in {
-        "python": STUB,
-        "srun": '#!/bin/sh\necho "$1" > "$STUB/said.srun"; shift; exec "$@"\n',
-        "scontrol": '#!/bin/sh\necho "$*" > "$STUB/said.scontrol"\n',
-        "gcloud": GCLOUD,
-    }.items():
-        (path / name).write_text(text)
-        (path / name).chmod(0o755)
-    shutil.copy(path / "python", environment)
+    path = install(tmp_path / "stub")
     for name, value in {
         "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
         "STUB": str(path),

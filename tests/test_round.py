@@ -1,18 +1,15 @@
 """A round against something simpler: plain SGD, a loop over separate sub-CNNs, other numbers of devices."""
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
-from flax import linen as nn
-from flax.core import FrozenDict
 from tiny import MODEL, Run, config, flat
+from two_layers import TwoLayers
 
-from loft_jax import FilterGroup, draw_partition
+from loft_jax import draw_partition
 from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.mesh import WORKER
 from loft_jax.optimizer import learning_rate_schedule
@@ -236,70 +233,6 @@ def test_the_sum_of_deposited_slices_is_exact():
         np.testing.assert_array_equal(merged[..., owned[worker]], compact[worker])
 
 
-class TwoLayers(nn.Module):
-    """A plain CNN: kernel "two" belongs to two groups, the outputs of one and the inputs of the next."""
-
-    widths: FrozenDict = FrozenDict(one=4, two=8)
-    dtype: jnp.dtype = jnp.float32
-    norm_axis: str | None = None
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(self.widths["one"], (3, 3), name="one")(x)
-        x = nn.relu(nn.BatchNorm(not train, name="norm")(x))
-        x = nn.relu(nn.Conv(self.widths["two"], (3, 3), name="two")(x))
-        return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
-
-    def filter_groups(self):
-        norm = {f"{kind}/norm/{name}": 0 for kind, name in NORM_VARIABLES}
-        one = {"params/one/kernel": 3, "params/one/bias": 0, "params/two/kernel": 2} | norm
-        two = {"params/two/kernel": 3, "params/two/bias": 0, "params/head/kernel": 0}
-        return FilterGroup("one", 4, one, True), FilterGroup("two", 8, two, True)
-
-    def with_widths(self, widths):
-        return self.clone(widths=FrozenDict({**self.widths, **widths}))
-
-
-NORM_VARIABLES = [("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var")]
-
-
-OF_MODEL = [
-    {"precision": "bfloat16"},
-    {"loft__workers": 2},
-    {"loft__partition": "all"},
-    {"loft__partition": "none"},
-    {"loft__rescale": True},
-]
-# The others do not depend on the model, and TwoLayers compiles in half the time.
-OF_TRAINING = [
-    {"seed": 1},
-    {"data__batch_size": 5},
-    {"data__split": "disjoint"},
-    {"data__augment": False},
-    {"loft__local_steps": 2},
-    {"loft__momentum": "reset"},
-    {"optimizer__learning_rate": 0.04},
-    {"optimizer__momentum": 0.5},
-    {"optimizer__weight_decay": 0.01},
-    {"optimizer__schedule": "step"},
-    {"optimizer__schedule": "constant"},
-    {"optimizer__warmup_steps": 4},
-    {"optimizer__label_smoothing": 0.1},
-]
-CHANGES = [(MODEL, change) for change in OF_MODEL] + [(TwoLayers(), change) for change in OF_TRAINING]
-
-
-@cache
-def params_after_two_rounds(model, **change):
-    return flat(Run(config(mesh__worker=1, **change), model=model).rounds(2)["params"])
-
-
-@pytest.mark.parametrize(("model", "change"), CHANGES, ids=[str(*change.items()) for _, change in CHANGES])
-def test_every_setting_changes_the_result(model, change):
-    one, other = params_after_two_rounds(model), params_after_two_rounds(model, **change)
-    assert any((one[path] != other[path]).any() for path in one)
-
-
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(devices):
     run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
@@ -314,16 +247,3 @@ def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(device
     after = np.asarray(state["params"]["two"]["kernel"])
     np.testing.assert_array_equal(after, expected)
     assert (after == before).mean() == 0.5, "half of the pairs of filters are on different workers"
-
-
-def test_momentum_reset_carries_none():
-    state = Run(config(loft__momentum="reset")).rounds(1)
-    assert "momentum" not in state
-
-
-@pytest.mark.parametrize(("workers", "hint"), [(3, "try 2"), (16, "try 8"), (5, "try 4")])
-def test_workers_that_do_not_divide_a_width_are_refused(workers, hint):
-    with pytest.raises(
-        ValueError, match=rf"loft\.workers={workers}: must divide every partitioned width \(8\); {hint}"
-    ):
-        split_groups(MODEL, config(loft__workers=workers))
