@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train in N processes on this machine, which meet on loopback:
 #
-#   launch/local.sh 2 --config configs/digits.yaml --workdir runs/two --mesh.cpu_devices 2
+#   launch/local.sh 2 --config configs/digits.yaml --workdir runs/two_processes --mesh.cpu_devices 2
 #
 # What follows N goes to python -m loft_jax.train as it is. SIGTERM (save, then stop) and SIGINT are passed on to all
 # processes. Exits with 0, or else with the code of the first process, in their order, that failed; where one dies the

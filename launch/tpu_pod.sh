@@ -2,13 +2,14 @@
 # Train on all workers of a Cloud TPU slice:
 #
 #   export TPU_NAME=my-v5e-16 ZONE=us-west4-a WORKDIR=/mnt/runs/x
-#   INSTALL=1 launch/tpu_pod.sh --config configs/imagenet_preresnet18_loft4.yaml --data.data_dir /mnt/tensorflow_datasets
+#   INSTALL=1 launch/tpu_pod.sh --config configs/imagenet_preresnet18_loft4.yaml --data.data_dir /mnt/data --mesh.data 4
 #
 # TPU_NAME, ZONE  the slice; the project is that of `gcloud config`, and the slice must exist
 # WORKDIR         run directory on the workers, under a path on storage that all of them have mounted (a bucket through
 #                 Cloud Storage FUSE, or NFS): every worker writes its part of a checkpoint there
 # INSTALL=1       first copies the committed files of this checkout to every worker, as ~/loft_jax, and installs them
-#                 with '.[tpu]' in ~/loft_jax/.venv; needed once a slice, and after every change
+#                 with '.[tpu]' in ~/loft_jax/.venv; needed once a slice, and after every change. Their python3 must be
+#                 3.11 or newer
 #
 # Run it from the top of the checkout; paths in the options are the workers', from ~/loft_jax. Where the connection may
 # break, run it in tmux. To save and stop, or before deleting the slice:

@@ -161,7 +161,7 @@ class Config(Section):
         return keys | {"gpipe.microbatches"} if self.gpipe.stages is None else keys
 
     def epochs(self, rounds: int, examples: int) -> float:
-        """Passes over a training set of `examples` images made by `rounds` rounds, as paper.md counts them."""
+        """Passes over a training set of `examples` images made by `rounds` rounds, as the paper counts them."""
         readers = self.loft.workers if self.data.split == "disjoint" else 1
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
 

@@ -24,7 +24,7 @@ BYTES_OF_FLOAT = 4
 
 @dataclass(frozen=True)
 class ParameterSplit:
-    """The parameters of a network by what a parameter server does with them (paper.md, communication column).
+    """The parameters of a network by what a parameter server does with them (the paper's communication column).
 
     Attributes:
       partitioned: P, of the partitioned groups: one worker holds each.

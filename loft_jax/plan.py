@@ -1,7 +1,7 @@
 """Plan a run for hardware that is not there: python -m loft_jax.plan --config C --topology v5e:4x4
 
 The programs of a round are compiled ahead of time for the topology (for TPUs that takes libtpu, pip install
-'loft_jax[tpu]', but no TPU), and what the compiler knows is printed: memory of a chip, bytes of every collective,
+'.[tpu]', but no TPU), and what the compiler knows is printed: memory of a chip, bytes of every collective,
 operations, and from the chip's stated peak figures the time of a round. A plan that does not fit is refused, with what
 to change.
 

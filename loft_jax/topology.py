@@ -110,7 +110,7 @@ class Topology:
             return jax.devices("cpu")[: self.size]
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology {self.name}: compiling for TPUs needs libtpu; pip install 'loft_jax[tpu]', or try "
+                f"--topology {self.name}: compiling for TPUs needs libtpu; pip install '.[tpu]', or try "
                 f"--topology cpu:{self.size}"
             )
         for variable, value in _QUIET.items():

@@ -18,6 +18,7 @@ from jobset_schema import JobSet
 from stand_ins import install
 
 from loft_jax.cli import CommandLine
+from loft_jax.settings import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -279,12 +280,15 @@ def test_a_jobset_is_valid_and_agrees_with_itself(kind, resource):
     assert (ROOT / container.args[container.args.index("--config") + 1]).exists()
 
 
-def test_the_two_jobsets_differ_in_their_nodes_only():
+def test_the_two_jobsets_differ_in_their_nodes_and_devices_only():
     nodes = [jobset(kind).model_dump() for kind in ("TPU", "GPU")]
     for one in nodes:
         pod = one["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         assert pod.pop("nodeSelector")
-        assert pod["containers"][0].pop("resources")
+        (container,) = pod["containers"]
+        (chips,) = container.pop("resources")["limits"].values()
+        workers = read_yaml(ROOT / container["args"][container["args"].index("--config") + 1])["loft"].get("workers", 4)
+        assert container["args"].pop() == str(4 * int(chips) // workers), "mesh.data puts every chip to work"
     assert nodes[0] == nodes[1]
 
 
