@@ -13,6 +13,7 @@ from typing import Any
 from loft_jax.cli import Parser, run_command, whole_number
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.files import write_aside
 from loft_jax.messages import shown
 from loft_jax.sections import path_problem
 
@@ -47,7 +48,7 @@ def main() -> None:
     report = {"setting": SETTING.model_dump(), "machine": machine(), "rows": rows}
     print_table(report)
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+        write_aside(Path(arguments.json), json.dumps(report, indent=2) + "\n")
 
 
 def check_writable(file: str) -> None:

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.processes import agreed
-from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS, saved_rounds
+from loft_jax.run_directory import CHECKPOINTS, SNAPSHOTS, saved_instead, saved_rounds
 
 Tree = dict[str, Any]
 
@@ -134,8 +134,7 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
     if not kinds:
         raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")
     if round is not None and round not in kinds:
-        rounds = ", ".join(str(r) for r in sorted(kinds))
-        raise UserError(f"{run_dir}: round {round} is not saved; saved are {rounds}")
+        raise UserError(f"{run_dir}: round {round} is not saved; {saved_instead(kinds, round)}")
     found = max(kinds) if round is None else round
     tree = read_state(run_dir / kinds[found], found)
     return {"variables": tree["variables"], "round": int(tree["round"])}

@@ -52,6 +52,8 @@ class Config(Section):
                 f"data.batch_size={self.data.batch_size}: must be a multiple of mesh.data={self.mesh.data}; "
                 f"try {nearest_multiple(self.data.batch_size, self.mesh.data)}"
             )
+        if self.data.name == "digits":
+            self._check_digits()
         if self.gpipe.stages is not None:
             self._check_pipeline(self.gpipe.stages)
         self._check_processes()
@@ -65,6 +67,13 @@ class Config(Section):
                 f"train.rounds={self.train.rounds}: with loft.local_steps={self.loft.local_steps} makes "
                 f"{self.total_steps} local steps, and at most {MOST} are counted; try {MOST // self.loft.local_steps}"
             )
+        if self.total_steps * self.data.batch_size > MOST:
+            most = MOST // (self.loft.local_steps * self.data.batch_size)
+            raise ValueError(
+                f"train.rounds={self.train.rounds}: a worker would read {self.total_steps * self.data.batch_size} "
+                f"images (loft.local_steps={self.loft.local_steps}, data.batch_size={self.data.batch_size}), and at "
+                f"most {MOST} are counted; {f'try {most}' if most else 'lower either of them'}"
+            )
         every = self.train.snapshot_every
         first_judged = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
         distances = self.train.rounds // every - first_judged
@@ -75,6 +84,15 @@ class Config(Section):
                 f"{self.train.snapshot_every} rounds; lower either, or raise train.rounds"
             )
         return self
+
+    def _check_digits(self) -> None:
+        if self.data.data_dir is not None:
+            raise ValueError(
+                f"data.data_dir={self.data.data_dir}: digits ships with scikit-learn and is read from no directory; "
+                "leave it out, or name another data set with data.name"
+            )
+        if self.data.loading == "stream":
+            raise ValueError("data.loading=stream: digits ships with scikit-learn, not as files to stream; use auto")
 
     def _check_pipeline(self, stages: int) -> None:
         batch_size, parts, cuts = self.data.batch_size, self.gpipe.microbatches, self.gpipe.cut_blocks
@@ -90,6 +108,11 @@ class Config(Section):
             raise ValueError(
                 f"gpipe.cuts={self.gpipe.cuts}: must name {stages - 1} blocks for gpipe.stages={stages}, not "
                 f"{len(cuts)}; try gpipe.stages={len(cuts) + 1}, or gpipe.cuts=balanced"
+            )
+        if (self.distributed.processes or 1) > 1:
+            raise ValueError(
+                f"gpipe.stages={stages}: GPipe runs in one process, not in distributed.processes="
+                f"{self.distributed.processes}; leave distributed out"
             )
         for key, value in (("mesh.data", self.mesh.data), ("mesh.worker", self.mesh.worker)):
             if value not in (1, None):
@@ -117,10 +140,10 @@ class Config(Section):
     @property
     def method(self) -> str:
         """How the run pretrains, as tables name it: LoFT-4, GPipe-2, local SGD-4, plain SGD."""
-        if self.gpipe.stages is not None:
-            return f"GPipe-{self.gpipe.stages}"
         if self.loft.workers == 1:
-            return "plain SGD"
+            # With its momentum reset every few steps it is neither.
+            name = "plain SGD" if self.gpipe.stages is None else f"GPipe-{self.gpipe.stages}"
+            return name if self.loft.momentum == "carry" else f"{name}, momentum reset"
         if self.loft.partition == "none":
             return f"local SGD-{self.loft.workers}"
         differing = ["exchange"] * (self.loft.sync == "exchange") + ["all groups"] * (self.loft.partition == "all")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from loft_jax.models import published_width
 from loft_jax.published import RATIOS, SETTINGS, Setting
 from loft_jax.run_files import RunFiles, SearchFiles
 from loft_jax.summary import PHASES
+from loft_jax.ticket import NORMS, SCOPES, Pruning
 
 Row = dict[str, Any]
 SETTLED_WITHIN = 0.1
@@ -72,13 +73,14 @@ def settled_at(x: Any, y: Any, within: float = SETTLED_WITHIN) -> float | None:
     """The first x from which on y stays within a share of its start-to-end range around its end.
 
     Args:
-      x, y: [T]; places where y is not finite are left out.
+      x, y: [T]; places where either is not finite are left out.
 
     Returns:
       None where y ends where it began, or has fewer than three values.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
     if len(y) < 3 or y[0] == y[-1]:
         return None
     outside = np.flatnonzero(np.abs(y - y[-1]) > within * abs(y[0] - y[-1]))
@@ -130,15 +132,25 @@ def moved_bytes(run: RunFiles) -> float:
     return sum(row.get("bytes_on_the_wire", 0.0) for row in run.rows)
 
 
-def of_the_last_ticket(run: RunFiles, mode: str) -> dict[float, Row]:
-    """Ratio -> the retraining from round 0 of the latest ticket of that ratio, in a mode."""
-    found: dict[float, Row] = {}
+def pruning_of(row: Row) -> Pruning:
+    """How the ticket of a retraining was drawn."""
+    return Pruning(row["ratio"], row["scope"], row["norm"])
+
+
+def of_the_last_ticket(run: RunFiles, mode: str) -> dict[Pruning, Row]:
+    """The retraining from round 0 of the latest ticket of every pruning, in a mode; the most pruned first."""
+    found: dict[Pruning, Row] = {}
     for row in run.retrained:
         if row["mode"] == mode and not row["rewind_to"]:
-            before = found.get(row["ratio"])
+            before = found.get(pruning_of(row))
             if before is None or row["ticket_round"] > before["ticket_round"]:
-                found[row["ratio"]] = row
-    return found
+                found[pruning_of(row)] = row
+    return {pruning: found[pruning] for pruning in most_pruned_first(found)}
+
+
+def most_pruned_first(prunings: Iterable[Pruning]) -> list[Pruning]:
+    """Prunings by their ratio; of one ratio the paper's first."""
+    return sorted(prunings, key=lambda p: (-p.ratio, p.scope != SCOPES[0], p.norm != NORMS[0]))
 
 
 def percent(row: Row | None) -> str | None:
@@ -161,10 +173,10 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
             tickets = of_the_last_ticket(ours, "rewind") if ours else {}
             published = dict(zip(RATIOS, setting.accuracies[method], strict=True))
             cells: Row = {"setting": name, "method": method, "no-prune, published": setting.no_prune}
-            cells["no-prune, ours"] = percent(tickets.get(0.0))
-            for ratio in RATIOS:
-                cells[f"{ratio:.0%} removed, published"] = published[ratio]
-                cells[f"{ratio:.0%} removed, ours"] = percent(tickets.get(ratio))
+            cells["no-prune, ours"] = percent(_unpruned(tickets))
+            for pruning in map(Pruning, RATIOS):
+                cells[f"{pruning.removed}, published"] = published[pruning.ratio]
+                cells[f"{pruning.removed}, ours"] = percent(tickets.get(pruning))
             cells["GB moved, published"] = gigabytes
             cells["GB moved, ours"] = round(moved_bytes(ours) / 1e9, 3) if ours else None
             cells["improvement, published"] = setting.improvements.get(method)
@@ -177,7 +189,8 @@ def own_table(section: Section) -> list[Row]:
     """A section's runs in the layout of the paper's table; None where nothing was run."""
     gpipe = {run.config.method: moved_bytes(run) for run in section.runs if run.config.method.startswith("GPipe-")}
     tickets = [of_the_last_ticket(run, "rewind") for run in section.runs]
-    ratios = sorted({*RATIOS, *(ratio for found in tickets for ratio in found if ratio)}, reverse=True)
+    drawn = (pruning for found in tickets for pruning in found if pruning.ratio)
+    prunings = most_pruned_first({*map(Pruning, RATIOS), *drawn})
     rows = []
     for run, name, found in zip(section.runs, section.names, tickets, strict=True):
         moved = moved_bytes(run)
@@ -185,8 +198,8 @@ def own_table(section: Section) -> list[Row]:
         rows.append(
             {
                 "method": name,
-                "no-prune": percent(found.get(0.0)),
-                **{f"{ratio:.0%} removed": percent(found.get(ratio)) for ratio in ratios},
+                "no-prune": percent(_unpruned(found)),
+                **{pruning.removed: percent(found.get(pruning)) for pruning in prunings},
                 "GB moved": round(moved / 1e9, 4),
                 "improvement": f"{against / moved:.2f}x" if against and moved else None,
                 "run": _state(run),
@@ -245,11 +258,15 @@ def messages(section: Section) -> list[str]:
             said.append(f"{row['run']}: the filter distance settles at epoch {distance}, {order} the loss at {loss}")
     for run, name in zip(section.runs, section.names, strict=True):
         tickets, controls = of_the_last_ticket(run, "rewind"), of_the_last_ticket(run, "random")
-        for ratio in sorted(set(tickets) - {0.0}, reverse=True):
-            text = f"{name}: with {ratio:.0%} of the filters removed the ticket reaches {percent(tickets[ratio])} %"
-            against = controls.get(ratio)
+        for pruning in (pruning for pruning in tickets if pruning.ratio):
+            reached, against = percent(tickets[pruning]), controls.get(pruning)
+            text = f"{name}: with {pruning.share} of the filters removed the ticket reaches {reached} %"
             said.append(text + (f", random filters {percent(against)} %" if against else ""))
     return said
+
+
+def _unpruned(tickets: Mapping[Pruning, Row]) -> Row | None:
+    return next((row for pruning, row in tickets.items() if not pruning.ratio), None)
 
 
 def _state(run: RunFiles | None) -> str:

@@ -20,7 +20,9 @@ def shown(value: Any) -> str:
 
 
 def abridged(value: Any) -> str:
-    """A value as Python writes it, cut where it is long or deep."""
+    """A value as Python writes it, cut where it is long or deep; but null, true and false."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     return _short.repr(value)
 
 

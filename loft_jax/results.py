@@ -17,7 +17,7 @@ COLUMNS = (
     *("ticket_epoch", "seeds", "test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
     *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
 )
-_NEEDED = {*_FACTS, "seed", "test/accuracy", "test/loss", *_COSTS, *(f"{cost}_unpruned" for cost in _COSTS)}
+_NEEDED = {*_FACTS, *_COSTS, *(f"{cost}_unpruned" for cost in _COSTS)}
 
 Row = dict[str, Any]
 

@@ -45,6 +45,7 @@ _FIXED = {
     "loft.partition": "there is one worker",
     "loft.sync": "there is one worker",
     "loft.rescale": "there is one worker",
+    "loft.momentum": "there is one worker, whose momentum is its own",
     "gpipe.": "a ticket is retrained by plain SGD",
     "train.stop": "a retraining ends with its last round",
     "train.snapshot": "a retraining takes no snapshots",
@@ -115,7 +116,7 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
             if key.startswith(fixed):
                 raise UserError(f"--{key}: cannot be changed for a retraining: {reason}")
     settings = run.model_dump()
-    settings["loft"] |= {"workers": 1, "sync": "psum"}
+    settings["loft"] |= {"workers": 1, "sync": "psum", "momentum": "carry"}
     settings["gpipe"] = GPipe().model_dump()
     settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
     return overridden(settings, dict(overrides), source="command line")
@@ -161,7 +162,7 @@ def complete(
     configure_jax(config)
     from loft_jax.retraining import Retraining
 
-    retraining, start, stops = Retraining(run, config.data.data_dir), time.perf_counter(), []
+    retraining, start, stops = Retraining(run, config.data), time.perf_counter(), []
     for stage in left:
         retraining.check(stage.ticket)
     for number, stage in enumerate(left):

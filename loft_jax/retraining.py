@@ -19,6 +19,7 @@ from loft_jax.partition import prune
 from loft_jax.preemption import Preemption
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.run_directory import RunDirectory
+from loft_jax.sections import Data
 from loft_jax.sizes import parameter_count
 from loft_jax.snapshots import Snapshots
 from loft_jax.speed import StepLoop, images_per_second
@@ -36,17 +37,15 @@ class Retraining:
 
     Args:
       directory: of the run.
-      data_dir: TFDS data directory; None for TFDS's default.
+      data: how the run's data set is read.
     """
 
-    def __init__(self, directory: RunDirectory, data_dir: str | None):
+    def __init__(self, directory: RunDirectory, data: Data):
         self.snapshots = Snapshots(directory)
         self._full_widths = {group.name: group.width for group in self.snapshots.groups}
         settings = self.snapshots.config
         # The split is that of the run's seed, whatever seed a ticket is retrained with: no test image was trained on.
-        self._dataset = load_dataset(
-            settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": data_dir})})
-        )
+        self._dataset = load_dataset(settings.model_copy(update={"data": data}))
         self._costs: dict[Any, Costs] = {}
         self._built: tuple[Any, Experiment] | None = None
 

@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +26,14 @@ from loft_jax.files import make_writable, write_aside, writing
 from loft_jax.messages import shown
 from loft_jax.sections import path_problem
 from loft_jax.settings import overridden, read_yaml, validated
+from loft_jax.summary import NEEDED
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
+
+_FEW = 20
 
 Row = dict[str, Any]
 
@@ -37,18 +41,17 @@ Row = dict[str, Any]
 class RunDirectory:
     """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended.
 
-    Where `writes` is false, as in all processes of a run but the first, nothing is. `label` says in messages what the
-    directory is; raises UserError where no directory can go by that name.
+    `label` says in messages what the directory is; raises UserError where no directory can go by that name.
 
     Attributes:
       path: the directory, and the places in it by name.
-      writes: whether this process writes there.
+      writes: whether this process writes there; of several processes of a run only the first should.
     """
 
-    def __init__(self, path: str | Path, label: str = "run directory", *, writes: bool = True):
+    def __init__(self, path: str | Path, label: str = "run directory"):
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
-        self.path, self.writes, self._label = Path(path), writes, label
+        self.path, self.writes, self._label = Path(path), True, label
         self._lock: IO[str] | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
@@ -139,7 +142,8 @@ class RunDirectory:
         for key in overrides:
             if now[key] != before[key] and key not in config.resumable():
                 raise UserError(
-                    f"--{key} {now[key]}: the run was made with {before[key]}; leave it out, or train another run"
+                    f"--{key} {shown(now[key])}: the run was made with {shown(before[key])}; leave it out, or train "
+                    "another run"
                 )
         return changed
 
@@ -202,10 +206,13 @@ class RunDirectory:
             write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
+        """The summary of a finished run; None where there is none, or one that lacks what every summary has.
+
+        The run then goes on from its last checkpoint, and writes it anew.
+        """
         with suppress(FileNotFoundError, IsADirectoryError, ValueError):
             summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-            return summary if isinstance(summary, dict) else None
+            return summary if isinstance(summary, dict) and summary.keys() >= NEEDED else None
         return None
 
     def check_same(self, config: Config) -> None:
@@ -213,11 +220,19 @@ class RunDirectory:
         before, now = flatten(self.read_config()), flatten(config)
         differing = [key for key in now if key not in config.resumable() and now[key] != before[key]]
         if differing:
-            fields = "; ".join(f"{key}: {before[key]} there, {now[key]} now" for key in differing)
+            fields = "; ".join(f"{key}: {shown(before[key])} there, {shown(now[key])} now" for key in differing)
             raise UserError(
                 f"{self._label} {self.path}: holds a run with another config ({fields}); "
                 "use another directory, delete this one, or use the settings it was made with"
             )
+
+
+def saved_instead(saved: Collection[int], asked: int) -> str:
+    """The end of a message about a round that is not saved: the nearest one, and which there are."""
+    nearest = min(saved, key=lambda r: (abs(r - asked), r))
+    few = len(saved) <= _FEW
+    there = ", ".join(map(str, sorted(saved))) if few else f"{len(saved)} from {min(saved)} to {max(saved)}"
+    return f"try {nearest}; there are {there}"
 
 
 def saved_rounds(directory: Path) -> list[int]:

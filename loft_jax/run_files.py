@@ -5,7 +5,10 @@ Only reads, so it may be used while the run goes on. Imports neither JAX nor a p
 
 import csv
 import json
+import shlex
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +18,15 @@ import numpy as np
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError
-from loft_jax.messages import shown
 from loft_jax.results import collect_results
-from loft_jax.run_directory import COSTS, METRICS, RunDirectory
+from loft_jax.run_directory import CONFIG, COSTS, METRICS, RunDirectory
 from loft_jax.ticket import ratio_text, read_ticket, ticket_name
 
 Row = dict[str, Any]
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, csv.Error)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, csv.Error)
+# A flipped byte of a zipped file can be any of these.
+_DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class RunFiles:
     def read(cls, directory: RunDirectory, config: Config) -> "RunFiles":
         """All that can be read of a run, whatever state it is in."""
         missing: list[str] = []
-        path = shown(str(directory.path))
+        path = shlex.quote(str(directory.path))
         rows = directory.rows()
         summary = directory.summary()
         if not rows:
@@ -126,8 +130,8 @@ class RunFiles:
                 raise ValueError("its rows differ in length")
         except FileNotFoundError:
             missing.append(
-                f"no costs have been computed; python -m loft_jax.cost --config {path}/config.yaml --format csv "
-                f"> {path}/{COSTS}"
+                "no costs have been computed; python -m loft_jax.cost --format csv --config "
+                f"{shlex.quote(str(directory.path / CONFIG))} > {shlex.quote(str(directory.path / COSTS))}"
             )
         except _UNREADABLE as error:
             missing.append(f"{COSTS} cannot be read ({error})")
@@ -157,8 +161,15 @@ class RunFiles:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    """The arrays of a file, "rounds" and at least one more among them. Raises OSError or ValueError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except _DAMAGED as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not arrays.keys() > {"rounds"} or not arrays["rounds"].size:
+        raise ValueError(f"{path.name}: holds no snapshots")
+    return arrays
 
 
 def _floats(rows: Sequence[Row], column: str) -> np.ndarray:

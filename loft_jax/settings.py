@@ -3,7 +3,7 @@
 Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -26,15 +26,25 @@ def overridden(
     settings = spelt_out(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
-    return validated(settings, source, model)
+    return validated(settings, source, model, given)
 
 
-def validated(settings: dict[str, Any], source: str, model: type[Settings] = Config) -> Settings:
-    """The config of nested settings. Raises UserError naming each wrong key, its value, the rule and what to use."""
+def validated(
+    settings: dict[str, Any], source: str, model: type[Settings] = Config, overrides: Container[str] = ()
+) -> Settings:
+    """The config of nested settings, which are from a source but for those of the dotted keys that are overrides.
+
+    Raises:
+      UserError: names each wrong key, where it comes from, its value, the rule and what to use.
+    """
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        raise UserError("\n       ".join(f"{source}: {_explain(e, model)}" for e in error.errors())) from None
+        said = []
+        for problem in error.errors():
+            key = _key(problem, model)
+            said.append(f"{'command line' if key in overrides else source}: {_explain(problem, key, model)}")
+        raise UserError("\n       ".join(said)) from None
 
 
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
@@ -124,27 +134,29 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[leaf] = value
 
 
-def _explain(error: dict[str, Any], model: type[Section]) -> str:
-    path = [str(part) for part in error["loc"]]
-    fields = dict(fields_of(model))
-    known = list(fields)
+def _key(error: dict[str, Any], model: type[Section]) -> str:
+    """The dotted key that an error is about; "" where it is about several together."""
+    path, known = [str(part) for part in error["loc"]], dict(fields_of(model))
     # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
     while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
         path.pop()
-    key, value = ".".join(path), error["input"]
+    return ".".join(path)
+
+
+def _explain(error: dict[str, Any], key: str, model: type[Section]) -> str:
+    fields, value = dict(fields_of(model)), error["input"]
     match error["type"]:
         case "extra_forbidden":
-            siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
+            siblings = [k for k in fields if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
             top = list(model.model_fields) if "." not in key else []
-            return f"unknown key {shown(key)}{did_you_mean(key, siblings + top + known)}; see --help"
+            return f"unknown key {shown(key)}{did_you_mean(key, [*siblings, *top, *fields])}; see --help"
         case "invalid_key":
             return f"unknown key {shown(key)}: keys are text; see --help"
         case "literal_error":
             choices = type_name(fields[key]).split("|")
             return f"{key}={shown(value)}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
         case "model_type":
-            text = "null" if value is None else abridged(value)
-            return f"{key}={text}: must be a mapping of keys to values; leave {key} out for its defaults"
+            return f"{key}={abridged(value)}: must be a mapping of keys to values; leave {key} out for its defaults"
         case "value_error":
             rule = str(error["ctx"]["error"])
             return f"{key}={shown(value)}: {rule}" if key else rule

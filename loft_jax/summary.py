@@ -3,6 +3,11 @@
 from typing import Any
 
 PHASES = ("compile", "train", "sync", "evaluation")
+# What is read of every summary, of a run and of a retraining.
+NEEDED = {
+    *("model", "data", "method", "seed", "round", "epoch", "test/accuracy", "test/loss", "images_per_second"),
+    *(f"seconds/{phase}" for phase in PHASES),
+}
 
 
 def print_summary(summary: dict[str, Any]) -> None:

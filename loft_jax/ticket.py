@@ -8,15 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loft_jax.errors import UserError
-from loft_jax.files import write_aside
-from loft_jax.messages import shown
+from loft_jax.files import write_aside, writing
+from loft_jax.messages import did_you_mean, shown
 from loft_jax.sections import Fraction, path_problem
 
 if TYPE_CHECKING:
@@ -26,6 +26,29 @@ FILE = "ticket.json"
 
 Scope, Norm = Literal["group", "global"], Literal["l2", "l1"]
 SCOPES, NORMS = get_args(Scope), get_args(Norm)
+
+
+class Pruning(NamedTuple):
+    """Which filters tickets lack: a share of them, the lowest of a group or of all together, by a norm."""
+
+    ratio: float
+    scope: str = SCOPES[0]
+    norm: str = NORMS[0]
+
+    @property
+    def share(self) -> str:
+        """For people: "50%", and where the filters are not chosen as the paper does, how: "50% (global, l1)"."""
+        return f"{100 * self.ratio:.12g}%{self._way}"
+
+    @property
+    def removed(self) -> str:
+        """For people: "50% removed", "50% removed (global, l1)"."""
+        return f"{100 * self.ratio:.12g}% removed{self._way}"
+
+    @property
+    def _way(self) -> str:
+        way = [given for given, papers in ((self.scope, SCOPES[0]), (self.norm, NORMS[0])) if given != papers]
+        return f" ({', '.join(way)})" if way else ""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -65,8 +88,9 @@ class Ticket:
         return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
 
     def write(self, directory: Path) -> None:
-        """Write ticket.json into a directory, which is made; whole or not at all."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write ticket.json into a directory, which is made; whole or not at all. Raises RunStopped if it cannot be."""
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         write_aside(directory / FILE, json.dumps(asdict(self)) + "\n")
 
 
@@ -88,8 +112,9 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     """
     if "/" in name or path_problem(name) or not (directory / name / FILE).is_file():
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
-        known = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
-        raise UserError(f"--ticket {shown(name)}: no such ticket in {directory}; {known}")
+        otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
+        hint = did_you_mean(name, there, otherwise)
+        raise UserError(f"--ticket {shown(name)}: no such ticket in {directory}{hint}")
     ticket = read_ticket(directory / name)
     if ticket.name != name:
         raise UserError(

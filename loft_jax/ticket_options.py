@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from loft_jax.errors import UserError
 from loft_jax.messages import shown
+from loft_jax.run_directory import saved_instead
 from loft_jax.ticket import NORMS, SCOPES
 
 
@@ -23,7 +24,7 @@ def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> Non
     """Raise UserError unless all rounds are among the saved ones."""
     for round_number in rounds:
         if round_number not in saved:
-            raise UserError(f"{option} {round_number}: no such snapshot; there are {', '.join(map(str, saved))}")
+            raise UserError(f"{option} {round_number}: no such snapshot; {saved_instead(saved, round_number)}")
 
 
 def ratio(text: str) -> float:

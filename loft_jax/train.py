@@ -31,12 +31,12 @@ def main() -> None:
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
-    path = Path("runs") / name if arguments.workdir is None else arguments.workdir
+    directory = RunDirectory(Path("runs") / name if arguments.workdir is None else arguments.workdir, "--workdir")
     if config.distributed.is_asked_for:
         # First, because processes that have found each other see their devices.
         configure(config)
     with connected(config) as processes, Preemption() as preemption:
-        directory = RunDirectory(path, "--workdir", writes=processes.is_first)
+        directory.writes = processes.is_first
         complete = on_first(processes, lambda: is_complete(directory, config))
         check_sees(processes, directory.path / CONFIG)
         if complete:

@@ -1,6 +1,7 @@
 """A run in progress: its state, the rounds, and what is due after each."""
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -105,6 +106,14 @@ class Trainer:
         directory = self._directory
         found = newest_sound(directory.checkpoints)
         self.done = found[0] if found else 0
+        rows = directory.rows()
+        if found is None and rows and directory.writes:
+            print(
+                f"warning: {directory.checkpoints}: holds no checkpoint to go on from; the run starts anew, and what "
+                f"was kept of its {rows[-1]['round']} rounds is deleted",
+                file=sys.stderr,
+                flush=True,
+            )
         directory.forget_after(self.done if found else -1)
         # All wait for the first process, which has just deleted what Orbax would find.
         agreed(self.done)

@@ -12,6 +12,7 @@ from loft_jax.models import create_model
 from loft_jax.results import write_results
 from loft_jax.run_directory import RunDirectory
 from loft_jax.snapshots import rank_groups
+from loft_jax.summary import PHASES
 from loft_jax.ticket import Ticket, draw_kept, ticket_name
 from loft_jax.ticket_search import TicketSearch
 
@@ -33,8 +34,17 @@ def fake_run(path, rounds=12, *, finished=True, seed=0, **sections):
             row |= {"test/loss": 2.3 - 2 * share, "test/accuracy": 0.1 + 0.85 * share}
         directory.append(row)
     if finished:
-        directory.write_summary({"round": done, "test/accuracy": row["test/accuracy"], "test/loss": 0.3})
+        directory.write_summary(fake_summary() | {"round": done, "test/accuracy": row["test/accuracy"]})
     return directory
+
+
+def fake_summary():
+    """What every summary has."""
+    return {
+        **{"model": "preresnet20", "data": "digits", "method": "LoFT-4", "seed": 0, "round": 12, "epoch": 6.0},
+        **{"test/accuracy": 0.95, "test/loss": 0.3, "images_per_second": 100.0},
+        **{f"seconds/{phase}": 1.0 for phase in PHASES},
+    }
 
 
 def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preresnet20"):
@@ -63,11 +73,11 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
     TicketSearch.of(stand_in, reference, ratios, "group", "l2").write(directory, rounds)
 
 
-def fake_retraining(directory, ratio, accuracies, mode="rewind", ticket_round=12):
+def fake_retraining(directory, ratio, accuracies, mode="rewind", ticket_round=12, scope="group", norm="l2"):
     """Finished retrainings of one ticket, one for each accuracy and seed."""
-    name = ticket_name(ticket_round, "group", "l2", ratio)
-    facts = {"ticket": name, "mode": mode, "rewind_to": 0, "ticket_round": ticket_round, "ratio": ratio}
-    facts |= {"scope": "group", "norm": "l2", "rounds": 12, "settings": "abc", "test/loss": 0.1}
+    name = ticket_name(ticket_round, scope, norm, ratio)
+    facts = fake_summary() | {"ticket": name, "mode": mode, "rewind_to": 0, "ticket_round": ticket_round}
+    facts |= {"ratio": ratio, "scope": scope, "norm": norm, "rounds": 12, "settings": "abc", "test/loss": 0.1}
     for cost in ("parameters", "flops_per_image", "steps_images_per_second"):
         facts |= {cost: 100.0, f"{cost}_unpruned": 200.0}
     for seed, accuracy in enumerate(accuracies):

@@ -10,6 +10,18 @@ RULES = {
         "--train.rounds 134217728",
         "train.rounds=134217728: with loft.local_steps=16 makes 2147483648",
     ),
+    "images over int32": (
+        "--train.rounds 100000 --loft.local_steps 100 --data.batch_size 256",
+        "train.rounds=100000: a worker would read 2560000000 images (loft.local_steps=100, data.batch_size=256), and "
+        "at most 2147483647 are counted; try 83886",
+    ),
+    "images of a round over int32": (
+        "--train.rounds 1 --loft.local_steps 65536 --data.batch_size 65536",
+        "train.rounds=1: a worker would read 4294967296 images (loft.local_steps=65536, data.batch_size=65536), and at "
+        "most 2147483647 are counted; lower either of them",
+    ),
+    "digits from a directory": ("--data.data_dir .", "data.data_dir=.: digits ships with scikit-learn"),
+    "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
     "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
     "stop that never holds": (
         "--train.stop_when 1 --train.rounds 10",
@@ -26,6 +38,10 @@ RULES = {
         "gpipe.microbatches=2147483646: must divide data.batch_size=2147483647; try 2147483647",
     ),
     "number of cuts": ("--gpipe.stages 3 --gpipe.cuts stage1/block1", "gpipe.cuts=stage1/block1: must name 2 blocks"),
+    "a pipeline is one process": (
+        "--gpipe.stages 2 --distributed.coordinator host:1 --distributed.processes 2 --distributed.process_id 0",
+        "gpipe.stages=2: GPipe runs in one process, not in distributed.processes=2",
+    ),
     "a stage is a device": ("--gpipe.stages 2 --mesh.data 2", "mesh.data=2: a stage of GPipe is one device"),
     "a stage is one worker": ("--gpipe.stages 2 --mesh.worker 1 --mesh.data 4", "mesh.data=4: a stage of GPipe is one"),
     "a coordinator alone": (
@@ -63,15 +79,13 @@ LATER_RULES = {
     "data over devices": ("--mesh.data 8", "mesh.data=8: only 4 cpu devices are there"),
     "stages over devices": ("--gpipe.stages 5", "gpipe.stages=5: each needs a device of its own, and 4"),
     "workers and data over devices": ("--mesh.worker 4 --mesh.data 2", "mesh.worker=4: with mesh.data=2 it needs 8"),
-    "digits from a directory": ("--data.data_dir .", "data.data_dir: digits ships with scikit-learn"),
-    "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
     "too few images": (
         "--data.split disjoint --loft.partition none --loft.workers 2000",
         "loft.workers=2000: 1437 images are too few for data.split=disjoint",
     ),
 }
 # Rules that no command line can break here: tests of their own break them.
-TESTED_ELSEWHERE = ("GPipe runs in one process", "belongs to the filter groups", "JAX finds no device to run on")
+TESTED_ELSEWHERE = ("GPipe runs in one process, and", "belongs to the filter groups", "JAX finds no device to run on")
 TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
 THEORY_RULES = {
     "channels of digits": ("--theory.channels 4", "theory.channels=4: must be 8 for theory.data=digits"),

@@ -91,7 +91,7 @@ def test_an_override_fills_a_section_that_the_file_leaves_empty(write):
     ],
 )
 def test_an_override_is_read_by_the_type_of_its_field(option, text, value):
-    got = flatten(parse(f"--{option}", text))[option]
+    got = flatten(parse("--data.name", "cifar10", f"--{option}", text))[option]
     assert (got, type(got)) == (value, type(value))
 
 

@@ -13,7 +13,6 @@ from loft_jax.data import load_dataset
 from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.data.dataset import Dataset
 from loft_jax.data.digits import load_digits
-from loft_jax.errors import UserError
 
 # Digits
 
@@ -48,11 +47,6 @@ def test_the_split_of_digits_is_a_function_of_the_seed():
     np.testing.assert_array_equal(one.train_images, same.train_images)
     np.testing.assert_array_equal(one.test_labels, same.test_labels)
     assert (one.test_images != other.test_images).any()
-
-
-def test_digits_are_read_from_no_directory():
-    with pytest.raises(UserError, match=r"data\.data_dir: digits ships with scikit-learn.*leave it out"):
-        load_dataset(Config(data={"data_dir": "/data"}))
 
 
 # Dataset

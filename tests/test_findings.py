@@ -54,6 +54,32 @@ def test_a_stages_distance_is_the_mean_of_its_groups(tmp_path):
     assert row["distance of the initialisation"] == round(stages["mean"][0], 2)
 
 
+def test_a_search_without_epochs_has_no_place_where_it_settles(tmp_path):
+    assert settled_at([np.nan] * 6, [10, 5, 2, 1, 0.9, 0]) is None
+    assert settled_at([np.nan, 1, 2, 3, 4, 5], [99, 10, 0, 0, 0, 0]) == 2
+
+
+def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
+    cifar = {"model": {"name": "preresnet34"}, "data": {"name": "cifar10"}}
+    directory = fake_run(tmp_path / "run", **cifar)
+    fake_retraining(directory, 0.5, [0.90], scope="global", norm="l1")
+    for ratio, accuracy in {0.5: 0.1222, 0.12: 0.30, 0.125: 0.70, 0.995: 0.4}.items():
+        fake_retraining(directory, ratio, [accuracy])
+    run = read(directory)
+    (row,) = own_table(sections_of([run])[0])
+    assert list(row) == [
+        *("method", "no-prune", "99.5% removed", "80% removed", "50% removed", "50% removed (global, l1)"),
+        *("30% removed", "12.5% removed", "12% removed", "GB moved", "improvement", "run"),
+    ]
+    assert (row["50% removed"], row["50% removed (global, l1)"]) == ("12.22", "90.00")
+    assert (row["12% removed"], row["12.5% removed"]) == ("30.00", "70.00")
+    (ours,) = [row for row in paper_table([run]) if row["run"] == "finished"]
+    assert ours["50% removed, ours"] == "12.22"
+    said = messages(sections_of([run])[0])
+    assert sum("with 50% of the filters" in line for line in said) == 1
+    assert any("with 50% (global, l1) of the filters removed the ticket reaches 90.00 %" in line for line in said)
+
+
 def test_costs_add_up_to_each_evaluation(tmp_path):
     run = read(fake_run(tmp_path / "run"))
     rows = accuracy_by_cost(run)
@@ -75,6 +101,7 @@ def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_d
             ("f", {"loft": {"partition": "none"}}),
             ("g", {"loft": {"sync": "exchange"}}),
             ("h", {"gpipe": {"stages": 2}, "loft": {"workers": 1}}),
+            ("i", {"loft": {"workers": 1, "momentum": "reset"}}),
         ]
     ]
     sections = sections_of(runs)
@@ -85,6 +112,7 @@ def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_d
     ]
     assert sections[0].names == [
         *("LoFT-4 (x)", "LoFT-4 (x) #2", "plain SGD", "local SGD-4", "LoFT-4, exchange", "GPipe-2"),
+        "plain SGD, momentum reset",
     ]
 
 

@@ -201,7 +201,8 @@ def test_only_the_first_process_says_that_all_have_left():
 
 
 def test_a_directory_of_another_process_is_only_read(tmp_path):
-    directory = RunDirectory(tmp_path, writes=False)
+    directory = RunDirectory(tmp_path)
+    directory.writes = False
     directory.append({"round": 1})
     directory.forget_after(0)
     directory.write_summary({})

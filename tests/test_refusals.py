@@ -27,9 +27,9 @@ WRONG_SETTINGS = {
         "loft: {workers: 2.5}",
         "loft.workers=2.5: must be a valid integer, got a number with a fractional part",
     ),
-    "bool for int": ("loft: {workers: true}", "loft.workers=True: a boolean is not valid here"),
-    "bool for optional int": ("model: {width: yes}", "model.width=True: a boolean is not valid here"),
-    "bool for float": ("optimizer: {momentum: no}", "optimizer.momentum=False: a boolean is not valid here"),
+    "bool for int": ("loft: {workers: true}", "loft.workers=true: a boolean is not valid here"),
+    "bool for optional int": ("model: {width: yes}", "model.width=true: a boolean is not valid here"),
+    "bool for float": ("optimizer: {momentum: no}", "optimizer.momentum=false: a boolean is not valid here"),
     "text for optional int": (
         "model: {width: big}",
         "model.width='big': must be a valid integer, unable to parse string as an integer",
@@ -71,7 +71,7 @@ WRONG_SETTINGS = {
     ),
     "null for a choice": (
         "loft: {partition: null}",
-        "loft.partition=None: must be one of paper, all, none; did you mean none?",
+        "loft.partition=null: must be one of paper, all, none; did you mean none?",
     ),
     "batch over mesh.data": (
         "{data: {batch_size: 34}, mesh: {data: 4}}",
@@ -123,7 +123,7 @@ WRONG_SETTINGS = {
         "mesh.data=2: a stage of GPipe is one device; leave mesh.data out",
     ),
     "a misspelt mode": ("distributed: auot", "distributed.mode=auot: must be one of off, auto; did you mean auto?"),
-    "a boolean mode": ("distributed: on", "distributed=True: a boolean is not valid here"),
+    "a boolean mode": ("distributed: on", "distributed=true: a boolean is not valid here"),
     "no port": (
         "distributed: {coordinator: host}",
         "distributed.coordinator=host: must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476",
@@ -164,11 +164,11 @@ def test_a_wrong_setting_is_refused_with_file_key_value_rule_and_nearest_choice(
         ("--loft.workers", "two", "loft.workers='two': must be a valid integer"),
         ("--loft.workers", "0", "loft.workers='0': must be greater than or equal to 1; try 1"),
         ("--seed", "-1", "seed='-1': must be greater than or equal to 0; try 0"),
-        ("--seed", "true", "seed=True: a boolean is not valid here"),
+        ("--seed", "true", "seed=true: a boolean is not valid here"),
         ("--loft.partition", "al", "loft.partition=al: must be one of paper, all, none; did you mean all?"),
         ("--model.name", "resnet81", f"model.name=resnet81: must be one of {MODELS}; did you mean resnet18?"),
         ("--mesh.worker", "3", "mesh.worker=3: must divide loft.workers=4; try 2"),
-        ("--data.name", "null", "data.name=None: must be text"),
+        ("--data.name", "null", "data.name=null: must be text"),
     ],
 )
 def test_a_wrong_override_is_refused_like_a_wrong_setting(option, value, message):

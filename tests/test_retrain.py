@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from fake_runs import fake_summary
 from runs import TICKET, assert_same_state, config_of, opened
 from tiny import flat
 
@@ -206,8 +207,28 @@ def test_another_seed_reads_the_runs_own_split_in_another_order(run, retrain, mo
     np.testing.assert_array_equal(data.test_images, load_digits(0).test_images)
 
 
+def test_a_retraining_reads_the_runs_data_as_its_own_settings_say(run, retrain, monkeypatch):
+    loaded = []
+
+    def load(config):
+        loaded.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loft_jax.retraining.load_dataset", load)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run, "--ticket", TICKET, "--seeds", 1, "--data.readers", 3, "--data.image_size", 17)
+    ((readers, size, seed),) = [(config.data.readers, config.data.image_size, config.seed) for config in loaded]
+    assert (readers, size, seed) == (3, 17, 0)
+
+
+def test_a_retraining_carries_its_momentum_whatever_the_run_did():
+    config = command.retrain_config(config_of(**{"loft": {"momentum": "reset"}}), {})
+    assert (config.method, config.loft.momentum) == ("plain SGD", "carry")
+
+
 def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
-    facts = {"ticket": TICKET, "mode": "rewind", "rewind_to": 0, "ticket_round": 6, "ratio": 0.5, "scope": "group"}
+    facts = fake_summary() | {"ticket": TICKET, "mode": "rewind", "rewind_to": 0, "ticket_round": 6}
+    facts |= {"ratio": 0.5, "scope": "group"}
     facts |= {"rounds": 6, "settings": "0123456789ab"}
     costs = {"parameters": 1, "flops_per_image": 2.0, "steps_images_per_second": 3.0}
     costs |= {f"{key}_unpruned": 2 * value for key, value in costs.items()}

@@ -1,5 +1,7 @@
 """What a report reads of runs in every state, and what it says of what is not there."""
 
+import random
+
 import numpy as np
 import pytest
 from fake_runs import complete_run, fake_run, fake_search
@@ -70,6 +72,26 @@ def test_a_damaged_file_is_a_line_not_the_end(name, content, said, tmp_path):
     directory = complete_run(tmp_path / "run")
     (directory.path / name).unlink() if content is None else (directory.path / name).write_bytes(content)
     assert said in "\n".join(read(directory).missing)
+
+
+def test_no_damage_to_the_arrays_is_the_end(tmp_path):
+    directory = complete_run(tmp_path / "run")
+    content, moments = directory.overlaps.read_bytes(), random.Random(0)
+    for position in [*range(200), *moments.sample(range(len(content)), 200), *range(len(content) - 200, len(content))]:
+        directory.overlaps.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
+        run = read(directory)
+        assert run.search or "the ticket search cannot be read (" in run.missing[0]
+    np.savez_compressed(directory.rankings, rounds=np.arange(3))
+    assert "rankings.npz: holds no snapshots" in read(directory).missing[0]
+
+
+def test_commands_that_are_offered_can_be_pasted_into_a_shell(tmp_path):
+    directory = fake_run(tmp_path / "my run")
+    path = f"'{directory.path}'"
+    (search, retrain, cost) = read(directory).missing
+    assert search.endswith(f"python -m loft_jax.tickets {path}")
+    assert retrain.endswith(f"python -m loft_jax.retrain {path} --ticket NAME")
+    assert cost.endswith(f"--config '{directory.path}/config.yaml' > '{directory.path}/cost.csv'")
 
 
 def test_a_search_that_was_written_while_it_was_read_is_not_believed(tmp_path):

@@ -129,6 +129,23 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(experiment, fini
     assert [row["round"] for row in RunDirectory(path).rows()] == list(range(7))
 
 
+def test_a_run_whose_checkpoints_are_gone_starts_anew_and_says_so(experiment, finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    directory = RunDirectory(tmp_path / "run")
+    with Trainer(experiment, directory) as trainer:
+        assert trainer.start() == 0
+    said = capsys.readouterr().err
+    assert (
+        "checkpoints: holds no checkpoint to go on from; the run starts anew, and what was kept of its 6 rounds" in said
+    )
+    assert [row["round"] for row in directory.rows()] == [0]
+    assert saved_rounds(directory.snapshots) == [0]
+    with Trainer(experiment, opened(tmp_path / "other", config_of())) as trainer:
+        trainer.start()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("kind", ["flip", "truncate"])
 def test_a_damaged_state_is_refused_by_name_or_read_unharmed(kind, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from settings_helpers import refusal
 
 from loft_jax import FilterGroup, filter_scores
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.ticket import NORMS, SCOPES, Ticket, check_fits, draw_kept, kept_count, kept_overlaps, load_ticket
 
 TICKET = Ticket({"one": [0, 2], "two": [1]}, 0.5, "group", "l2", 40, "/runs/a", "c0ffee")
@@ -171,6 +171,12 @@ def test_a_ticket_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         ticket = replace(TICKET, round=round_number)
         ticket.write(tmp_path / ticket.name)
     assert refusal(load_ticket, tmp_path, "nope").endswith("; there are r40-group-l2-0.5, r7-group-l2-0.5")
+
+
+def test_a_ticket_that_cannot_be_written_is_a_message(tmp_path):
+    (tmp_path / "tickets").write_text("a file")
+    with pytest.raises(RunStopped, match=r"tickets/r40.*: cannot be written \(Not a directory\)"):
+        TICKET.write(tmp_path / "tickets" / TICKET.name)
 
 
 def altered(**fields):

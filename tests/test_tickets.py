@@ -163,7 +163,7 @@ def test_the_distances_are_the_papers_formula_on_every_group_and_snapshot(search
         (["--ratios", "0", "0.99", "--rounds", "6"], [6], {"group-l2-0": (4, 8, 16), "group-l2-0.99": (1, 1, 1)}),
         (["--ratios", "-0.0", "--rounds", "6"], [6], {"group-l2-0": (4, 8, 16)}),
         # A setting that leaves the run as it is may be given.
-        (["--ratios", "0.75", "--norm", "l1", "--data.data_dir", "x"], ROUNDS, {"group-l1-0.75": (1, 2, 4)}),
+        (["--ratios", "0.75", "--norm", "l1", "--data.readers", "1"], ROUNDS, {"group-l1-0.75": (1, 2, 4)}),
         # Of 84 filters 21 stay: the best of each group, then the widest's, whose best lie farthest above the mean.
         (["--ratios", "0.75", "--scope", "global", "--rounds", "4", "0"], [0, 4], {"global-l2-0.75": (1, 1, 5)}),
     ],
@@ -267,7 +267,7 @@ def test_a_reference_of_another_initialisation_can_be_forced_with_a_warning(run,
     ("name", "arguments", "fragments"),
     [
         *[("run", ["--ratios", r], [f"--ratios: {r}: must be in [0, 1)", "try 0.5"]) for r in ("1", "-0.1", "x")],
-        ("run", ["--rounds", "7"], ["--rounds 7: no such snapshot; there are 0, 4, 6"]),
+        ("run", ["--rounds", "7"], ["--rounds 7: no such snapshot; try 6; there are 0, 4, 6"]),
         ("run", ["--loft.workers", "2"], ["--loft.workers 2", "made with 4"]),
         ("run", ["--ratio", "0.5"], ["unknown option --ratio; did you mean --ratios?"]),
         ("run", ["--reference", "{made}/none"], ["--reference", "/none: holds no snapshots", "loft_jax.train"]),

@@ -83,7 +83,7 @@ def test_a_loaded_checkpoint_evaluates_as_the_run_did(finished):
 
 def test_any_saved_round_can_be_loaded_and_no_other(finished):
     assert load_checkpoint(finished[0], 0)["round"] == 0
-    with pytest.raises(UserError, match="round 5 is not saved; saved are 0, 4, 6"):
+    with pytest.raises(UserError, match="round 5 is not saved; try 4; there are 0, 4, 6"):
         load_checkpoint(finished[0], 5)
     with pytest.raises(UserError, match="holds no checkpoints"):
         load_checkpoint(finished[0].parent)

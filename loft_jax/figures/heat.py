@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from loft_jax.figures.chart import COLOUR_MAP, COLOURS, Chart
 from loft_jax.metric import footrule_matrix, over_chance
 from loft_jax.run_files import SearchFiles
+from loft_jax.ticket import Pruning
 
 _CHANCE = 1.0
 
@@ -67,12 +68,13 @@ def kept_filters(
     name: str, run: int, title: str, search: SearchFiles, ratio: float, kept: Mapping[str, np.ndarray]
 ) -> Chart:
     """Which filters the ticket of each snapshot keeps, group by group; filters in the order of the last ranking."""
+    removed = Pruning(ratio, search.asked["scope"], search.asked["norm"]).removed
     caption = (
-        f"Filters that the ticket of each snapshot keeps with {ratio:.0%} removed. Filters (across) stand in the order "
+        f"Filters that the ticket of each snapshot keeps with {removed}. Filters (across) stand in the order "
         "of the last snapshot's ranking, so what the last ticket keeps is the block at the left; where it reaches far "
         "down, its filters were chosen early."
     )
-    chart, axes = _panels(name, f"{title}: filters kept, {ratio:.0%} removed", caption, run, list(kept), height=1.15)
+    chart, axes = _panels(name, f"{title}: filters kept, {removed}", caption, run, list(kept), height=1.15)
     labels = _epoch_labels(search)
     for ax, (group, mask) in zip(axes, kept.items(), strict=False):
         order = np.argsort(search.rankings[group][-1])

@@ -8,9 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from loft_jax.figures.chart import COLOURS, DASHES, INK, MARKERS, Chart, belongs_to, run_style
-from loft_jax.findings import Section, accuracy_by_cost, settled_at, stage_distances, training_curve
+from loft_jax.findings import (
+    Section,
+    accuracy_by_cost,
+    most_pruned_first,
+    pruning_of,
+    settled_at,
+    stage_distances,
+    training_curve,
+)
 from loft_jax.run_files import RunFiles
-from loft_jax.ticket import ratio_text
+from loft_jax.ticket import Pruning, ratio_text
 
 _COSTS = {
     "bytes": ("bytes moved", "bytes sent by all devices", "B"),
@@ -95,10 +103,10 @@ def tickets_by_snapshot(name: str, section: Section) -> Chart | None:
     chart = Chart(name, "Tickets by the snapshot they were drawn from", caption)
     ax = chart.figure.subplots()
     for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
-        for i, (ratio, rows) in enumerate(_ticket_series(run).items()):
+        for i, (pruning, rows) in enumerate(_ticket_series(run).items()):
             look = {**run_style(k), "linestyle": DASHES[i % 4], "marker": MARKERS[i % 6]}
             x = [row["ticket_epoch"] for row in rows]
-            _error_bars(chart, ax, k, f"{label}, {ratio:.0%} removed", x, rows, look)
+            _error_bars(chart, ax, k, f"{label}, {pruning.removed}", x, rows, look)
     if not ax.containers:
         return None
     ax.set_xlabel("epoch of the snapshot")
@@ -119,18 +127,18 @@ def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> C
     )
     chart = Chart(name, f"{title}: ticket against controls", caption, run=number)
     ax = chart.figure.subplots()
-    ratios = sorted({row["ratio"] for row in chosen})
+    prunings = most_pruned_first(set(map(pruning_of, chosen)))[::-1]
     series: dict[str, list[Any]] = {}
     for row in chosen:
         early = row["ticket_round"] == 0 < last
         series.setdefault(f"{row['mode']}, ticket of round 0" if early else row["mode"], []).append(row)
     for i, (mode, rows) in enumerate(series.items()):
         shift = 0.12 * (i - (len(series) - 1) / 2)
-        x = [ratios.index(row["ratio"]) + shift for row in rows]
+        x = [prunings.index(pruning_of(row)) + shift for row in rows]
         look = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "none"}
         _error_bars(chart, ax, number, mode, x, rows, look)
-    ax.set_xticks(range(len(ratios)), [f"{ratio:.0%}" for ratio in ratios])
-    ax.set_xlim(-0.5, len(ratios) - 0.5)
+    ax.set_xticks(range(len(prunings)), [pruning.share.replace(" ", "\n", 1) for pruning in prunings])
+    ax.set_xlim(-0.5, len(prunings) - 0.5)
     ax.set_xlabel("filters removed")
     ax.set_ylabel("test accuracy, %")
     ax.legend()
@@ -152,13 +160,13 @@ def kept_overlap(name: str, section: Section) -> Chart:
                 continue
             x, y = run.search.epochs, run.search.overlaps[f"{ratio_text(ratio)}/all"][:, -1]
             belongs_to(k, *ax.plot(x, y, color=run_style(k)["color"], linestyle=DASHES[i % 4]))
-            text = f"{label}, {ratio:.0%} removed"
+            text = f"{label}, {Pruning(ratio, run.search.asked['scope'], run.search.asked['norm']).removed}"
             chart.note_points(ax, x, y, [f"{text}, epoch {a:.2f}: {b:.2f}" for a, b in zip(x, y, strict=True)], k)
     for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
         if run.search:
             ax.plot([], color=run_style(k)["color"], label=label)
     for i, ratio in enumerate(ratios):
-        ax.plot([], color=INK, linestyle=DASHES[i % 4], label=f"{ratio:.0%} removed")
+        ax.plot([], color=INK, linestyle=DASHES[i % 4], label=Pruning(ratio).removed)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("epoch")
     ax.set_ylabel("intersection over union")
@@ -211,14 +219,14 @@ def _error_bars(
     chart.note_points(ax, x, y, texts, run)
 
 
-def _ticket_series(run: RunFiles) -> dict[float, list[Any]]:
-    """Ratio -> rewound retrainings of at least two snapshots, by epoch."""
-    series: dict[float, list[Any]] = {}
+def _ticket_series(run: RunFiles) -> dict[Pruning, list[Any]]:
+    """Rewound retrainings of at least two snapshots, by epoch, for each pruning."""
+    series: dict[Pruning, list[Any]] = {}
     for row in run.retrained:
         if row["mode"] == "rewind" and not row["rewind_to"] and row["ticket_epoch"] is not None:
-            series.setdefault(row["ratio"], []).append(row)
-    ordered = {ratio: sorted(rows, key=lambda row: row["ticket_epoch"]) for ratio, rows in sorted(series.items())}
-    return {ratio: rows for ratio, rows in ordered.items() if len({row["ticket_round"] for row in rows}) > 1}
+            series.setdefault(pruning_of(row), []).append(row)
+    ordered = {p: sorted(series[p], key=lambda row: row["ticket_epoch"]) for p in most_pruned_first(series)[::-1]}
+    return {p: rows for p, rows in ordered.items() if len({row["ticket_round"] for row in rows}) > 1}
 
 
 def _chance(ax: Axes) -> None:
