@@ -21,7 +21,7 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def write_aside(path: Path, array: Any) -> None:
+def cache_array(path: Path, array: Any) -> None:
     """Write a NumPy array to a file of the cache, whole or not at all; where that fails, warn and go on without."""
     import numpy as np
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from loft_jax.collectives import wire_bytes
@@ -31,7 +30,7 @@ from loft_jax.ledger import (
 )
 from loft_jax.memory import PeakMemory, data_bytes, gpipe_memory, nbytes, round_memory
 from loft_jax.mesh import make_mesh
-from loft_jax.models import create_model
+from loft_jax.models import model_of
 from loft_jax.round import Round
 from loft_jax.settings import validated
 from loft_jax.sizes import parameter_count, training_flops
@@ -111,10 +110,7 @@ class Costs:
 
     def __init__(self, config: Config, facts: Facts, *, compiles: bool):
         self._config, self._facts, self._compiles = config, facts, compiles
-        settings, dtype = config.model, jnp.dtype(config.precision)
-        self._model = create_model(
-            settings.name, facts.num_classes, width=settings.width, stem=settings.stem, dtype=dtype
-        )
+        self._model = model_of(config, facts.num_classes)
         self._dataset = facts.stand_in()
         self._sizes: dict[nn.Module, Size] = {}
         self.notes: list[str] = []

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from loft_jax.cache import keep_compiled_programs
@@ -25,7 +24,7 @@ from loft_jax.feeds import TrainingData, training_data
 from loft_jax.gpipe import GPipe
 from loft_jax.ledger import Traffic, step_traffic, sync_traffic
 from loft_jax.mesh import DATA, WORKER, make_mesh, replicate
-from loft_jax.models import create_model
+from loft_jax.models import model_of
 from loft_jax.round import Round
 from loft_jax.sizes import parameter_count
 from loft_jax.state import exchanges, initial_state
@@ -109,19 +108,16 @@ class Experiment:
           UserError: model, data or devices do not fit the config.
         """
         # What the model alone can tell is told before devices and data are looked at.
-        check_model(create_model(config.model.name, 1, width=config.model.width), config)
+        check_model(model_of(config, 1), config)
         mesh = make_mesh(config)
         if config.gpipe.stages is not None and jax.process_count() > 1:
             raise UserError(
                 f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, and {jax.process_count()} have been "
                 "started; start one"
             )
-        dtype = jnp.dtype(config.precision)
         dataset = dataset or load_dataset(config)
         check_data(config, dataset, dataset.name)
-        model = create_model(
-            config.model.name, dataset.num_classes, width=config.model.width, stem=config.model.stem, dtype=dtype
-        ).with_widths(widths or {})
+        model = model_of(config, dataset.num_classes).with_widths(widths or {})
         return cls(
             config=config,
             dataset=dataset,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from loft_jax.arrays import jit_of_any_origin, native
 from loft_jax.models.groups import FilterGroup
 
 _NORM_ORDERS = {"l2": 2, "l1": 1}
@@ -40,10 +41,10 @@ def filter_scores(
     if norm not in _NORM_ORDERS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
     flat = flatten_dict(variables, sep="/")
-    return _norms({group.name: flat[_kernel_path(flat, group)] for group in groups}, norm)
+    return _norms(native({group.name: flat[_kernel_path(flat, group)] for group in groups}), norm)
 
 
-@jax.jit
+@jit_of_any_origin
 def rank_filters(scores: Any) -> jax.Array:
     """Scores [n] -> int32 [n], the rank of each filter: 1 for the highest score, ties by lower index, NaN last.
 
@@ -53,7 +54,7 @@ def rank_filters(scores: Any) -> jax.Array:
     return jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(1, len(order) + 1, dtype=jnp.int32))
 
 
-@jax.jit
+@jit_of_any_origin
 def footrule(reference: Any, other: Any) -> jax.Array:
     """The distance of one ranking of a layer's filters from another: sum over i of 1/i |ln i - ln sigma(i)|.
 
@@ -71,7 +72,7 @@ def footrule(reference: Any, other: Any) -> jax.Array:
     return _distance(jnp.asarray(reference, jnp.float32), jnp.asarray(other, jnp.float32))
 
 
-@jax.jit
+@jit_of_any_origin
 def footrule_matrix(ranks: Any) -> jax.Array:
     """Ranks [T, n] -> float32 [T, T], `footrule` of every pair; the row is the reference."""
     ranks = jnp.asarray(ranks, jnp.float32)

@@ -60,7 +60,12 @@ def _traffic_text(experiment: Experiment) -> dict[str, str]:
     moved = f"{megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
     if exchanged:
         moved += f", {megabytes(exchanged)} of filters exchanged"
-    return {"sync": f"{moved}; each device sends {megabytes(traffic.sent)}, sums in a ring"}
+    lines = {"sync": f"{moved}; each device sends {megabytes(traffic.sent)}, sums in a ring"}
+    if experiment.mesh.shape[DATA] > 1:
+        step = experiment.step_traffic
+        summed = megabytes(sum(step.payloads.values()))
+        lines["step"] = f"{summed} summed over a worker's devices; each sends {megabytes(step.sent)}, in a ring"
+    return lines
 
 
 def _traffic(experiment: Experiment) -> dict[str, Any]:

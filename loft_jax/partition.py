@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from loft_jax.arrays import native
 from loft_jax.models.groups import FilterGroup, filter_axes
 
 Variables = Mapping[str, Any]
@@ -84,9 +85,10 @@ def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices)
       groups is sliced along both axes.
 
     Raises:
-      ValueError: unknown group, indices that do not ascend or are out of range, or a declared variable is missing.
+      ValueError: unknown group, indices that do not ascend or are out of range, or a declared variable is missing or
+        not as wide as its group.
     """
-    groups = tuple(groups)
+    groups, variables = tuple(groups), native(variables)
     return _extract(variables, groups, _checked(variables, groups, owned))
 
 
@@ -103,10 +105,12 @@ def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, c
       group in `owned` touches) from `compact`.
 
     Raises:
-      ValueError: as `extract`.
+      ValueError: as `extract`, or the compact variables are not those that it would return.
     """
-    groups = tuple(groups)
-    return _merge(variables, groups, _checked(variables, groups, owned), compact)
+    groups, variables, compact = tuple(groups), native(variables), native(compact)
+    indices = _checked(variables, groups, owned)
+    _check_compact(jax.eval_shape(partial(_extract, groups=groups), variables, owned=indices), compact)
+    return _merge(variables, groups, indices, compact)
 
 
 def prune(variables: Variables, groups: Sequence[FilterGroup], kept: Indices) -> dict[str, Any]:
@@ -207,6 +211,13 @@ def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indic
         missing = [p for p in by_name[name].axes if p.split("/")[0] in variables and p not in paths]
         if missing:
             raise ValueError(f"filter group {name!r} declares {missing[0]!r}, which is not among the variables")
+        for path, axis in by_name[name].axes.items():
+            shape = np.shape(paths[path]) if path in paths else None
+            if shape is not None and (len(shape) <= axis or shape[axis] != by_name[name].width):
+                raise ValueError(
+                    f"filter group {name!r} has {by_name[name].width} filters along axis {axis} of {path!r}, whose "
+                    f"shape is {shape}; give the full variables"
+                )
         if isinstance(indices, jax.core.Tracer):
             continue
         indices = np.asarray(indices)
@@ -215,3 +226,12 @@ def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indic
         if indices[0] < 0 or indices[-1] >= by_name[name].width or (np.diff(indices) <= 0).any():
             raise ValueError(f"filter group {name!r}: indices must ascend within [0, {by_name[name].width})")
     return {name: jnp.asarray(indices) for name, indices in owned.items()}
+
+
+def _check_compact(expected: Variables, compact: Variables) -> None:
+    wanted, given = (flatten_dict(tree, sep="/") for tree in (expected, compact))
+    for path in sorted(wanted.keys() | given.keys()):
+        there = np.shape(given[path]) if path in given else "missing"
+        right = wanted[path].shape if path in wanted else "no variable"
+        if there != right:
+            raise ValueError(f"compact variables: {path!r} is {there}, and must be {right} for the owned filters")

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +24,7 @@ from loft_jax.gpipe import GPipe
 from loft_jax.ledger import step_traffic, sync_traffic
 from loft_jax.memory import data_bytes, gpipe_memory, nbytes, round_memory
 from loft_jax.mesh import DATA, WORKER, make_mesh, shapes_on
-from loft_jax.models import create_model
+from loft_jax.models import model_of
 from loft_jax.plan_figures import Plan, Program, compiler_refusal, with_all_steps
 from loft_jax.round import Round
 from loft_jax.sizes import parameter_count
@@ -92,13 +91,7 @@ def make_plan(
     Raises:
       UserError: config, model and devices do not go together, or the compiler says that a program does not fit.
     """
-    model = model or create_model(
-        config.model.name,
-        facts.num_classes,
-        width=config.model.width,
-        stem=config.model.stem,
-        dtype=jnp.dtype(config.precision),
-    )
+    model = model or model_of(config, facts.num_classes)
     check_model(model, config)
     check_data(config, facts, config.data.name)
     mesh = make_mesh(config, topology.devices())

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from loft_jax.checkpoint import read_state
 from loft_jax.errors import UserError
 from loft_jax.metric import check_ranks, check_scores, filter_scores, rank_filters
-from loft_jax.models import create_model
+from loft_jax.models import model_of
 from loft_jax.run_directory import RunDirectory
 from loft_jax.ticket import Ticket, draw_kept
 
@@ -23,9 +23,8 @@ class Snapshots:
     def __init__(self, directory: RunDirectory):
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
-        settings = self.config.model
         # The number of classes and the images' shape change no path and no group.
-        model = create_model(settings.name, 1, width=settings.width, stem=settings.stem)
+        model = model_of(self.config, 1)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_dict(shapes, sep="/").items()}
         self.groups = model.filter_groups()

@@ -246,3 +246,18 @@ def test_a_call_is_one_program_and_the_next_of_the_same_shapes_is_not_traced(fun
             function(*arguments)
         assert sum(message.startswith("Compiling ") for message in caplog.messages) == programs
     assert caplog.messages == []
+
+
+def test_arrays_in_the_other_byte_order_are_taken():
+    scores = np.array([3.0, 1.0, 2.0], ">f4")
+    ranks = rank_filters(scores)
+    assert ranks.tolist() == [1, 3, 2]
+    foreign = np.asarray(ranks).astype(">i4")
+    assert footrule(foreign, other=foreign[::-1]) == footrule(ranks, ranks[::-1])
+    np.testing.assert_array_equal(footrule_matrix(np.stack([foreign, foreign[::-1]]))[0, 0], 0)
+    kernel = np.arange(8.0).reshape(2, 4)
+    group = FilterGroup("one", 4, {"params/a/kernel": 1}, partitioned=True)
+    one, other = (
+        filter_scores({"params": {"a": {"kernel": k}}}, [group])["one"] for k in (kernel, kernel.astype(">f8"))
+    )
+    np.testing.assert_array_equal(one, other)

@@ -204,3 +204,41 @@ def test_a_declared_variable_that_is_missing_is_refused():
 def test_workers_that_do_not_divide_a_width_are_refused(workers):
     with pytest.raises(ValueError, match=f"workers={workers} must divide the width 4 of filter group 'one'"):
         draw_partition(jax.random.key(0), MLP, workers)
+
+
+def test_variables_that_are_not_as_wide_as_their_group_are_refused():
+    """A ticket's network pruned again by the full one's declaration would be filled with NaN."""
+    pruned = prune(mlp_variables(), MLP, {"one": [0, 1, 2]})
+    with pytest.raises(
+        ValueError, match=r"'one' has 4 filters along axis 1 of 'params/a/kernel', whose shape is \(3, 3"
+    ):
+        prune(pruned, MLP, {"one": [0, 3]})
+    with pytest.raises(ValueError, match=r"along axis 1 of 'params/a/kernel', whose shape is \(4,\)"):
+        prune({"params": {**pruned["params"], "a": {"kernel": np.ones(4), "bias": np.ones(4)}}}, MLP, {"one": [0]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"a": {"kernel": np.ones((3, 1)), "bias": np.ones(2)}},
+            r"'params/a/kernel' is \(3, 1\), and must be \(3, 2\)",
+        ),
+        ({"a": {"kernel": np.ones((3, 2))}}, r"'params/a/bias' is missing, and must be \(2,\)"),
+        ({"d": {"kernel": np.ones(1)}}, r"'params/d/kernel' is \(1,\), and must be no variable"),
+    ],
+)
+def test_compact_variables_that_are_not_those_of_the_owned_filters_are_refused(change, message):
+    variables, owned = mlp_variables(), {"one": [1, 3]}
+    compact = extract(variables, MLP, owned)["params"]
+    with pytest.raises(ValueError, match=message):
+        merge(variables, MLP, owned, {"params": {**compact, **change}})
+
+
+def test_arrays_in_the_other_byte_order_are_taken():
+    variables, owned = mlp_variables(), {"one": [1, 3]}
+    other = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype.newbyteorder()), variables)
+    compact = extract(other, MLP, owned)
+    assert_equal(compact, extract(variables, MLP, owned))
+    foreign = jax.tree.map(lambda leaf: np.asarray(leaf).astype(">f4"), compact)
+    assert_equal(merge(other, MLP, owned, foreign), jax.tree.map(np.asarray, variables))

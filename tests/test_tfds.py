@@ -155,6 +155,20 @@ def test_a_damaged_data_set_is_refused(tmp_path, cache):
     assert f"{tmp_path}/tiny_images/1.10.0 cannot be read as a TFDS data set" in refusal("tiny_images", tmp_path)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_and_missing_files_are_refused(split, tmp_path, cache):
+    directory = prepare(tmp_path, tiny_content())
+    (shard,) = directory.glob(f"*-{split}.array_record*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:1000] + bytes(byte ^ 255 for byte in content[1000:1050]) + content[1050:])
+    said = refusal("tiny_images", tmp_path)
+    assert said.startswith("data.name=tiny_images: ")
+    assert said.endswith("; prepare the data set again")
+    assert "\n" not in said
+    shard.unlink()
+    assert "No such file or directory" in refusal("tiny_images", tmp_path)
+
+
 def test_a_test_split_without_labels_is_refused(tmp_path, cache):
     content = tiny_content()
     # TFDS writes -1 where labels are withheld.

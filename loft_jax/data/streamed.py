@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.cache import cache_directory, write_aside
+from loft_jax.cache import cache_array, cache_directory
 from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, level_counts, statistics_of
 from loft_jax.data.plans import FixedPlan, Plan
 from loft_jax.data.stored import StoredImages
@@ -99,5 +99,5 @@ class StreamedDataset:
         images, labels = np.empty((plan.chunk_size, *self.image_shape), np.uint8), np.empty(plan.chunk_size, np.int32)
         with self.stream("train", plan) as stream:
             counts = sum(level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan)))
-        write_aside(path, counts)
+        cache_array(path, counts)
         return statistics_of(counts)

@@ -8,11 +8,13 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from loft_jax.cache import cache_directory, write_aside
+from loft_jax.cache import cache_array, cache_directory
 from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.stored import StoredImages
 from loft_jax.data.streamed import CROP_PADDING, StreamedDataset
@@ -37,30 +39,26 @@ def load_tfds(settings: Data) -> Dataset | StreamedDataset:
 
     if directory is None:
         raise UserError(_not_prepared(name, root))
-    try:
+    with _readable(name, directory):
         builder = tfds.builder_from_directory(directory)
-    except Exception as error:
-        raise UserError(f"data.name={name}: {directory} cannot be read as a TFDS data set ({error})") from error
-    _check(builder.info, name, directory)
-    test_split = _test_split(builder, name)
-    splits, classes = ("train", test_split), builder.info.features["label"].num_classes
-    image, counts = builder.info.features["image"].shape, [builder.info.splits[s].num_examples for s in splits]
+        _check(builder.info, name, directory)
+        splits = ("train", _test_split(builder, name))
+        fingerprints = [_fingerprint(builder, split) for split in splits]
+    classes, image = builder.info.features["label"].num_classes, builder.info.features["image"].shape
+    counts, mixed = [builder.info.splits[split].num_examples for split in splits], None in image
+    shape = (settings.image_size, settings.image_size, 1 if image[2] == 1 else 3) if mixed else image
+    train, test = (StoredImages(name, str(directory), split, shape, classes, mixed) for split in splits)
     if is_streamed(name, image, sum(counts), settings.loading):
-        mixed = None in image
-        shape = (settings.image_size, settings.image_size, 1 if image[2] == 1 else 3) if mixed else image
         return StreamedDataset(
             name=name,
-            train=StoredImages(name, str(directory), "train", shape, classes, mixed),
-            test=StoredImages(name, str(directory), test_split, shape, classes, mixed),
+            train=train,
+            test=test,
             examples=counts[0],
             test_examples=counts[1],
-            fingerprint=_fingerprint(builder, "train"),
+            fingerprint=fingerprints[0],
             readers=settings.readers,
         )
-    (train_images, train_labels), (test_images, test_labels) = (_decoded(builder, split) for split in splits)
-    for split, labels in zip(splits, (train_labels, test_labels), strict=True):
-        if labels.min() < 0:
-            raise UserError(f"data.name={name}: split {split} has images without labels")
+    (train_images, train_labels), (test_images, test_labels) = map(_decoded, (train, test), counts, fingerprints)
     return Dataset(
         name=name,
         train_images=train_images,
@@ -71,6 +69,20 @@ def load_tfds(settings: Data) -> Dataset | StreamedDataset:
         crop_padding=CROP_PADDING,
         flip=True,
     )
+
+
+@contextmanager
+def _readable(name: str, directory: Path) -> Iterator[None]:
+    """TFDS raises what it pleases where files are damaged or missing."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"data.name={name}: {directory} cannot be read as a TFDS data set ({reason}); prepare the data set again"
+        ) from error
 
 
 def _data_root(data_dir: str | None) -> Path:
@@ -143,17 +155,16 @@ def _fingerprint(builder, split: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _decoded(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    stem = cache_directory() / "decoded" / f"{builder.info.name}-{split}-{_fingerprint(builder, split)}"
+def _decoded(stored: StoredImages, examples: int, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a split whose images are of one size, from the cache directory if they are there."""
+    stem = cache_directory() / "decoded" / f"{stored.name}-{stored.split}-{fingerprint}"
     paths = [Path(f"{stem}-{part}.npy") for part in ("images", "labels")]
     if all(path.exists() for path in paths):
         return np.load(paths[0], mmap_mode="r"), np.load(paths[1])
-    source = builder.as_data_source(split=split)
-    images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), _DECODE_CHUNK):
-        for i, record in enumerate(source.__getitems__(range(start, min(start + _DECODE_CHUNK, len(source)))), start):
-            images[i], labels[i] = record["image"], record["label"]
+    images, labels = np.empty((examples, *stored.image_shape), np.uint8), np.empty(examples, np.int32)
+    for start in range(0, examples, _DECODE_CHUNK):
+        chunk = slice(start, min(start + _DECODE_CHUNK, examples))
+        stored.read(range(chunk.start, chunk.stop), images[chunk], labels[chunk])
     for path, array in zip(paths, (images, labels), strict=True):
-        write_aside(path, array)
+        cache_array(path, array)
     return images, labels

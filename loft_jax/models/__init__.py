@@ -3,7 +3,9 @@
 from functools import partial
 
 import jax.numpy as jnp
+from flax import linen as nn
 
+from loft_jax.config import Config
 from loft_jax.models.resnet import ResNet
 
 _MODELS = {
@@ -39,6 +41,12 @@ def create_model(
     if width < 1 or num_classes < 1:
         raise ValueError(f"width={width} and num_classes={num_classes} must be at least 1")
     return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)
+
+
+def model_of(config: Config, num_classes: int) -> nn.Module:
+    """The model that a config names, in its precision."""
+    settings, dtype = config.model, jnp.dtype(config.precision)
+    return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
 
 
 def published_width(name: str) -> int:
