@@ -6,7 +6,6 @@ Bytes are predicted from the model's declaration, and read from the compiled pro
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -199,14 +198,11 @@ class Costs:
         pipeline = GPipe(config, self._model, self._dataset, make_mesh(config))
         lowered = pipeline.lowered()
         flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
-        for name, program in lowered.items():
-            if not name.endswith("update"):
-                flops[pipeline.stage_of(name)] += program.cost_analysis()["flops"] / microbatch
+        for (stage, role), program in lowered.items():
+            if role != "update":
+                flops[stage] += program.cost_analysis()["flops"] / microbatch
         parameters = [sum(leaf.size for leaf in jax.tree.leaves(own["params"])) for own in pipeline.variable_shapes]
-        # A stage sends on what leaves it, and back the gradient of what came in.
-        ends = [0, *(pipeline.microbatches * nbytes(x) for x in pipeline.inputs[1:]), 0]
-        most = max(before + behind for before, behind in pairwise(ends))
-        steps = config.total_steps
+        most, steps = pipeline.microbatches * max(pipeline.sent_per_microbatch), config.total_steps
         counts = f"transfers between stages; cuts: {config.gpipe.cuts}"
         moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
         programs = _compiled(lowered) if self._compiles else {}

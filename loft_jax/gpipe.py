@@ -9,7 +9,8 @@ step, by the mean over its micro-batches.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,16 @@ from loft_jax.randomness import Purpose, key_for
 from loft_jax.sub_cnn import split_groups
 
 Tree = dict[str, Any]
+
+
+class StageProgram(NamedTuple):
+    """The name of a program: its stage, counted from 0 (people count from 1), and what it does there."""
+
+    stage: int
+    role: Literal["forward", "backward", "update"]
+
+    def __str__(self) -> str:
+        return f"stage {self.stage + 1} {self.role}"
 
 
 class Transfers:
@@ -89,9 +100,15 @@ class GPipe:
         self._images, self._labels = jax.jit(self._drawn_images), jax.jit(self._drawn_labels)
 
     @property
+    def sent_per_microbatch(self) -> list[int]:
+        """Bytes that each stage sends: on what leaves it, and back the gradient of what came in."""
+        ends = [0, *(math.prod(x.shape) * x.dtype.itemsize for x in self.inputs[1:]), 0]
+        return [before + behind for before, behind in pairwise(ends)]
+
+    @property
     def bytes_per_step(self) -> int:
         """Of the activations that go between the stages in one step, and their gradients."""
-        return 2 * self.microbatches * sum(math.prod(x.shape) * x.dtype.itemsize for x in self.inputs[1:])
+        return self.microbatches * sum(self.sent_per_microbatch)
 
     def place(self, full: Tree) -> Tree:
         """The full state, on every device of the mesh -> the state between rounds."""
@@ -170,8 +187,8 @@ class GPipe:
                     arriving[s - 1][part] = self.transfers(back, self.devices[s - 1])
         return sums
 
-    def lowered(self, *_: Any) -> dict[str, jax.stages.Lowered]:
-        """The programs of the stages, by name; runs nothing, and needs no arguments to see their shapes."""
+    def lowered(self, *_: Any) -> dict[StageProgram, jax.stages.Lowered]:
+        """The programs of the stages; runs nothing, and needs no arguments to see their shapes."""
         programs, targets = {}, jax.ShapeDtypeStruct(self.inputs[0].shape[:1], jnp.int32)
         arriving_back = [*self.inputs[1:], targets]
         for s, (stage, device) in enumerate(zip(self._stages, self.devices, strict=True)):
@@ -183,13 +200,15 @@ class GPipe:
             }
             if s + 1 < len(self._stages):
                 own["forward"] = stage.forward.lower(variables, sums, x)
-            programs |= {f"stage {s + 1} {name}": program for name, program in own.items()}
+            programs |= {StageProgram(s, role): program for role, program in own.items()}
         return programs
 
-    @staticmethod
-    def stage_of(program: str) -> int:
-        """The stage, counted from 0, of a program that `lowered` names."""
-        return int(program.split()[1]) - 1
+    @property
+    def runs(self) -> dict[StageProgram, int]:
+        """How often each program of `lowered` runs in one round."""
+        steps = self._config.loft.local_steps
+        times = {"forward": self.microbatches, "backward": self.microbatches, "update": 1}
+        return {StageProgram(s, role): steps * n for s in range(len(self.bounds)) for role, n in times.items()}
 
     def _drawn_order(self, round_number: jax.Array) -> jax.Array:
         config = self._config

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from loft_jax.config import Config
 from loft_jax.data.facts import Facts
 from loft_jax.device_loop import STEPS_AHEAD
-from loft_jax.gpipe import GPipe
+from loft_jax.gpipe import GPipe, StageProgram
 from loft_jax.mesh import PER_WORKER, WORKER
 from loft_jax.round import Round
 
@@ -86,13 +86,13 @@ def round_memory(programs: Programs, round_: Round, state: Any, mesh: Mesh, data
     return max(peaks, key=lambda peak: peak.total)
 
 
-def gpipe_memory(programs: Programs, gpipe: GPipe, data_bytes: int) -> PeakMemory:
+def gpipe_memory(programs: Mapping[StageProgram, jax.stages.Compiled], gpipe: GPipe, data_bytes: int) -> PeakMemory:
     """Of GPipe's stages, each on its device; arguments as of `round_memory`."""
     peaks = []
     for name, program in programs.items():
-        stage = gpipe.stage_of(name)
+        stage = name.stage
         held = nbytes(gpipe.variable_shapes[stage]) + nbytes(gpipe.sum_shapes[stage])
         # While the pipeline is full, every micro-batch's input waits for its way back, which a gradient begins.
         held += gpipe.microbatches * nbytes(gpipe.inputs[stage]) + nbytes(gpipe.inputs[stage + 1 : stage + 2])
-        peaks.append(PeakMemory(held + data_bytes, program_bytes(program), name))
+        peaks.append(PeakMemory(held + data_bytes, program_bytes(program), str(name)))
     return max(peaks, key=lambda peak: peak.total)

@@ -74,7 +74,7 @@ def _traffic(experiment: Experiment) -> dict[str, Any]:
     return {"sync_payload_bytes": sum(experiment.sync_traffic.payloads.values())}
 
 
-def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
+def print_programs(programs: dict[Any, jax.stages.Compiled]) -> None:
     """Memory and compute of a round's compiled programs, of one device."""
     table = Table(
         "program",
@@ -89,7 +89,7 @@ def print_programs(programs: dict[str, jax.stages.Compiled]) -> None:
         memory, cost = program.memory_analysis(), program.cost_analysis() or {}
         sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
         peak = sum(sizes) - memory.alias_size_in_bytes
-        table.add_row(name, f"{cost.get('flops', 0) / 1e9:.3f} G", *map(megabytes, sizes), megabytes(peak))
+        table.add_row(str(name), f"{cost.get('flops', 0) / 1e9:.3f} G", *map(megabytes, sizes), megabytes(peak))
     console().print(table)
 
 

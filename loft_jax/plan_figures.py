@@ -1,13 +1,13 @@
 """What a plan says: programs, bytes, memory, the time of a round that follows from peaks, and whether it fits."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from loft_jax.collectives import Collective
 from loft_jax.config import Config
 from loft_jax.errors import UserError
-from loft_jax.gpipe import GPipe
 from loft_jax.memory import PeakMemory
 from loft_jax.mesh import DATA, WORKER
 from loft_jax.topology import GB, Chip, Topology
@@ -26,6 +26,8 @@ class Program:
       accessed: bytes read and written.
       collectives: that the program holds.
       sent: bytes to other devices.
+      stage: of the pipeline that it belongs to, from 0; None for a program of every device.
+      ticks: its time with those in which the pipeline fills and drains, over its own.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Program:
     accessed: float
     collectives: tuple[Collective, ...] = ()
     sent: float = 0.0
+    stage: int | None = None
+    ticks: float = 1.0
 
     def seconds(self, chip: Chip) -> float:
         """Of one run at the chip's peak: that of its arithmetic or of its memory, whichever takes longer."""
@@ -90,15 +94,10 @@ class Plan:
         """Of a round at the chip's peaks, nothing at the same time on one device; None where peaks are not stated."""
         if chip.tflops is None or chip.memory_gbps is None:
             return None
-        if self.pipeline is None:
-            return sum(program.runs * program.seconds(chip) for program in self.programs)
-        # The slowest stage's clock, with the ticks in which the pipeline fills and drains.
-        microbatches, stages = self.pipeline
-        by_stage = [0.0] * stages
+        by_stage: dict[int | None, float] = defaultdict(float)
         for program in self.programs:
-            ticks = 1 if program.name.endswith("update") else (microbatches + stages - 1) / microbatches
-            by_stage[GPipe.stage_of(program.name)] += ticks * program.runs * program.seconds(chip)
-        return max(by_stage)
+            by_stage[program.stage] += program.ticks * program.runs * program.seconds(chip)
+        return max(by_stage.values())
 
     def sending_seconds(self, chip: Chip) -> float | None:
         """Of what a device sends in a round, at the full bandwidth of its links; None where that is not stated."""

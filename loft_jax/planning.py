@@ -4,8 +4,7 @@ Nothing runs on the devices: arguments are shapes that lie on the mesh as a run'
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -50,17 +49,17 @@ class _Setting:
         """Its shapes."""
         return jax.eval_shape(lambda: initial_state(self.model, self.config, self.facts.image_shape))
 
-    def compiled(self, lowered: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:
-        """Raises UserError if the compiler says that a program does not fit."""
+    def compiled(self, lowered: Mapping[Any, jax.stages.Lowered]) -> dict[Any, jax.stages.Compiled]:
+        """By the same names. Raises UserError if the compiler says that a program does not fit."""
         programs = {}
         for done, (name, program) in enumerate(lowered.items()):
-            self.progress(name, done, len(lowered))
+            self.progress(str(name), done, len(lowered))
             try:
                 programs[name] = program.compile()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                raise compiler_refusal(self.config, self.topology, name, str(error)) from None
+                raise compiler_refusal(self.config, self.topology, str(name), str(error)) from None
         return programs
 
 
@@ -161,16 +160,15 @@ def _of_gpipe(setting: _Setting) -> Plan:
     config, mesh = setting.config, setting.mesh
     pipeline = GPipe(config, setting.model, setting.dataset, mesh)
     compiled = setting.compiled(pipeline.lowered())
-    # A stage sends on what leaves it, and back the gradient of what came in: here all with its way back.
-    ends = [0, *(nbytes(x) for x in pipeline.inputs[1:]), 0]
-    sent = [before + behind for before, behind in pairwise(ends)]
-    programs = []
+    parts, stages = pipeline.microbatches, len(pipeline.bounds)
+    programs, code = [], [0] * stages
     for name, program in compiled.items():
-        runs = config.loft.local_steps * (1 if name.endswith("update") else pipeline.microbatches)
-        programs.append(_program(name, runs, program, sent[pipeline.stage_of(name)] if "backward" in name else 0))
-    code = [0] * len(pipeline.bounds)
-    for name, program in compiled.items():
-        code[pipeline.stage_of(name)] += program.memory_analysis().generated_code_size_in_bytes
+        # All that a stage sends is counted with its way back.
+        sent = pipeline.sent_per_microbatch[name.stage] if name.role == "backward" else 0
+        ticks = 1 if name.role == "update" else (parts + stages - 1) / parts
+        figures = _program(str(name), pipeline.runs[name], program, sent)
+        programs.append(replace(figures, stage=name.stage, ticks=ticks))
+        code[name.stage] += program.memory_analysis().generated_code_size_in_bytes
     return Plan(
         config=config,
         topology=setting.topology,
@@ -180,7 +178,7 @@ def _of_gpipe(setting: _Setting) -> Plan:
         memory=gpipe_memory(compiled, pipeline, data_bytes(setting.facts, config, mesh.size)),
         code=max(code),
         full_state=nbytes(setting.full_state()),
-        pipeline=(pipeline.microbatches, len(pipeline.bounds)),
+        pipeline=(parts, stages),
     )
 
 

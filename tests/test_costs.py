@@ -24,7 +24,7 @@ FACTS = Facts((8, 8, 1), 10, 1437, 360)
 @pytest.fixture(scope="module")
 def rows():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loft_jax.costs.create_model", lambda *_, **__: tiny.MODEL)
+        patch.setattr("loft_jax.costs.model_of", lambda *_: tiny.MODEL)
         costs = Costs(CONFIG, FACTS, compiles=True)
     methods = [method for workers in (1, 2) for method in costs.methods(workers)]
     return as_rows([cost for _, make in methods for cost in make()])

@@ -159,7 +159,7 @@ def test_a_plan_is_printed_with_what_its_time_is_missing(plan, capsys):
 
 def test_the_command_prints_rows_and_refuses_what_does_not_fit(monkeypatch, capsys, write):
     dataset = tiny.dataset()
-    monkeypatch.setattr("loft_jax.planning.create_model", lambda *_, **__: tiny.MODEL)
+    monkeypatch.setattr("loft_jax.planning.model_of", lambda *_: tiny.MODEL)
     monkeypatch.setattr("loft_jax.planning.prepare", lambda *_: None)
     monkeypatch.setattr("loft_jax.data.facts.facts_to_compile_for", lambda _: (Facts.of(dataset), dataset))
     path = write(yaml.safe_dump(tiny.config().model_dump()))
