@@ -8,6 +8,8 @@ from refused import LONG, PACKAGE, TICKET, AcceptedError, outcome, refusal, untr
 
 # Command, arguments, and how the message begins or what it holds.
 COMMANDS = [
+    # Before the processes meet.
+    ("train", ["--workdir", "", "--distributed", "auto"], "--workdir '': "),
     ("train", "--config", "argument --config: expected one argument"),
     ("train", "--workdir", "argument --workdir: expected one argument"),
     ("train", "--config nowhere.yaml", "--config nowhere.yaml: no such file"),
