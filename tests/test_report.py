@@ -91,6 +91,17 @@ def test_runs_in_any_state_and_of_other_settings_make_a_report(report, tmp_path,
     assert not (out / "figures/s2_settling.png").exists()
 
 
+def test_a_search_whose_run_has_lost_its_epochs_is_drawn_all_the_same(report, tmp_path):
+    directory = complete_run(tmp_path / "run")
+    (directory.path / "metrics.jsonl").unlink()
+    text = directory.distances.read_text().splitlines()
+    column = text[0].split(",").index("epoch")
+    rows = [[cell if i != column else "" for i, cell in enumerate(line.split(","))] for line in text[1:]]
+    directory.distances.write_text("\n".join([text[0], *map(",".join, rows)]) + "\n")
+    out = report(directory)
+    assert (out / "figures/run1_maps.png").exists()
+
+
 def test_a_report_may_be_made_while_a_run_goes_on(report, tmp_path):
     directory = fake_run(tmp_path / "run", finished=False)
     for cut in (b'{"round": 7, "epo', b"\xff\xfe"):

@@ -200,7 +200,9 @@ def _curve(chart: Chart, ax: Axes, run: int, label: str, x: Any, y: Any, look: d
     at = settled_at(x, y)
     if at is not None:
         value = float(np.asarray(y)[np.flatnonzero(np.asarray(x) == at)[0]])
-        mark = ax.plot([at], [value], marker="D", markersize=6, color=look["color"], markeredgecolor="white")
+        # Above the lines of all runs.
+        marker = {"marker": "D", "markersize": 6, "markeredgecolor": "white", "zorder": 3}
+        mark = ax.plot([at], [value], color=look["color"], **marker)
         belongs_to(run, *mark)
         chart.note_points(ax, [at], [value], [f"{label}: {what} settled at epoch {at:.2f}"], run)
 
