@@ -106,11 +106,11 @@ class Trainer:
         directory = self._directory
         found = newest_sound(directory.checkpoints)
         self.done = found[0] if found else 0
-        rows = directory.rows()
-        if found is None and rows and directory.writes:
+        lost = max((row["round"] for row in directory.rows()), default=0)
+        if found is None and lost and directory.writes:
             print(
                 f"warning: {directory.checkpoints}: holds no checkpoint to go on from; the run starts anew, and what "
-                f"was kept of its {rows[-1]['round']} rounds is deleted",
+                f"was kept of its {lost} rounds is deleted",
                 file=sys.stderr,
                 flush=True,
             )
