@@ -14,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
-from loft_jax.data.dataset import Dataset
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset, StreamedDataset
 from loft_jax.device_loop import DeviceLoop, vary
 from loft_jax.feeds import FEED_SPECS, FixedFeed, TrainingData
 from loft_jax.mesh import DATA, PER_DEVICE, REPLICATED, WORKER, distribute, settle, shapes_on
@@ -35,7 +34,7 @@ class NormEstimator:
         self,
         config: Config,
         model: nn.Module,
-        dataset: Dataset | StreamedDataset,
+        dataset: AnyDataset,
         mesh: Mesh,
         *,
         fused: bool | None = None,
@@ -113,7 +112,7 @@ class Evaluator:
         self,
         config: Config,
         model: nn.Module,
-        dataset: Dataset | StreamedDataset,
+        dataset: AnyDataset,
         mesh: Mesh,
         *,
         fused: bool | None = None,

@@ -14,9 +14,8 @@ from loft_jax.cache import keep_compiled_programs
 from loft_jax.config import Config
 from loft_jax.cuts import check_cuts
 from loft_jax.data import load_dataset
-from loft_jax.data.dataset import Dataset
 from loft_jax.data.facts import Facts
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator, NormEstimator
 from loft_jax.exchange import check_exchangeable
@@ -64,7 +63,7 @@ def check_model(model: nn.Module, config: Config) -> None:
         raise UserError(str(error)) from None
 
 
-def check_data(config: Config, data: Dataset | StreamedDataset | Facts, name: str) -> None:
+def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
     """Raise UserError if a data set of this name has too few images for the workers, or is streamed under GPipe."""
     if config.data.split == "disjoint" and data.examples < config.loft.workers:
         raise UserError(
@@ -82,7 +81,7 @@ class Experiment:
     """A run's parts."""
 
     config: Config
-    dataset: Dataset | StreamedDataset
+    dataset: AnyDataset
     mesh: Mesh
     model: nn.Module
     round: Round | GPipe
@@ -95,7 +94,7 @@ class Experiment:
         cls,
         config: Config,
         *,
-        dataset: Dataset | StreamedDataset | None = None,
+        dataset: AnyDataset | None = None,
         widths: Mapping[str, int] | None = None,
     ) -> "Experiment":
         """Load and build all parts.

@@ -13,10 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loft_jax.config import Config
-from loft_jax.data.dataset import Dataset
 from loft_jax.data.plans import FixedPlan, TrainingPlan
 from loft_jax.data.stream import Stream, chunk_size
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset, StreamedDataset
 from loft_jax.mesh import DATA, PER_DEVICE, PER_WORKER, REPLICATED, WORKER, replicate, shapes_on
 from loft_jax.randomness import Purpose
 
@@ -104,7 +103,7 @@ class Streamed:
 TrainingData = Resident | Streamed
 
 
-def training_specs(dataset: Dataset | StreamedDataset, mesh: Mesh) -> dict[str, tuple[PartitionSpec, ...]]:
+def training_specs(dataset: AnyDataset, mesh: Mesh) -> dict[str, tuple[PartitionSpec, ...]]:
     """How `arguments` and a feed lie on a mesh, to a loop over local steps: "arguments" and "feed"."""
     if not dataset.streamed:
         return {"arguments": (REPLICATED, REPLICATED), "feed": ()}
@@ -113,14 +112,14 @@ def training_specs(dataset: Dataset | StreamedDataset, mesh: Mesh) -> dict[str, 
     return {"arguments": (), "feed": (spec, spec)}
 
 
-def training_data(config: Config, dataset: Dataset | StreamedDataset, mesh: Mesh) -> TrainingData:
+def training_data(config: Config, dataset: AnyDataset, mesh: Mesh) -> TrainingData:
     """Of a run, ready to train on."""
     if dataset.streamed:
         return Streamed(config, dataset, mesh)
     return Resident(*(replicate(array, mesh) for array in (dataset.train_images, dataset.train_labels)))
 
 
-def training_shapes(config: Config, dataset: Dataset | StreamedDataset, mesh: Mesh) -> TrainingData:
+def training_shapes(config: Config, dataset: AnyDataset, mesh: Mesh) -> TrainingData:
     """The same to lower programs for: nothing is put on a device."""
     if dataset.streamed:
         return Streamed(config, dataset, mesh)

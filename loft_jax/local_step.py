@@ -10,8 +10,7 @@ from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.data.batches import Augmentation, normalise
-from loft_jax.data.dataset import Dataset
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset
 from loft_jax.mesh import DATA
 from loft_jax.optimizer import learning_rate_schedule, make_sgd, sgd_step
 
@@ -110,9 +109,7 @@ class LocalStep:
         return normalise(batch, jnp.asarray(self.mean), jnp.asarray(self.std))
 
 
-def make_local_step(
-    config: Config, model: nn.Module, dataset: Dataset | StreamedDataset, data_shards: int = 1
-) -> LocalStep:
+def make_local_step(config: Config, model: nn.Module, dataset: AnyDataset, data_shards: int = 1) -> LocalStep:
     """The local step of a module, as the config and the data set say."""
     mean, std = dataset.channel_statistics
     return LocalStep(

@@ -13,9 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loft_jax.collectives import collectives
 from loft_jax.config import Config, largest_divisor
-from loft_jax.data.dataset import Dataset
 from loft_jax.data.facts import Facts
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset
 from loft_jax.errors import UserError
 from loft_jax.experiment import check_data, check_model, configure_jax
 from loft_jax.feeds import training_shapes
@@ -42,7 +41,7 @@ class _Setting:
     mesh: Mesh
     model: nn.Module
     facts: Facts
-    dataset: Dataset | StreamedDataset
+    dataset: AnyDataset
     progress: Progress
 
     def full_state(self) -> Tree:
@@ -76,7 +75,7 @@ def make_plan(
     config: Config,
     topology: Topology,
     facts: Facts,
-    dataset: Dataset | StreamedDataset,
+    dataset: AnyDataset,
     progress: Progress = lambda *_: None,
     *,
     model: nn.Module | None = None,

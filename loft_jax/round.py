@@ -15,8 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data.batches import worker_order
-from loft_jax.data.dataset import Dataset
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset
 from loft_jax.device_loop import DeviceLoop, unstack, vary
 from loft_jax.exchange import Exchange
 from loft_jax.feeds import TrainingData, training_specs
@@ -44,7 +43,7 @@ class Round:
         self,
         config: Config,
         model: nn.Module,
-        dataset: Dataset | StreamedDataset,
+        dataset: AnyDataset,
         mesh: Mesh,
         *,
         fused: bool | None = None,

@@ -1,11 +1,10 @@
 """Image-classification data sets by name: arrays in memory, or streamed from files."""
 
 from loft_jax.config import Config
-from loft_jax.data.dataset import Dataset
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset
 
 
-def load_dataset(config: Config) -> Dataset | StreamedDataset:
+def load_dataset(config: Config) -> AnyDataset:
     """The data set of a config: `digits`, which ships with scikit-learn, or a prepared TFDS one.
 
     Raises:

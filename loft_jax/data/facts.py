@@ -9,7 +9,7 @@ from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.stored import StoredImages
-from loft_jax.data.streamed import StreamedDataset
+from loft_jax.data.streamed import AnyDataset, StreamedDataset
 
 _STAND_IN_IMAGES = 512
 
@@ -42,11 +42,11 @@ class Facts:
         return image * kept
 
     @classmethod
-    def of(cls, data: Dataset | StreamedDataset) -> "Facts":
+    def of(cls, data: AnyDataset) -> "Facts":
         """Of a data set that is there."""
         return cls(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
 
-    def stand_in(self, images: int = _STAND_IN_IMAGES) -> Dataset | StreamedDataset:
+    def stand_in(self, images: int = _STAND_IN_IMAGES) -> AnyDataset:
         """So many black images of this kind, to compile programs for; they take the memory of one."""
         if self.streamed:
             stored = StoredImages("stand-in", "", "", self.image_shape, self.num_classes, mixed=True)
@@ -82,7 +82,7 @@ def dataset_facts(config: Config) -> Facts:
     return Facts.of(load_dataset(config))
 
 
-def facts_to_compile_for(config: Config) -> tuple[Facts, Dataset | StreamedDataset]:
+def facts_to_compile_for(config: Config) -> tuple[Facts, AnyDataset]:
     """Facts of the config's data set, and images that a run's programs can be compiled for: its own, or a stand-in.
 
     A stand-in has as many images as there are, for a program's memory depends on their number.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from loft_jax.cache import cache_array, cache_directory
-from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, level_counts, statistics_of
+from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, level_counts, statistics_of
 from loft_jax.data.plans import FixedPlan, Plan
 from loft_jax.data.stored import StoredImages
 from loft_jax.data.stream import Reading, Stream, chunk_size, default_readers
@@ -101,3 +101,7 @@ class StreamedDataset:
             counts = sum(level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan)))
         cache_array(path, counts)
         return statistics_of(counts)
+
+
+# What runs are trained on: on the devices, or streamed.
+AnyDataset = Dataset | StreamedDataset

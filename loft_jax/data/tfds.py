@@ -17,7 +17,7 @@ import numpy as np
 from loft_jax.cache import cache_array, cache_directory
 from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.stored import StoredImages
-from loft_jax.data.streamed import CROP_PADDING, StreamedDataset
+from loft_jax.data.streamed import CROP_PADDING, AnyDataset, StreamedDataset
 from loft_jax.errors import UserError
 from loft_jax.messages import did_you_mean
 from loft_jax.sections import Data
@@ -26,7 +26,7 @@ _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")
 
 
-def load_tfds(settings: Data) -> Dataset | StreamedDataset:
+def load_tfds(settings: Data) -> AnyDataset:
     """The train split, and the first of test and validation that has labels, of a prepared data set.
 
     Raises:
