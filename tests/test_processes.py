@@ -47,14 +47,15 @@ def test_two_processes_are_as_accurate_as_one(two, finished):
 
 
 @pytest.mark.campaign
-def test_digits_in_two_processes_are_as_accurate_as_in_one(tmp_path):
-    """`configs/digits.yaml`, to the end."""
+def test_digits_in_two_processes_are_as_accurate_as_in_one(tmp_path, monkeypatch):
+    """`configs/digits.yaml`, to the end, in programs optimised as users' are: those of the tests take far longer."""
+    monkeypatch.setenv("XLA_FLAGS", "")
     own = ("--model.width", 16, "--data.batch_size", 32, "--loft.local_steps", 16, "--train.rounds", 40)
     own += ("--train.eval_every", 10, "--train.norm_batches", 32)
     accuracies = []
     for count in (1, 2):
         run = DisturbedRun(tmp_path / f"as{count}", count, own)
-        run.finish(seconds=1800)
+        run.finish()
         accuracies.append(RunDirectory(run.path).summary()["test/accuracy"])
     print(f"one process {accuracies[0]:.2%}, two {accuracies[1]:.2%}")
     assert min(accuracies) >= 0.96
