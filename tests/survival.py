@@ -76,9 +76,9 @@ class DisturbedRun:
             )
         return Start(processes, self.last_round)
 
-    def finish(self, seconds=600):
+    def finish(self):
         """Start it, and see that it ends well. Returns what the first process has printed."""
-        ends = self.start().wait(seconds)
+        ends = self.start().wait()
         assert [code for code, _, _ in ends] == [0] * self.count, ends
         return ends[0][1]
 
