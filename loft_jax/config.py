@@ -62,11 +62,6 @@ class Config(Section):
             raise ValueError(
                 f"mesh.worker={self.mesh.worker}: must divide loft.workers={self.loft.workers}; try {fitting}"
             )
-        if self.total_steps > MOST:
-            raise ValueError(
-                f"train.rounds={self.train.rounds}: with loft.local_steps={self.loft.local_steps} makes "
-                f"{self.total_steps} local steps, and at most {MOST} are counted; try {MOST // self.loft.local_steps}"
-            )
         if self.total_steps * self.data.batch_size > MOST:
             most = MOST // (self.loft.local_steps * self.data.batch_size)
             raise ValueError(

@@ -11,6 +11,7 @@ from loft_jax.files import write_aside
 from loft_jax.models import create_model
 from loft_jax.results import write_results
 from loft_jax.run_directory import RunDirectory
+from loft_jax.run_files import RunFiles
 from loft_jax.snapshots import rank_groups
 from loft_jax.summary import PHASES
 from loft_jax.ticket import Ticket, draw_kept, ticket_name
@@ -101,3 +102,8 @@ def complete_run(path, **options):
     fake_retraining(directory, 0.8, [0.89, 0.92], ticket_round=4)
     write_aside(directory.path / "cost.csv", "workers,method,bytes_total\n4,LoFT-4,12.5\n4,GPipe-4,80.0\n")
     return directory
+
+
+def read(directory):
+    """All that a report reads of it."""
+    return RunFiles.read(directory, directory.read_config())

@@ -7,8 +7,9 @@ from refused import DIRECTORY, PACKAGE, refusal, rules_of
 RULES = {
     "batch over devices": ("--data.batch_size 34 --mesh.data 4", "data.batch_size=34: must be a multiple"),
     "steps over int32": (
-        "--train.rounds 134217728",
-        "train.rounds=134217728: with loft.local_steps=16 makes 2147483648",
+        "--train.rounds 134217728 --data.batch_size 1",
+        "train.rounds=134217728: a worker would read 2147483648 images (loft.local_steps=16, data.batch_size=1), and "
+        "at most 2147483647 are counted; try 134217727",
     ),
     "images over int32": (
         "--train.rounds 100000 --loft.local_steps 100 --data.batch_size 256",

@@ -1,5 +1,7 @@
 """A command line: which settings come from file and options, what `--help` says, and how a command ends."""
 
+import argparse
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from settings_helpers import parse, refusal
 
-from loft_jax.cli import CommandLine, run_command
+from loft_jax.cli import CommandLine, run_command, whole_number
 from loft_jax.config import Config, flatten
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.settings import fields_of, read_yaml
@@ -174,3 +176,29 @@ def test_what_reads_settings_loads_neither_jax_nor_numpy(module):
     code = f"import loft_jax.{module}, sys; print([m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_an_interrupted_command_says_how_it_goes_on_and_ends_as_shells_expect(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, interrupted="interrupted; the same command goes on")
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
+def test_a_reader_that_has_gone_is_no_complaint():
+    code = "from loft_jax.cli import run_command; run_command(lambda: [print(i, flush=True) for i in range(10**5)])"
+    # What stdout still holds at exit is what Python would complain of.
+    buffered = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": ""}}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **buffered) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 1)
+
+
+def test_a_whole_number_out_of_range_is_refused_with_the_nearest_bound():
+    for text, nearest in (("1", 2), ("10", 9)):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"at least 2 and at most 9; try {nearest}$"):
+            whole_number(2, 9)(text)

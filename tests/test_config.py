@@ -161,3 +161,8 @@ def test_warm_up_as_long_as_the_run_is_a_warning():
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Config().loft.workers = 2
+
+
+def test_a_method_says_what_differs_from_the_papers():
+    assert Config(loft={"partition": "all"}).method == "LoFT-4, all groups"
+    assert Config(loft={"partition": "all", "sync": "exchange"}).method == "LoFT-4, exchange, all groups"

@@ -1,5 +1,7 @@
 """The events that TensorBoard reads, read by TensorBoard."""
 
+from itertools import pairwise
+
 import pytest
 from fake_runs import fake_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,3 +47,12 @@ def test_a_resumed_run_has_each_round_once(tmp_path):
 def test_training_writes_events(finished):
     directory = RunDirectory(finished[0])
     assert scalars(finished[0])["train/loss"] == expected(directory, "train/loss")
+
+
+def test_events_of_rows_that_were_kept_lie_as_far_apart_as_the_rounds_took(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    directory.forget_after(8)
+    accumulator = EventAccumulator(str(directory.path))
+    accumulator.Reload()
+    times = [event.wall_time for event in accumulator.Scalars("epoch")]
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([1.2] * 8, abs=1e-3)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from fake_runs import complete_run, fake_retraining, fake_run, fake_search
+from fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
 
 from loft_jax.findings import (
     accuracy_by_cost,
     messages,
+    overview_table,
     own_table,
     paper_table,
     seconds_a_round,
@@ -15,11 +16,6 @@ from loft_jax.findings import (
     settling_table,
     stage_distances,
 )
-from loft_jax.run_files import RunFiles
-
-
-def read(directory):
-    return RunFiles.read(directory, directory.read_config())
 
 
 @pytest.mark.parametrize(
@@ -160,3 +156,44 @@ def test_the_messages_name_what_settles_first_and_what_a_ticket_is_worth(tmp_pat
     assert said[0].startswith("LoFT-4: the filter distance settles at epoch 4.0, after the loss at 3.0")
     ticket = "LoFT-4: with 80% of the filters removed the ticket reaches 94.00 ± 1.41 %"
     assert said[1] == f"{ticket}, random filters 90.50 ± 0.71 %"
+
+
+def test_a_ticket_rewound_to_a_later_round_is_not_the_papers(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_retraining(directory, 0.5, [0.9], ticket_round=4)
+    fake_retraining(directory, 0.5, [0.7], mode="rewind-r4")
+    path = directory.retrain / "r12-group-l2-0.5/rewind-r4/seed0/summary.json"
+    path.write_text(path.read_text().replace('"mode": "rewind-r4", "rewind_to": 0', '"mode": "rewind", "rewind_to": 4'))
+    (row,) = own_table(sections_of([read(directory)])[0])
+    assert row["50% removed"] == "90.00"
+
+
+def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
+    runs = [read(fake_run(tmp_path / "a")), read(fake_run(tmp_path / "b", finished=False, loft={"workers": 2}, seed=3))]
+    first, second = overview_table(sections_of(runs)[0])
+    expected = {
+        **{"run": "LoFT-2", "directory": str(tmp_path / "b"), "state": "unfinished", "rounds": 6, "epochs": 3.0},
+        **{"test accuracy, %": 83.98, "train loss": 0.2026, "images": 6 * 2 * 16 * 32, "GB moved": 0.006},
+        **{"seconds": 7.2, "seed": 3, "config": runs[1].config.hash()},
+    }
+    assert second == expected
+    assert (first["state"], first["images"], first["seconds"]) == ("finished", 12 * 4 * 16 * 32, 14.4)
+
+
+def test_a_run_of_imagenet_is_in_the_papers_table(tmp_path):
+    imagenet = {"model": {"name": "preresnet18", "stem": "imagenet"}, "data": {"name": "imagenet2012"}}
+    run = read(fake_run(tmp_path / "run", loft={"workers": 2}, **imagenet))
+    cifar_stem = {**imagenet, "model": {"name": "preresnet18"}}
+    other = read(fake_run(tmp_path / "other", rounds=24, loft={"workers": 2}, **cifar_stem))
+    (row,) = [row for row in paper_table([other, run]) if row["run"] != "not run"]
+    assert (row["setting"], row["method"], row["GB moved, ours"]) == ("PreResNet-18 ImageNet", "LoFT-2", 0.012)
+
+
+def test_a_long_directory_is_shortened_in_a_runs_name(tmp_path):
+    runs = [read(fake_run(tmp_path / name)) for name in ("a" * 12 + "middle" + "z" * 12, "b" * 24)]
+    assert sections_of(runs)[0].names == [f"LoFT-4 ({'a' * 12}…{'z' * 12})", f"LoFT-4 ({'b' * 24})"]
+
+
+def test_the_unpruned_network_is_no_ticket_in_the_messages(tmp_path):
+    said = messages(sections_of([read(complete_run(tmp_path / "run"))])[0])
+    assert [line.split(" of the filters")[0] for line in said[1:]] == ["LoFT-4: with 80%", "LoFT-4: with 50%"]

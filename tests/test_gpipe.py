@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import assert_same_state, config_of, opened, train_rounds
 from test_round import assert_close, batches_of
 from tiny import Run, config, flat
@@ -242,3 +243,10 @@ def test_a_ticket_of_a_pipelines_run_is_drawn_from_it_and_retrained_without_one(
     assert {name: len(kept) for name, kept in ticket.kept.items()}["stage3/block3"] == 8
     retraining = retrain_config(snapshots.config, {})
     assert (retraining.gpipe, retraining.loft.workers) == (Config().gpipe, 1)
+
+
+def test_a_stage_sends_its_result_on_and_the_gradient_of_its_input_back():
+    run = tiny.Run(tiny.config(gpipe__stages=3, gpipe__microbatches=2, loft__workers=1))
+    first, second = (4 * int(np.prod(x.shape)) for x in run.round.inputs[1:])
+    assert first != second
+    assert run.round.sent_per_microbatch == [first, first + second, second]

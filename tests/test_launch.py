@@ -311,3 +311,17 @@ def test_a_container_that_is_preempted_passes_it_on_waits_and_fails(stub):
     process.stderr.close()
     assert (stub / "signal.2").read_text() == "TERM\n"
     assert process.returncode != 0
+
+
+def test_a_signal_that_comes_while_processes_are_started_reaches_the_later_ones_too(tmp_path, monkeypatch):
+    # The first asks the script to stop while it starts the others; all but that one wait to be told.
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\ntrap "exit 0" TERM\ncase "$*" in *"process_id 0"*) kill -TERM "$PPID";; esac\nsleep 20 & wait\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(python))
+    monkeypatch.setenv("LOFT_JAX_PORT", "4321")
+    subprocess.run(
+        ["bash", str(LAUNCH / "local.sh"), "60"], timeout=15, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )

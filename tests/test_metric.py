@@ -261,3 +261,9 @@ def test_arrays_in_the_other_byte_order_are_taken():
         filter_scores({"params": {"a": {"kernel": k}}}, [group])["one"] for k in (kernel, kernel.astype(">f8"))
     )
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_kernel_wider_than_its_group_is_refused():
+    group = FilterGroup("g", 1, {"params/conv1/kernel": 3}, partitioned=True)
+    with pytest.raises(ValueError, match="'params/conv1/kernel' has 2 filters, and the model declares 1"):
+        filter_scores({"params": {"conv1": {"kernel": np.ones((1, 1, 1, 2))}}}, [group])

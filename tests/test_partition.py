@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loft_jax import FilterGroup, draw_partition, extract, merge, prune
 from loft_jax.models.groups import with_momentum
-from loft_jax.partition import owned_indices
+from loft_jax.partition import deal_partition, owned_indices
 
 # An MLP of two hidden layers: "b" holds outputs of group one and inputs of group two.
 MLP = (
@@ -242,3 +242,11 @@ def test_arrays_in_the_other_byte_order_are_taken():
     assert_equal(compact, extract(variables, MLP, owned))
     foreign = jax.tree.map(lambda leaf: np.asarray(leaf).astype(">f4"), compact)
     assert_equal(merge(other, MLP, owned, foreign), jax.tree.map(np.asarray, variables))
+
+
+def test_groups_of_one_width_are_split_independently():
+    groups = [FilterGroup(name, 32, {f"params/{name}/kernel": 1}, partitioned=True) for name in "ab"]
+    drawn = draw_partition(jax.random.key(0), groups, 4)
+    assert (drawn["a"] != drawn["b"]).any()
+    dealt = deal_partition(jax.random.key(0), {"a": drawn["a"], "b": drawn["a"]})
+    assert (dealt["a"] != dealt["b"]).any()

@@ -12,6 +12,7 @@ import jax
 import pytest
 import tiny
 import yaml
+from planned import planned
 from settings_helpers import refusal
 
 from loft_jax.cli import run_command
@@ -20,21 +21,16 @@ from loft_jax.config import Config
 from loft_jax.data.facts import Facts, facts_to_compile_for
 from loft_jax.errors import UserError
 from loft_jax.evaluate import Evaluator
-from loft_jax.memory import PeakMemory, program_bytes
+from loft_jax.memory import PeakMemory, data_bytes, program_bytes
 from loft_jax.mesh import make_mesh
 from loft_jax.plan import main
 from loft_jax.plan_figures import Program, check_fits, compiler_refusal, with_all_steps
 from loft_jax.plan_tables import as_rows, print_plan
-from loft_jax.planning import check_whole_slice, make_plan
+from loft_jax.planning import check_whole_slice, make_plan, prepare
 from loft_jax.topology import Chip, Topology
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 PEAKS = Chip("a chip", tflops=1.0, memory_gb=1.0, memory_gbps=100.0, link_gbps=1.0)
-
-
-def planned(topology, **settings):
-    config, dataset = tiny.config(**settings), tiny.dataset()
-    return make_plan(config, Topology.parse(topology), Facts.of(dataset), dataset, model=tiny.MODEL)
 
 
 def held_by_the_fullest_device(arrays):
@@ -298,3 +294,19 @@ def test_what_the_compiler_has_no_room_for_is_refused():
     message = refusal(lambda: planned("v5e:1x1", loft__workers=1, data__batch_size=40_000_000))
     assert "the compiler finds no room for the program" in message
     assert "try about data.batch_size=" in message
+
+
+def test_of_streamed_images_a_device_holds_the_batch_in_work_and_two_on_their_way():
+    config = Config.model_validate({"data": {"name": "imagenet2012", "batch_size": 8}, "mesh": {"data": 2}})
+    facts, _ = facts_to_compile_for(config)
+    assert data_bytes(facts, config, 4) == 3 * 4 * (224 * 224 * 3 + 4)
+
+
+@pytest.mark.parametrize(("topology", "kept"), [("cpu:2", True), ("v5e:2x2", False)])
+def test_programs_for_devices_that_are_not_there_are_not_kept(topology, kept, monkeypatch):
+    configured, updates = [], {}
+    monkeypatch.setattr("loft_jax.planning.configure_jax", configured.append)
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    prepare(Config(), Topology.parse(topology))
+    assert updates == {"jax_platforms": "cpu", "jax_enable_compilation_cache": kept}
+    assert configured[0].mesh.cpu_devices == (2 if kept else 1)

@@ -43,3 +43,7 @@ def test_on_a_terminal_there_is_one_bar(capsys, monkeypatch):
 )
 def test_durations_are_said_as_people_say_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_an_hour_is_said_in_hours():
+    assert [duration(s) for s in (3599, 3600)] == ["59 min 59 s", "1 h 00 min"]

@@ -278,3 +278,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"seed: \xff")
     for path in (tmp_path, tmp_path / "latin.yaml"):
         assert refusal(parse, "--config", path).startswith(f"--config {path}: cannot be read")
+
+
+def test_a_path_that_ends_in_a_blank_is_said_in_quotes():
+    assert refusal(parse, "--config", "run.yaml ").startswith("--config 'run.yaml ': no such file")
+
+
+def test_a_value_above_its_bound_is_refused_with_the_bound(write):
+    path = write("model: {width: 65537}")
+    assert (
+        refusal(parse, "--config", path) == f"{path}: model.width=65537: must be less than or equal to 65536; try 65536"
+    )

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import sys
+from argparse import Namespace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,7 +21,8 @@ from loft_jax.data.digits import load_digits
 from loft_jax.errors import UserError
 from loft_jax.overview import parameter_count
 from loft_jax.progress import TrainingProgress
-from loft_jax.results import print_results, write_results
+from loft_jax.retrain import draw_missing
+from loft_jax.retraining import _costs
 from loft_jax.run_directory import RunDirectory
 from loft_jax.train import run as train
 from loft_jax.trainer import Trainer
@@ -226,29 +229,6 @@ def test_a_retraining_carries_its_momentum_whatever_the_run_did():
     assert (config.method, config.loft.momentum) == ("plain SGD", "carry")
 
 
-def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
-    facts = fake_summary() | {"ticket": TICKET, "mode": "rewind", "rewind_to": 0, "ticket_round": 6}
-    facts |= {"ratio": 0.5, "scope": "group"}
-    facts |= {"rounds": 6, "settings": "0123456789ab"}
-    costs = {"parameters": 1, "flops_per_image": 2.0, "steps_images_per_second": 3.0}
-    costs |= {f"{key}_unpruned": 2 * value for key, value in costs.items()}
-    for seed, accuracy in ((0, 0.90), (1, 0.92), (10, 0.97)):
-        directory = run / "retrain" / TICKET / f"rewind/seed{seed}"
-        directory.mkdir(parents=True)
-        summary = {**facts, **costs, "norm": "l2", "seed": seed, "test/accuracy": accuracy, "test/loss": 0.1}
-        RunDirectory(directory).write_summary(summary)
-    (row,) = write_results(RunDirectory(run))
-    assert row["seeds"] == "0 1 10"
-    assert row["test_accuracy_mean"] == pytest.approx(0.93)
-    assert row["test_accuracy_std"] == pytest.approx(0.0360555, rel=1e-5)
-    assert row["test_accuracies"] == "0.9 0.92 0.97"
-    print_results(RunDirectory(run), [row, {**row, "settings": "ba9876543210"}])
-    said = capsys.readouterr().out
-    assert "93.00% ± 3.61" in said
-    assert "trained with different settings" in said
-    assert f"unpruned  {RunDirectory(run).summary()['test/accuracy']:.2%}: the run itself, after its 6 rounds" in said
-
-
 def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
     """Kernel, scale and bias of a removed filter zero: what reaches conv2 from it is zero."""
     for name in ("preresnet20", "resnet18"):
@@ -272,3 +252,54 @@ def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
                     silenced[collection][module][layer][leaf][removed] = 0
         one = model.with_widths({group: len(filters) for group, filters in kept.items()}).apply(compact, image)
         np.testing.assert_allclose(one, model.apply(silenced, image), atol=1e-4, err_msg=name)
+
+
+def test_a_ticket_that_is_there_is_not_drawn_again(tmp_path, monkeypatch):
+    directory = opened(tmp_path / "run", config_of())
+    monkeypatch.setattr("loft_jax.experiment.configure_jax", None)
+    names = ["r0-group-l2-0.5", "r4-group-l2-0.5", "r6-group-l2-0.5"]
+    for name in names:
+        (directory.tickets / name).mkdir(parents=True)
+        (directory.tickets / name / "ticket.json").touch()
+    options = Namespace(every=1, ratio=0.5, scope=None, norm=None)
+    assert draw_missing(directory, config_of(), options, [0, 4, 6]) == names
+
+
+def test_seeds_share_their_settings_and_only_the_tickets_asked_for_are_printed(run, retrain, monkeypatch):
+    printed = []
+    costs = {
+        f"{name}{of}": 1
+        for name in ("parameters", "flops_per_image", "steps_images_per_second")
+        for of in ("", "_unpruned")
+    }
+    monkeypatch.setattr(
+        "loft_jax.retraining.train_to_the_end",
+        lambda experiment, *_, **__: fake_summary() | {"seed": experiment.config.seed},
+    )
+    monkeypatch.setattr("loft_jax.retraining._costs", lambda *_: costs)
+    monkeypatch.setattr(
+        "loft_jax.retrain.print_results", lambda run, rows: printed.append([row["ticket"] for row in rows])
+    )
+    retrain(run, "--ticket", TICKET, "--seeds", 0, 1)
+    retrain(run, "--ticket", "r6-group-l2-0")
+    assert printed == [[TICKET], ["r6-group-l2-0"]]
+    paths = [run / "retrain" / TICKET / f"rewind/seed{seed}/summary.json" for seed in (0, 1)]
+    first, second = (json.loads(path.read_text()) for path in paths)
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["settings"] == second["settings"]
+
+
+def test_costs_are_those_of_the_compact_network_beside_the_full_ones_for_an_image(monkeypatch):
+    def loop(step, model, dataset, batch_size):
+        return SimpleNamespace(model=model, flops=len(model) * batch_size)
+
+    monkeypatch.setattr("loft_jax.retraining.StepLoop", loop)
+    monkeypatch.setattr("loft_jax.retraining.images_per_second", lambda *loops: [1 / len(one.model) for one in loops])
+    monkeypatch.setattr("loft_jax.retraining.parameter_count", lambda model, shape: 10 * len(model))
+    experiment = SimpleNamespace(
+        config=config_of(), dataset=SimpleNamespace(image_shape=(8, 8, 1)), round=SimpleNamespace(step=None), model="ab"
+    )
+    assert _costs(experiment, "abcd") == {
+        **{"parameters": 20, "parameters_unpruned": 40, "flops_per_image": 2, "flops_per_image_unpruned": 4},
+        **{"steps_images_per_second": 0.5, "steps_images_per_second_unpruned": 0.25},
+    }

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
-from runs import TICKET
+from runs import TICKET, config_of
+from settings_helpers import refusal
 
-from loft_jax.errors import RunStopped, UserError
+from loft_jax.config import Config
+from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.retrain import check_options, retrain_config
 
 
 def test_a_stage_that_diverges_keeps_no_other_from_being_trained(run, retrain, monkeypatch, capsys):
@@ -102,3 +106,47 @@ def test_a_wrong_run_is_one_message_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}: holds no config.yaml")
     assert "Traceback" not in done.stderr
+
+
+def test_a_retraining_does_not_stop_when_the_run_did():
+    config = retrain_config(config_of(train={"stop_when": 0.1, "rounds": 40}, mesh={"worker": 2}), {})
+    assert (config.train.stop_when, config.mesh.worker) == (None, None)
+
+
+def test_a_retraining_takes_no_snapshots():
+    for key in ("train.snapshot_every", "train.snapshot_dense_rounds"):
+        assert refusal(retrain_config, Config(), {key: "1"}) == (
+            f"--{key}: cannot be changed for a retraining: a retraining takes no snapshots"
+        )
+
+
+def test_random_filters_of_global_tickets_differ_between_snapshots():
+    given = {"ticket": None, "every": 2, "ratio": 0.5, "norm": None, "rewind_to": 0, "mode": ["random"]}
+    check_options(Namespace(**given, scope="global"), [0])
+    assert "--mode random: is the same network for every snapshot" in refusal(
+        check_options, Namespace(**given, scope=None), [0]
+    )
+
+
+def test_a_campaign_that_is_asked_to_leave_begins_no_further_retraining(run, retrain, monkeypatch):
+    def preempted(retraining, stage, preemption):
+        preemption.requested = True
+        return {"seed": 0}
+
+    monkeypatch.setattr("loft_jax.retraining.Retraining.run", preempted)
+    monkeypatch.setattr("loft_jax.retrain.write_results", lambda run: [])
+    with pytest.raises(Preempted, match=r"stopped   by SIGTERM, 1 retrainings left; the same command goes on"):
+        retrain(run, "--ticket", TICKET, "--mode", "rewind", "init")
+
+
+def test_what_is_named_twice_is_retrained_once(run, retrain, monkeypatch):
+    trained = []
+
+    def recorded(retraining, stage, preemption):
+        trained.append((stage.ticket.name, stage.mode, stage.config.seed))
+        return {"seed": 0}
+
+    monkeypatch.setattr("loft_jax.retraining.Retraining.run", recorded)
+    monkeypatch.setattr("loft_jax.retrain.write_results", lambda run: [])
+    retrain(run, "--ticket", TICKET, f"{TICKET}", "--mode", "rewind", "rewind", "--seeds", 3, 3)
+    assert trained == [(TICKET, "rewind", 3)]

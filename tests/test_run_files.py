@@ -4,14 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from fake_runs import complete_run, fake_run, fake_search
+from fake_runs import complete_run, fake_run, fake_search, read
 
-from loft_jax.run_files import RunFiles
 from loft_jax.ticket import read_ticket
-
-
-def read(directory):
-    return RunFiles.read(directory, directory.read_config())
 
 
 def test_a_complete_run_has_nothing_missing(tmp_path):
@@ -117,3 +112,11 @@ def test_a_run_that_has_gone_on_since_its_search_says_so(tmp_path):
     fake_search(directory)
     directory.append({"round": 13, "step": 208, "epoch": 6.5, "train/loss": 0.1})
     assert "the ticket search ends at round 12; search anew for later snapshots" in read(directory).missing
+
+
+def test_a_search_against_another_round_of_the_run_is_not_of_its_own_end(tmp_path):
+    directory = complete_run(tmp_path / "run")
+    text = directory.search.read_text()
+    assert '"reference_round": 12' in text
+    directory.search.write_text(text.replace('"reference_round": 12', '"reference_round": 4'))
+    assert not read(directory).search.own_end

@@ -272,3 +272,12 @@ def fill_the_disk():
         store.save(saved, state)
     store.wait()
     print("resumed:", [saved for saved in saved_rounds(directory) if read_state(directory, saved)])
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_warned_of(finished, tmp_path, monkeypatch, capsys):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(finished[0] / "checkpoints", directory)
+    monkeypatch.setattr("loft_jax.checkpoint.agreed", lambda own, combine: combine(own, 4))
+    assert newest_sound(directory)[0] == 4
+    said = f"warning: {directory / '6'}: cannot be read by another process; going on from round 4\n"
+    assert capsys.readouterr().err == said

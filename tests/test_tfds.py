@@ -14,6 +14,7 @@ from prepared import load, prepare, tiny_content
 from loft_jax.config import Config
 from loft_jax.data import load_dataset
 from loft_jax.data import tfds as loader
+from loft_jax.data.stored import StoredImages
 from loft_jax.errors import UserError
 
 
@@ -271,3 +272,35 @@ def test_cifar10_is_the_same_from_the_cache(cifar):
     assert isinstance(cached.train_images, np.memmap)
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         np.testing.assert_array_equal(getattr(decoded, name), getattr(cached, name))
+
+
+def test_a_label_past_the_last_class_is_refused(tmp_path):
+    directory = prepare(tmp_path, tiny_content())
+    stored = StoredImages("tiny_images", str(directory), "train", (8, 6, 3), 2, mixed=False)
+    with pytest.raises(UserError, match="of split train has label 2, not one of 0 to 1; only labelled images"):
+        stored.read(range(12), np.empty((12, 8, 6, 3), np.uint8), np.empty(12, np.int32))
+
+
+def test_images_of_another_type_are_refused(tmp_path, cache):
+    features = prepare(tmp_path, tiny_content()) / "features.json"
+    features.write_text(features.read_text().replace("uint8", "uint16"))
+    assert "its images are uint16 of shape (8, 6, 3); only uint8 images of height" in refusal("tiny_images", tmp_path)
+
+
+@pytest.mark.parametrize(("stored", "read"), [(1, 1), (3, 3), (4, 3)])
+def test_cropped_images_have_one_channel_or_three(stored, read, tmp_path, cache):
+    content = tiny_content(shape=(8, 6) if stored == 1 else (8, 6, stored))
+    prepare(tmp_path, content, shape=(None, None, stored))
+    data = load("tiny_images", tmp_path, image_size=7)
+    assert data.image_shape == (7, 7, read)
+    images, labels = np.empty((1, 7, 7, read), np.uint8), np.empty(1, np.int32)
+    data.train.read([0], images, labels)
+
+
+def test_a_data_set_that_is_prepared_with_a_config_is_refused_without_it(tmp_path):
+    for size in ("32x32", "8x8"):
+        (tmp_path / f"imagenet_resized/{size}/0.1.0").mkdir(parents=True)
+        (tmp_path / f"imagenet_resized/{size}/0.1.0/dataset_info.json").touch()
+    assert refusal("imagenet_resized", tmp_path).startswith(
+        "data.name=imagenet_resized: is prepared with a config; use imagenet_resized/32x32 or imagenet_resized/8x8; "
+    )

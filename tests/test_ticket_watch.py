@@ -7,6 +7,7 @@ import pytest
 from runs import assert_same_state, config_of, opened, train_rounds
 
 from loft_jax.checkpoint import read_state, saved_rounds
+from loft_jax.errors import UserError
 from loft_jax.metric import normalised_footrule
 from loft_jax.models.groups import FilterGroup
 from loft_jax.run_directory import RunDirectory
@@ -15,6 +16,7 @@ from loft_jax.snapshots import Snapshots, rank_groups
 from loft_jax.summary import print_summary
 from loft_jax.ticket_watch import TicketWatch
 from loft_jax.train import run
+from loft_jax.train import run as train
 
 GROUPS = tuple(FilterGroup(name, 3, {f"params/{name}/kernel": 1}, True) for name in ("a", "b"))
 # Warm-up is over after two rounds, so distances are judged at rounds 4, 6 and 8.
@@ -139,3 +141,23 @@ def test_a_run_that_could_never_stop_is_refused(settings, distances):
 def test_the_cadence_of_snapshots_may_change_on_resume_unless_it_decides_the_end():
     assert "train.snapshot_every" in config_of().resumable()
     assert "train.snapshot_every" not in STOPPING.resumable()
+
+
+def test_as_many_distances_as_there_are_can_be_asked_for_and_no_more():
+    # Warm-up is over in round 1, so rounds 4 and 8 are judged: one distance.
+    def asking(count):
+        train = {"rounds": 8, "snapshot_every": 4, "stop_when": 0.1, "stop_snapshots": count}
+        return config_of(train=train, optimizer={"warmup_steps": 1})
+
+    assert [r for r in range(9) if asking(1).stopping_is_judged(r)] == [4, 8]
+    with pytest.raises(ValueError, match="there are only 1 distances"):
+        asking(2)
+
+
+def test_a_run_does_not_go_on_past_a_judged_snapshot_that_is_damaged(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    shutil.rmtree(tmp_path / "run/snapshots/6/default/d")
+    message = r"snapshots/6: .*train.stop_when goes on from it. Delete the checkpoints of round 6 and later"
+    with pytest.raises(UserError, match=message):
+        train(STOPPING, opened(tmp_path / "run", STOPPING))
