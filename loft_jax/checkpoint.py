@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Store:
     """
 
     def __init__(self, directory: Path, keep: int | None = None):
+        _ignore_late_ends()
         self._directory = directory.resolve()
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -147,6 +149,7 @@ def read_state(directory: Path, round_number: int) -> Tree:
       UserError: what is read is not what was written.
     """
     path = directory.resolve() / str(round_number)
+    _ignore_late_ends()
     try:
         # For this process alone: others may read another round, or none.
         own = jax.process_index()
@@ -163,6 +166,21 @@ def read_state(directory: Path, round_number: int) -> Tree:
     if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
         raise UserError(f"{path}: is damaged (its checksums do not match)")
     return tree
+
+
+@cache
+def _ignore_late_ends() -> None:
+    """Once one read or write has failed, Orbax closes its event loop, and TensorStore cannot tell it how others end.
+
+    Python would print a traceback for each of them, beside our message.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

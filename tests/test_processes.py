@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 
@@ -91,7 +92,9 @@ def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preemp
     killed_after = saved_rounds(run.path / "checkpoints")[-1]
     (_, said, _), (_, silent, _) = run.disturb(signal.SIGTERM, killed_after + 2, random.Random(0), hit=[1])
     assert f"resumed after round {killed_after}" in said
-    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")], "only the first one prints"
+    # Gloo's threads print into each other's lines.
+    words = r"\[Gloo\]|Rank|[\d.:]+|is connected to|peer ranks|Expected number of connected peer ranks is"
+    assert not re.sub(words, "", silent).strip(), "only the first one prints"
     left_after = run.last_round
     # One process with all four devices goes on from what two have saved.
     assert f"resumed after round {left_after}" in DisturbedRun(run.path, 1, run.options).finish()

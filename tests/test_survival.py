@@ -16,7 +16,7 @@ from runs import assert_same_state, config_of, opened
 from survival import DisturbedRun, campaign, damage
 
 from loft_jax import load_checkpoint
-from loft_jax.checkpoint import Store, newest_sound, read_state
+from loft_jax.checkpoint import Store, _ignore_late_ends, newest_sound, read_state
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.experiment import Experiment
 from loft_jax.preemption import Preemption
@@ -201,6 +201,15 @@ def test_a_run_that_is_not_finite_from_the_start_says_that_nothing_is_saved(tmp_
     trainer = SimpleNamespace(_checkpoints=store, _directory=directory, done=0)
     with pytest.raises(RunStopped, match=r"a variable is nan after round 0 \(learning rate 0\.1\); nothing is saved"):
         Trainer._stop_unless_finite(trainer, "a variable", math.nan, 0.1)
+
+
+def test_ends_of_writes_that_come_too_late_for_orbax_are_no_traceback(monkeypatch):
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
+    _ignore_late_ends.__wrapped__()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert [str(unraisable.exc_value) for unraisable in told] == ["a bug"]
 
 
 def test_rows_end_where_a_disk_has_spoiled_them(tmp_path):
