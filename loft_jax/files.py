@@ -1,7 +1,9 @@
 """Files written whole or not at all. Imports neither JAX nor NumPy."""
 
+import contextlib
 import csv
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,3 +65,24 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
     writer.writeheader()
     writer.writerows(rows)
     write_aside(path, text.getvalue())
+
+
+def cache_directory() -> Path:
+    """$LOFT_JAX_CACHE, or ~/.cache/loft_jax."""
+    return Path(os.environ.get("LOFT_JAX_CACHE") or "~/.cache/loft_jax").expanduser()
+
+
+def cache_array(path: Path, array: Any) -> None:
+    """Write a NumPy array to a file of the cache, whole or not at all; where that fails, warn and go on without."""
+    import numpy as np
+
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            np.save(file, array)
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        logging.getLogger(__name__).warning("%s is not cached: %s", path.name, error)

@@ -36,10 +36,10 @@ def _caches(common):
 @pytest.fixture(scope="session")
 def finished(common):
     """A finished run of `runs.config_of()`, to be read only: (its directory, its summary)."""
-    from runs import config_of, opened
+    from helpers.runs import config_of, opened
 
-    from loft_jax.run_directory import RunDirectory
-    from loft_jax.train import run
+    from loft_jax.storage.run_directory import RunDirectory
+    from loft_jax.train.__main__ import run
 
     path = common / "undisturbed"
     with open(common / "undisturbed.lock", "w") as lock:
@@ -51,10 +51,10 @@ def finished(common):
 @pytest.fixture
 def retrain(monkeypatch):
     """Run the command with these arguments, in this process."""
-    monkeypatch.setattr("loft_jax.experiment.configure_jax", lambda config: None)
+    monkeypatch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
 
     def call(*arguments):
-        from loft_jax.retrain import main
+        from loft_jax.retrain.__main__ import main
 
         monkeypatch.setattr(sys, "argv", ["retrain", *map(str, arguments)])
         main()
@@ -65,8 +65,8 @@ def retrain(monkeypatch):
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of the finished run, with the tickets of its last snapshot at 50 % and 0 %."""
-    from loft_jax.run_directory import RunDirectory
-    from loft_jax.snapshots import Snapshots
+    from loft_jax.storage.run_directory import RunDirectory
+    from loft_jax.tickets.snapshots import Snapshots
 
     shutil.copytree(finished[0], tmp_path / "run")
     snapshots = Snapshots(RunDirectory(tmp_path / "run"))
@@ -91,7 +91,7 @@ def write(tmp_path):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """The current directory, with what `refused.fill` puts there."""
-    from refused import fill
+    from helpers.refused import fill
 
     path, patch = tmp_path_factory.mktemp("bad_input"), pytest.MonkeyPatch()
     patch.chdir(path)

@@ -2,14 +2,13 @@
 
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
-from loft_jax import tickets
+from loft_jax.tickets import __main__ as tickets
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = [
     (page, code)
     for page in ("README.md", "docs/tickets.md")
@@ -25,7 +24,7 @@ def readmes_run(run, monkeypatch):
     (run.parent / "runs").mkdir()
     run.rename(run.parent / "runs/digits")
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr("loft_jax.experiment.configure_jax", lambda config: None)
+    monkeypatch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
     monkeypatch.setattr(sys, "argv", ["tickets", "runs/digits", "--ratios", "0.5", "--export"])
     tickets.main()
 

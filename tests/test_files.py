@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from settings_helpers import refusal
+from helpers.settings_helpers import refusal
 
-from loft_jax.cache import cache_array, keep_compiled_programs
+from loft_jax.devices.setup import keep_compiled_programs
 from loft_jax.errors import RunStopped
-from loft_jax.files import make_writable, write_aside
+from loft_jax.files import cache_array, make_writable, write_aside
 
 
 def test_what_could_not_be_put_in_place_leaves_nothing_aside(tmp_path):

@@ -10,17 +10,16 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import yaml
-from jobset_schema import JobSet
-from stand_ins import install
+from helpers import ROOT
+from helpers.jobset_schema import JobSet
+from helpers.stand_ins import install
 
-from loft_jax.cli import CommandLine
-from loft_jax.settings import read_yaml
+from loft_jax.config.command_line import CommandLine
+from loft_jax.config.loading import read_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 SHELL = ["local.sh", "slurm.sbatch", "tpu_pod.sh"]
 FILES = [*SHELL, "gke_jobset.yaml"]

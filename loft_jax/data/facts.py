@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from loft_jax.config import Config
-from loft_jax.data import load_dataset
 from loft_jax.data.dataset import Dataset, is_streamed
-from loft_jax.data.stored import StoredImages
-from loft_jax.data.streamed import AnyDataset, StreamedDataset
+from loft_jax.data.load import load_dataset
+from loft_jax.data.streaming.dataset import AnyDataset, StreamedDataset
+from loft_jax.data.streaming.stored import StoredImages
 
 _STAND_IN_IMAGES = 512
 

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.cache import cache_array, cache_directory
+from loft_jax.config import Data
 from loft_jax.data.dataset import Dataset, is_streamed
-from loft_jax.data.stored import StoredImages
-from loft_jax.data.streamed import CROP_PADDING, AnyDataset, StreamedDataset
-from loft_jax.errors import UserError
-from loft_jax.messages import did_you_mean
-from loft_jax.sections import Data
+from loft_jax.data.streaming.dataset import CROP_PADDING, AnyDataset, StreamedDataset
+from loft_jax.data.streaming.stored import StoredImages
+from loft_jax.errors import UserError, did_you_mean
+from loft_jax.files import cache_array, cache_directory
 
 _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")

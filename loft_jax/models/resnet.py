@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from loft_jax.models.groups import FilterGroup
+from loft_jax.filters import FilterGroup
 
 _NORM_EPSILON = 1e-5
 _NORM_VARIABLES = ("params/{}/scale", "params/{}/bias", "batch_stats/{}/mean", "batch_stats/{}/var")

@@ -1,0 +1,19 @@
+from .config import Config as Config
+from .data import load_dataset as load_dataset
+from .errors import UserError as UserError
+from .filters import (
+    FilterGroup as FilterGroup,
+    deal_partition as deal_partition,
+    draw_partition as draw_partition,
+    expected_footrule as expected_footrule,
+    extract as extract,
+    filter_scores as filter_scores,
+    footrule as footrule,
+    footrule_matrix as footrule_matrix,
+    merge as merge,
+    normalised_footrule as normalised_footrule,
+    prune as prune,
+    rank_filters as rank_filters,
+)
+from .models import create_model as create_model
+from .storage import load_checkpoint as load_checkpoint

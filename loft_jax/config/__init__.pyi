@@ -1,0 +1,23 @@
+from .command_line import (
+    CommandLine as CommandLine,
+    Parser as Parser,
+    run_command as run_command,
+    whole_number as whole_number,
+)
+from .config import (
+    Config as Config,
+    flatten as flatten,
+    largest_divisor as largest_divisor,
+    nearest_multiple as nearest_multiple,
+)
+from .fields import (
+    Data as Data,
+    Distributed as Distributed,
+    Fraction as Fraction,
+    GPipe as GPipe,
+    Optimizer as Optimizer,
+    PositiveFloat as PositiveFloat,
+    Section as Section,
+    Train as Train,
+)
+from .loading import overridden as overridden, read_yaml as read_yaml, validated as validated

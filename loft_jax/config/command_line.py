@@ -1,0 +1,133 @@
+"""From a command line to its options and a validated `Config`, and from a command's end to its exit code.
+
+Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Generic, Literal
+
+from pydantic.fields import FieldInfo
+
+from loft_jax.config.config import Config
+from loft_jax.config.fields import MOST
+from loft_jax.config.loading import Settings, fields_of, overridden, read_yaml, type_name
+from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, shown
+
+
+def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+    """Run a command's main; a deliberate stop becomes one message and an exit code.
+
+    2: bad input; 1: the run cannot go on; 0: it was asked to leave, and goes on at the next start.
+    """
+    try:
+        main()
+    except Preempted as stop:
+        print(stop, flush=True)
+    except (UserError, RunStopped) as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(exit_code(stop))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+class CommandLine(Generic[Settings]):
+    """An argument parser with every field of the settings as a dotted option, and the options a command adds.
+
+    The settings start from `--config FILE`; a command that `reads_run`, one or several, takes run directories instead,
+    as RUN.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        settings: type[Settings] = Config,
+        *,
+        reads_run: Literal["one", "several"] | None = None,
+    ):
+        self._settings = settings
+        self.parser = Parser(prog, description)
+        if reads_run:
+            nargs = "+" if reads_run == "several" else None
+            self.parser.add_argument("run", metavar="RUN", nargs=nargs, help="run directory of loft_jax.train")
+        else:
+            self.parser.add_argument(
+                "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
+            )
+        self._fields = dict(fields_of(settings))
+        overrides = "the run's own" if reads_run else "the file"
+        group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
+        for key, field in self._fields.items():
+            # A section that may be given as one of its fields has a short option for it.
+            short = [f"--{key.removesuffix('.mode')}"] if key.endswith(".mode") else []
+            names = [f"--{key}", *short]
+            group.add_argument(*names, metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS, dest=key)
+
+    def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+        """The command's own options, and the config. Raises UserError."""
+        arguments, given = self.parse_overrides(argv)
+        settings = {} if arguments.config is None else read_yaml(arguments.config)
+        source = arguments.config or "command line"
+        return arguments, overridden(settings, given, source, self._settings)
+
+    def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
+        """The command's own options, and the text given for each dotted key. Raises UserError."""
+        arguments = self.parser.parse_args(argv)
+        return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one message, as ours are, without the page of usage."""
+
+    def __init__(self, prog: str, description: str):
+        formatter = argparse.RawTextHelpFormatter
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=formatter)
+        # As in Python 3.14: "-1e-3" is a value, not an option.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The options. Raises UserError, naming the nearest option where one is unknown."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise UserError(self._unknown_argument(unknown[0]))
+        return arguments
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see --help")
+
+    def _unknown_argument(self, argument: str) -> str:
+        name = argument.split("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        if not name.startswith("-"):
+            return f"argument {argument!r} is not expected here; options start with --, see --help"
+        return f"unknown option {shown(name)}{did_you_mean(name, known)}; see --help"
+
+
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least` and at most `most`."""
+
+    def parse(text: str) -> int:
+        # int() would take underscores, and digits of any script.
+        number = int(text) if re.fullmatch(r"\+?[0-9]{1,99}", text) else None
+        if number is not None and least <= number <= most:
+            return number
+        above = number is not None and number > most
+        limit = f" and at most {most}" if above or most < MOST else ""
+        rule = f"must be a whole number of at least {least}{limit}"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {rule}; try {most if above else least}")
+
+    return parse
+
+
+def _help(field: FieldInfo) -> str:
+    default = "null" if field.default is None else field.default
+    return f"{field.description} (default: {default})".replace("%", "%%")

@@ -1,0 +1,249 @@
+"""Every setting: one field each, with its type, default, bounds and meaning. `--help` and validation read this file.
+
+Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from loft_jax.errors import did_you_mean, path_problem
+
+MOST = 2**31 - 1  # what counters of int32 hold
+_NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 is 0.0, or two configs that are one would differ
+Fraction = Annotated[float, Field(ge=0, lt=1), _NO_MINUS_ZERO]
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_MINUS_ZERO]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, and neither a boolean nor bytes are a number or text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = str(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError("a boolean is not valid here")
+        if isinstance(value, bytes):
+            raise ValueError("binary data is not valid here")
+        return value
+
+
+class Model(Section):
+    name: Literal["preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34"] = Field(
+        "preresnet20", description="architecture"
+    )
+    width: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
+    )
+    stem: Literal["cifar", "imagenet"] = Field("cifar", description="3x3, or 7x7 stride 2 with max-pooling")
+
+
+class Data(Section):
+    name: str = Field("digits", min_length=1, description="digits, or any TFDS image-classification data set")
+    data_dir: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="TFDS data directory; null: TFDS's default"
+    )
+    batch_size: PositiveInt = Field(32, description="images per worker and local step")
+    split: Literal["shared", "disjoint"] = Field(
+        "shared", description="every worker passes over the whole training set, or each over its own part of an epoch"
+    )
+    augment: bool = Field(True, description="random crop, and flip (digits: crop only) of training images")
+    loading: Literal["auto", "device", "stream"] = Field(
+        "auto",
+        description="keep the data set on every device, or decode batches as they are needed; auto: on the device "
+        "where images are of one size and fit",
+    )
+    image_size: PositiveInt = Field(
+        224, description="height and width to which images of mixed sizes are cropped; others keep theirs"
+    )
+    readers: Count | None = Field(
+        None,
+        description="processes that decode streamed images, for each process of the run; 0: none, threads do it; null: "
+        "one a core",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        parts = value.split("/")
+        if len(value) > 200 or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in parts):
+            raise ValueError("must be digits, or a TFDS name as in cifar10 or imagenet_resized/32x32")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        if value is not None and (problem := path_problem(value)):
+            raise ValueError(f"{problem}; use the name of a directory")
+        return value
+
+
+class Loft(Section):
+    workers: PositiveInt = Field(
+        4, description="sub-CNNs trained side by side; 1 is plain SGD, and the default where gpipe.stages is set"
+    )
+    local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
+    sync: Literal["psum", "exchange"] = Field(
+        "psum",
+        description="how owned slices travel: summed into every device's full CNN, or straight from each owner to the "
+        "next (fewer bytes, and no device holds the full CNN)",
+    )
+    partition: Literal["paper", "all", "none"] = Field(
+        "paper", description="groups to split: those the model declares, every group, or none (local SGD)"
+    )
+    momentum: Literal["carry", "reset"] = Field(
+        "carry", description="at a sync, momentum travels with its filters, or starts at zero"
+    )
+    rescale: bool = Field(
+        False,
+        description="multiply a split block's residual branch by the number of workers in local training "
+        "(in resnet18 and resnet34 the norm behind it takes most of that back)",
+    )
+
+
+class Optimizer(Section):
+    learning_rate: PositiveFloat = Field(0.1, description="peak learning rate")
+    momentum: Fraction = Field(0.9, description="SGD momentum")
+    weight_decay: NonNegativeFloat = Field(5e-4, description="L2 penalty's gradient factor, on kernels only")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine",
+        description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat",
+    )
+    warmup_steps: Count = Field(0, description="local steps of linear warm-up")
+    label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
+
+
+class Train(Section):
+    rounds: PositiveInt = Field(100, description="rounds of the run")
+    eval_every: PositiveInt = Field(10, description="rounds between evaluations; the last round always is evaluated")
+    checkpoint_every: PositiveInt = Field(10, description="rounds between checkpoints to resume from")
+    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
+    snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
+    snapshot_dense_rounds: Count = Field(
+        0, description="rounds at the start after each of which a snapshot is taken too"
+    )
+    stop_when: PositiveFloat | None = Field(
+        None,
+        description="end the run when the filter distance (1 is chance) over train.snapshot_every rounds, once warm-up "
+        "is over, has stayed below this; null: never",
+    )
+    stop_snapshots: PositiveInt = Field(3, description="consecutive distances for which train.stop_when must hold")
+    stop_groups: Literal["worst", "mean"] = Field(
+        "worst", description="what train.stop_when looks at: the filter group that moved most, or the mean over groups"
+    )
+    norm_batches: PositiveInt = Field(
+        32,
+        description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation",
+    )
+    eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
+    deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")
+
+    def snapshot_is_due(self, done: int) -> bool:
+        """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
+        return done % self.snapshot_every == 0 or done <= self.snapshot_dense_rounds or done == self.rounds
+
+    def evaluation_is_due(self, done: int) -> bool:
+        """Whether the full CNN is evaluated after so many rounds: at 0 and at the last always."""
+        return done % self.eval_every == 0 or done == self.rounds
+
+    def checkpoint_is_due(self, done: int) -> bool:
+        """Whether a checkpoint is saved after so many rounds: at 0 and at the last always."""
+        return done % self.checkpoint_every == 0 or done == self.rounds
+
+    def anything_is_due(self, done: int) -> bool:
+        """Whether the full CNN is needed after so many rounds, for any of these."""
+        return self.snapshot_is_due(done) or self.evaluation_is_due(done) or self.checkpoint_is_due(done)
+
+
+class Mesh(Section):
+    worker: PositiveInt | None = Field(
+        None, description="devices over which workers are spread; null: the largest divisor of loft.workers available"
+    )
+    data: PositiveInt = Field(1, description="devices that share the batch of one worker")
+    cpu_devices: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="virtual devices of each process when JAX runs on the CPU"
+    )
+
+
+class Distributed(Section):
+    """`distributed: auto` is short for `distributed: {mode: auto}`."""
+
+    mode: Literal["off", "auto"] = Field(
+        "off",
+        description="one process, or the many that SLURM, Cloud TPU, Kubernetes or Open MPI have started, as JAX finds "
+        "out; elsewhere name the coordinator (--distributed auto is short for --distributed.mode auto)",
+    )
+    coordinator: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="HOST:PORT at which process 0 waits for the others"
+    )
+    processes: PositiveInt | None = Field(None, description="number of processes, where distributed.coordinator is set")
+    process_id: Count | None = Field(
+        None, description="number of this process, from 0, where distributed.coordinator is set"
+    )
+    start_seconds: PositiveInt = Field(300, description="how long processes wait for each other at the start")
+    heartbeat_seconds: PositiveInt = Field(
+        30, description="silence after which a process counts as dead, and the others stop"
+    )
+
+    @field_validator("coordinator")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        host, _, port = (value or "").rpartition(":")
+        # The port is also where process 0 listens.
+        named = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
+        if value is not None and not (named and 0 < int(port) < 2**16):
+            raise ValueError("must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476")
+        return value
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the run has, or may have, several processes."""
+        return self.mode == "auto" or self.coordinator is not None
+
+
+class GPipe(Section):
+    stages: PositiveInt | None = Field(
+        None,
+        description="parts of the full CNN, each on a device of its own, through which plain SGD sends micro-batches "
+        "(GPipe); loft.workers is then 1; null: no pipeline",
+    )
+    microbatches: PositiveInt = Field(
+        4, description="parts of a batch that follow each other through the stages; batch norm sees one at a time"
+    )
+    cuts: str = Field(
+        "balanced",
+        description="where the stages end: balanced (by FLOPs), paper, or the last block of each stage but the last, "
+        "as in stage2/block1,stage3/block1",
+    )
+
+    @field_validator("cuts", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
+
+    @field_validator("cuts")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        for name in [] if value in CUT_RULES else value.split(","):
+            if not re.fullmatch(r"stage[0-9]+/block[0-9]+", name):
+                meant = [f"stage{stage}/block{block}" for stage, block in re.findall(r"^\D+(\d+)\D+(\d+)$", name)]
+                rule = "balanced, paper, or blocks as in stage2/block1,stage3/block1"
+                hint = f"; did you mean {meant[0]}?" if meant else did_you_mean(name, CUT_RULES, "try balanced")
+                raise ValueError(f"{name!r} is none of {rule}{hint}")
+        return value
+
+    @property
+    def cut_blocks(self) -> tuple[str, ...] | None:
+        """The blocks that `cuts` names; None where it is a rule."""
+        return None if self.cuts in CUT_RULES else tuple(self.cuts.split(","))
+
+
+CUT_RULES = ("balanced", "paper")

@@ -1,0 +1,179 @@
+"""From a YAML file and overrides to a validated `Config`, or to one message that says what to change.
+
+Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
+"""
+
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from loft_jax.config.config import Config, spelt_out
+from loft_jax.config.fields import Section
+from loft_jax.errors import UserError, abridged, did_you_mean, path_problem, shown
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def overridden(
+    settings: dict[str, Any], given: dict[str, str], source: str, model: type[Settings] = Config
+) -> Settings:
+    """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
+    settings = spelt_out(settings)
+    for key, value in given.items():
+        _override(settings, key, yaml_scalar(value))
+    return validated(settings, source, model, given)
+
+
+def validated(
+    settings: dict[str, Any], source: str, model: type[Settings] = Config, overrides: Container[str] = ()
+) -> Settings:
+    """The config of nested settings, which are from a source but for those of the dotted keys that are overrides.
+
+    Raises:
+      UserError: names each wrong key, where it comes from, its value, the rule and what to use.
+    """
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        said = []
+        for problem in error.errors():
+            key = _key(problem, model)
+            said.append(f"{'command line' if key in overrides else source}: {_explain(problem, key, model)}")
+        raise UserError("\n       ".join(said)) from None
+
+
+def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file; `label` names it in messages.
+
+    Raises:
+      UserError: it is missing, does not parse or is no mapping.
+    """
+    label = label or f"--config {shown(str(path))}"
+    if problem := path_problem(str(path)):
+        raise UserError(f"{label}: {problem}; use the name of a YAML file")
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError:
+        raise UserError(f"{label}: no such file{_nearest_file(Path(path))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{label}: cannot be read ({error})") from None
+    except Exception as error:
+        # Beside its own errors PyYAML raises a dozen others on dates, numbers and tags that cannot be.
+        raise UserError(f"{label}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{label}: must be a mapping of keys to values, not a {type(settings).__name__}")
+    return settings
+
+
+def yaml_scalar(text: str) -> Any:
+    """An override's text, with `null`, `true` and `false` as YAML reads them; pydantic reads the numbers."""
+    return {"null": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and field of every setting in a section and in those inside it."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields_of(field.annotation, f"{prefix}{key}.")
+        else:
+            yield prefix + key, field
+
+
+def type_name(field: FieldInfo) -> str:
+    """A field's type for people: its choices, or int, float, bool, str, and null where it may be absent."""
+    return "|".join(_type_names(field.annotation))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader, but a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            # A merge key may repeat what it merges, and a key that is no scalar is refused by the base class.
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _type_names(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if annotation in (int, float, bool, str):
+        return [annotation.__name__]
+    if annotation is type(None):
+        return ["null"]
+    # A union's members, or the first argument of Annotated.
+    return [
+        name
+        for part in get_args(annotation)
+        if isinstance(part, type) or get_origin(part)
+        for name in _type_names(part)
+    ]
+
+
+def _override(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if settings.get(section) is None:
+            settings[section] = {}
+        settings = settings[section]
+        if not isinstance(settings, dict):
+            raise UserError(f"{section}={settings!r}: must be a mapping of keys to values")
+    settings[leaf] = value
+
+
+def _key(error: dict[str, Any], model: type[Section]) -> str:
+    """The dotted key that an error is about; "" where it is about several together."""
+    path, known = [str(part) for part in error["loc"]], dict(fields_of(model))
+    # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
+    while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
+        path.pop()
+    return ".".join(path)
+
+
+def _explain(error: dict[str, Any], key: str, model: type[Section]) -> str:
+    fields, value = dict(fields_of(model)), error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            siblings = [k for k in fields if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
+            top = list(model.model_fields) if "." not in key else []
+            return f"unknown key {shown(key)}{did_you_mean(key, [*siblings, *top, *fields])}; see --help"
+        case "invalid_key":
+            return f"unknown key {shown(key)}: keys are text; see --help"
+        case "literal_error":
+            choices = type_name(fields[key]).split("|")
+            return f"{key}={shown(value)}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+        case "model_type":
+            return f"{key}={abridged(value)}: must be a mapping of keys to values; leave {key} out for its defaults"
+        case "value_error":
+            rule = str(error["ctx"]["error"])
+            return f"{key}={shown(value)}: {rule}" if key else rule
+        case "string_type":
+            return f"{key}={abridged(value)}: must be text; put it in quotes"
+    rule = error["msg"][0].lower() + error["msg"][1:].replace("Input should", "should")
+    rule = rule.replace("input should", "must")
+    return f"{key}={abridged(value)}: {rule}{_nearest_bound(error)}"
+
+
+def _nearest_bound(error: dict[str, Any]) -> str:
+    context = error.get("ctx", {})
+    for bound in ("ge", "le"):
+        if bound in context:
+            return f"; try {context[bound]}"
+    return ""
+
+
+def _nearest_file(path: Path) -> str:
+    siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return did_you_mean(str(path), siblings)

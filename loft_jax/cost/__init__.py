@@ -1,0 +1,5 @@
+"""What pretraining costs: python -m loft_jax.cost"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,246 @@
+"""The collectives of a compiled program, read from its HLO: what each device hands in, and what goes over the wire."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from loft_jax.loft import sent_bytes
+from loft_jax.loft.traffic import _SENT
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$")
+_OPCODE = re.compile(r"^ ([a-z][\w\-]*)\(")
+# Operations between devices whose bytes are not known here, and those that only end what another has begun.
+_UNKNOWN = re.compile(r"(ragged-all-to-all|collective-broadcast|send|recv)")
+_ENDING = re.compile(r".*-(done|update)")
+_CALLED = re.compile(r"\b(?:to_apply|calls|body|condition|\w+_computations?)=(?:\{([^}]*)\}|([^\s,]+))")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective of a program.
+
+    Attributes:
+      kind: as HLO names it: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute.
+      payload: bytes that each device hands in at one execution.
+      devices: that exchange with each other.
+      times: executions in one run of the program (a loop's body counts as often as it runs).
+    """
+
+    kind: str
+    payload: int
+    devices: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in one run of the program."""
+        return self.times * sent_bytes(self.kind, self.payload, self.devices)
+
+
+def collectives(program: jax.stages.Compiled) -> list[Collective]:
+    """The collectives of a compiled program that more than one device takes part in.
+
+    Raises:
+      ValueError: one is in a loop of which the compiler does not say how often it runs, or in a conditional; or it is
+        written in a way that is not known here. Nothing is guessed.
+    """
+    return [found for found in parse(program.as_text()) if found.devices > 1]
+
+
+def payloads(program: jax.stages.Compiled) -> dict[str, int]:
+    """Kind -> bytes that a device hands to collectives of that kind in one run of the program."""
+    total: dict[str, int] = {}
+    for found in collectives(program):
+        total[found.kind] = total.get(found.kind, 0) + found.times * found.payload
+    return total
+
+
+def wire_bytes(programs: Mapping[str, jax.stages.Compiled], runs: Mapping[str, int], devices: int) -> float:
+    """Bytes that so many devices together send when each named program is run as often as `runs` says."""
+    return devices * sum(runs[name] * found.sent for name in programs for found in collectives(programs[name]))
+
+
+def parse(hlo: str) -> list[Collective]:
+    """`collectives` of a module's text, those of one device included. Raises ValueError as that."""
+    header = re.search(r"\bnum_partitions=(\d+)", hlo.split("\n", 1)[0])
+    computations, entry = _computations(hlo)
+    return list(_walk(entry, computations, int(header[1]) if header else 1, times=1))
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Name -> lines of each computation, and the name of the entry."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.split("\n"):
+        opening = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if opening and " = " not in line and "->" in line:
+            lines = computations.setdefault(opening[2], [])
+            entry = opening[2] if opening[1] else entry
+        else:
+            lines.append(line)
+    return computations, entry
+
+
+def _walk(name: str, computations: dict[str, list[str]], partitions: int, times: int | None) -> Iterator[Collective]:
+    """`times`: how often the computation runs; None if it is not known."""
+    sizes: dict[str, int] = {}
+    for line in computations[name]:
+        if not (instruction := _INSTRUCTION.match(line)):
+            continue
+        result, text = instruction[1], instruction[2].split(", metadata=")[0]
+        shape = _balanced(text) if text.startswith("(") else text.split(" ", 1)[0]
+        sizes[result], text = _bytes(shape), text[len(shape) :]
+        opcode = (_OPCODE.match(text) or ["", ""])[1]
+        if _ENDING.fullmatch(opcode):
+            continue
+        if _UNKNOWN.match(opcode):
+            raise ValueError(f"{result} is a {opcode}, of which it is not known how many bytes it sends")
+        kind = opcode.removesuffix("-start")
+        if kind in _SENT:
+            if times is None:
+                raise ValueError(f"how often {result} runs is not known: it is in a conditional or an unbounded loop")
+            operands = re.findall(r"%([\w.\-]+)", _balanced(text[text.index("(") :]))
+            payload = sum(sizes[operand] for operand in operands)
+            if not payload:
+                raise ValueError(f"operands of {result} have no size that is known: {text}")
+            yield Collective(kind, payload, _group_size(text, partitions), times)
+            continue
+        inner = times
+        if opcode == "while":
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+            trips = int(trips[1]) if trips else counted_trips(name, text, computations)
+            inner = None if trips is None or times is None else times * trips
+        elif opcode == "conditional":
+            inner = None
+        for listed, single in _CALLED.findall(text):
+            for called in (listed or single).split(","):
+                if (known := called.strip().lstrip("%")) in computations:
+                    yield from _walk(known, computations, partitions, inner)
+    if not sizes:
+        raise ValueError(f"no instruction was found in {name}: the text is not as it is known here")
+
+
+def _balanced(text: str) -> str:
+    """The text up to where its first parenthesis closes; layouts within may have parentheses of their own."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if not depth:
+            return text[: i + 1]
+    return text
+
+
+def _bytes(shape: str) -> int:
+    total = 0
+    for kind, bits, dimensions in re.findall(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]", shape):
+        bits = 8 if kind == "pred" else int(bits or 0)
+        total += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
+    return total
+
+
+def _group_size(text: str, partitions: int) -> int:
+    """Devices that a collective joins, in whichever way its line says it."""
+    if " collective-permute" in text:
+        return len({*re.findall(r"\d+", re.search(r"source_target_pairs=(\S+)", text)[1])})
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(listed[1].split(","))
+    if "replica_groups={}" in text or "replica_groups=" not in text:
+        return partitions
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text):
+        return int(iota[2])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        named = re.findall(r"'([^']+)'(?!:)", mesh[2])
+        if named and set(named) <= sizes.keys() and mesh[2].count("'") == 2 * len(named):
+            return math.prod(sizes[axis] for axis in named)
+    raise ValueError(f"devices of a collective are named in an unknown way: {text}")
+
+
+Computations = Mapping[str, Sequence[str]]
+
+
+# What hands on its first operand as it is.
+_COPIES = ("copy", "copy-done", "copy-start", "bitcast")
+
+
+_OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+def counted_trips(name: str, text: str, computations: Computations) -> int | None:
+    """Runs of the body of a loop that counts from a constant in constant steps while below a constant, as scans do.
+
+    Args:
+      name: of the computation that the loop is in.
+      text: the loop's line, from its opcode on.
+      computations: name -> lines of the module's computations.
+
+    Returns:
+      None unless all three constants are found, on the counter that the condition reads and the body raises.
+    """
+    called = {role: re.search(rf"\b{role}=%?([\w.\-]+)", text) for role in ("condition", "body")}
+    carried = _OPERAND.search(text)
+    if not all(called.values()) or not carried:
+        return None
+    condition, body = (_instructions(computations.get(called[role][1], ())) for role in ("condition", "body"))
+    test = condition.get("ROOT", "")
+    counter, limit = _operands(test, "compare", condition)
+    index = _read_index(counter, condition)
+    if index is None or "direction=LT" not in test:
+        return None
+    before, after = _instructions(computations[name]), body.get("ROOT", "")
+    first = _element(before.get(carried[1], ""), index, before)
+    raised, step = _operands(_behind(_element(after, index, body), body), "add", body)
+    constants = [_constant(first, before), _constant(step, body), _constant(limit, condition)]
+    if None in constants or constants[1] < 1 or _read_index(raised, body) != index:
+        return None
+    return max(0, math.ceil((constants[2] - constants[0]) / constants[1]))
+
+
+def _instructions(lines: Sequence[str]) -> dict[str, str]:
+    """Name -> what stands behind "="; the last one also as ROOT."""
+    found = {}
+    for line in lines:
+        if instruction := re.match(r"\s*(ROOT )?%(\S+) = (.*)$", line):
+            found[instruction[2]] = instruction[3]
+            if instruction[1]:
+                found["ROOT"] = instruction[3]
+    return found
+
+
+def _behind(name: str, instructions: Mapping[str, str]) -> str:
+    """The instruction of that name, or what it is a copy of."""
+    text = instructions.get(name, "")
+    while copied := re.search(rf" (?:{'|'.join(_COPIES)})\(%([\w.\-]+)", text):
+        text = instructions.get(copied[1], "")
+    return text
+
+
+def _operands(text: str, opcode: str, instructions: Mapping[str, str]) -> tuple[str, str]:
+    """Names of the two operands of an instruction of this opcode; of an add, a constant is named second."""
+    found = re.search(rf" {opcode}\(%([\w.\-]+), %([\w.\-]+)\)", text)
+    if not found:
+        return "", ""
+    one, other = found.groups()
+    return (other, one) if opcode == "add" and _constant(one, instructions) is not None else (one, other)
+
+
+def _read_index(name: str, instructions: Mapping[str, str]) -> int | None:
+    """Which element of its argument a computation reads under that name."""
+    read = re.search(r" get-tuple-element\(%([\w.\-]+)\), index=(\d+)", _behind(name, instructions))
+    return int(read[2]) if read and " parameter(0)" in instructions.get(read[1], "") else None
+
+
+def _element(text: str, index: int, instructions: Mapping[str, str]) -> str:
+    """Name of an element of a tuple, given the line that makes it."""
+    if not (made := re.search(r" tuple\((.*?)\)(?:, |$)", text)):
+        return ""
+    names = _OPERAND.findall(made[1])
+    return names[index] if index < len(names) else ""
+
+
+def _constant(name: str, instructions: Mapping[str, str]) -> int | None:
+    found = re.search(r"^[su]\d+\[\]\S* constant\((-?\d+)\)", _behind(name, instructions))
+    return int(found[1]) if found else None

@@ -1,0 +1,99 @@
+"""The paper's table (arXiv 2210.16169), and its communication figures computed from the models.
+
+The constants are what no model knows: how often there was a sync, how many images there were, and where GPipe cut the
+network. The printed figures fix the stage of each cut, not the block; of those that fit, these cut most evenly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from loft_jax.filters import FilterGroup
+from loft_jax.gpipe import boundary_floats
+from loft_jax.loft import BYTES_OF_FLOAT
+from loft_jax.models import ResNet, create_model
+from loft_jax.paper import SETTINGS, Setting
+
+COLUMNS = (
+    *("setting", "method", "published_gb", "predicted_gb", "relative_error", "improvement"),
+    "predicted_gb_as_printed",
+)
+_GIGABYTE = 1e9
+_EPOCHS = 20
+Row = dict[str, Any]
+
+
+def communication_table() -> list[Row]:
+    """The twenty cells of the paper's table, printed and predicted; keys are `COLUMNS`.
+
+    `predicted_gb` counts the images there are; `predicted_gb_as_printed` counts them as the paper's figures do, for
+    GPipe (B + 1) floor(N / B) an epoch; `improvement` is GPipe over LoFT, counted as printed.
+    """
+    return [row for name, setting in SETTINGS.items() for workers in (2, 4) for row in _rows(name, setting, workers)]
+
+
+def _rows(name: str, setting: Setting, parts: int) -> list[Row]:
+    imagenet = setting.image_shape[0] > 32
+    model = create_model(setting.model, setting.num_classes, stem="imagenet" if imagenet else "cifar")
+    boundaries = boundary_floats(model, setting.image_shape, setting.cuts[parts])
+    batches = setting.images_counted // setting.batch_size
+    counted = (setting.batch_size + 1) * batches
+    gpipe, gpipe_printed = (
+        gpipe_bytes(boundaries, _EPOCHS * images) / _GIGABYTE for images in (setting.images, counted)
+    )
+    split = ParameterSplit.of(model, model.filter_groups(), setting.image_shape)
+    loft = setting.syncs * split.server_bytes(parts) / _GIGABYTE
+    return [
+        _row(name, setting, f"GPipe-{parts}", gpipe, gpipe_printed, None),
+        _row(name, setting, f"LoFT-{parts}", loft, loft, gpipe_printed / loft),
+    ]
+
+
+def _row(name: str, setting: Setting, method: str, predicted: float, printed: float, improvement: float | None) -> Row:
+    published = setting.published[method]
+    values = (name, method, published, predicted, predicted / published - 1, improvement, printed)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+@dataclass(frozen=True)
+class ParameterSplit:
+    """The parameters of a network by what a parameter server does with them (the paper's communication column).
+
+    Attributes:
+      partitioned: P, of the partitioned groups: one worker holds each.
+      shared_kernels: F, kernels of the other groups: every worker sends and receives them.
+      rest: R, all others (stem, shortcuts, head, other norms): counted once a worker and sync.
+    """
+
+    partitioned: int
+    shared_kernels: int
+    rest: int
+
+    @classmethod
+    def of(cls, model: ResNet, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]) -> "ParameterSplit":
+        """The split of a model whose groups say what is partitioned, for images [height, width, channels]."""
+        partitioned = {path for group in groups if group.partitioned for path in group.axes}
+        declared = {path for group in groups for path in group.axes}
+        sizes = {"partitioned": 0, "shared_kernels": 0, "rest": 0}
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        for path, leaf in flatten_dict({"params": variables["params"]}, sep="/").items():
+            if path in partitioned:
+                sizes["partitioned"] += leaf.size
+            elif path in declared and path.endswith("/kernel"):
+                sizes["shared_kernels"] += leaf.size
+            else:
+                sizes["rest"] += leaf.size
+        return cls(**sizes)
+
+    def server_bytes(self, workers: int) -> int:
+        """Bytes that the paper's server sends and receives in one sync: 4 (2 P + S (2 F + R))."""
+        return BYTES_OF_FLOAT * (2 * self.partitioned + workers * (2 * self.shared_kernels + self.rest))
+
+
+def gpipe_bytes(boundaries: Sequence[int], images: int, bytes_of_number: int = BYTES_OF_FLOAT) -> int:
+    """Bytes between GPipe's stages for this many images: activations forward, their gradients back."""
+    return 2 * bytes_of_number * sum(boundaries) * images

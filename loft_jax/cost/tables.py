@@ -1,0 +1,104 @@
+"""Tables of costs for people, and as rows for programs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from loft_jax.console import console, megabytes, titled_table
+from loft_jax.cost.methods import Cost
+
+Row = dict[str, Any]
+
+
+def as_rows(costs: Iterable[Cost]) -> list[Row]:
+    """A flat row for each cost; bytes, FLOPs of one image, and None for what is not known or not meant.
+
+    `gpipe_over_bytes` is the total of GPipe with as many stages over that of the row, as measured where it was;
+    `peak_over_plain_sgd` the device's peak memory over that of plain SGD.
+    """
+    costs = list(costs)
+    steps = [cost for cost in costs if cost.bytes and cost.bytes.event == "step"]
+    gpipe = {cost.workers: cost.bytes.total for cost in steps if cost.method.startswith("GPipe")}
+    plain = next((cost.memory for cost in costs if cost.workers == 1), None)
+    rows = []
+    for cost in costs:
+        moved = asdict(cost.bytes) if cost.bytes else dict.fromkeys(_BYTES)
+        trains = moved["event"] in ("sync", "step")
+        on_the_wire = (moved["measured"] or moved["total"]) if trains else None
+        memory = cost.memory
+        rows.append(
+            {
+                "workers": cost.workers,
+                "method": cost.method,
+                "momentum": cost.momentum,
+                "parameters": cost.full.parameters,
+                "parameters_worker": cost.worker.parameters,
+                "flops": cost.full.flops,
+                "flops_worker": cost.worker.flops,
+                **{f"bytes_{name}": moved[name] for name in _BYTES},
+                "gpipe_over_bytes": gpipe[cost.workers] / on_the_wire
+                if on_the_wire and cost.workers in gpipe
+                else None,
+                "memory_resident": memory and memory.resident,
+                "memory_program": memory and memory.program,
+                "memory_peak": memory and memory.total,
+                "peak_over_plain_sgd": memory.total / plain.total if memory and plain else None,
+            }
+        )
+    return rows
+
+
+_BYTES = ("counts", "event", "sent", "received", "events", "total", "measured")
+
+
+def print_setting(rows: Sequence[Row]) -> None:
+    """Three tables: size and compute, bytes, memory."""
+    table = titled_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
+    seen = set()
+    for row in rows:
+        size = (row["parameters_worker"], row["flops_worker"])
+        if size not in seen:
+            shares = [f"{size[0] / row['parameters']:.1%}", f"{size[1] / row['flops']:.1%}"]
+            name = row["method"].split(",")[0]
+            table.add_row(name, f"{size[0]:,}", shares[0], f"{size[1] / 1e9:.3f}", shares[1])
+        seen.add(size)
+    console().print(table)
+    headings = ("at each", "a worker sends", "receives", "times", "in all", "compiled", "GPipe / it")
+    table = titled_table("bytes over the whole run", "method", "momentum", *headings, left=3)
+    table.caption = (
+        "server: what the paper counts, up and down; other rows of LoFT and SGD: this program's collectives, on all "
+        "devices, sums in rings (data-parallel: gradients and loss; compiled, norm statistics too); GPipe: activations "
+        "between its stages and their gradients"
+    )
+    for row in (row for row in rows if row["bytes_total"] is not None):
+        each = [megabytes(row[f"bytes_{way}"]) for way in ("sent", "received")]
+        whole = [_gigabytes(row[f"bytes_{way}"]) for way in ("total", "measured")]
+        over = f"{row['gpipe_over_bytes']:.2f}" if row["gpipe_over_bytes"] else ""
+        table.add_row(
+            row["method"], row["momentum"], row["bytes_event"], *each, f"{row['bytes_events']:,}", *whole, over
+        )
+    console().print(table)
+    if any(row["memory_peak"] for row in rows):
+        headings = ("resident", "program", "peak", "over plain SGD")
+        table = titled_table("peak memory of a device", "method", "momentum", *headings, left=2)
+        for row in (row for row in rows if row["memory_peak"]):
+            sizes = [megabytes(row[f"memory_{what}"]) for what in ("resident", "program", "peak")]
+            over = row["peak_over_plain_sgd"]
+            table.add_row(row["method"], row["momentum"], *sizes, f"{over:.3f}" if over else "")
+        console().print(table)
+
+
+def print_paper(rows: Sequence[Row]) -> None:
+    """The paper's communication table, printed and predicted."""
+    headings = ("setting", "method", "published", "predicted", "error", "as printed", "GPipe over LoFT")
+    table = titled_table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
+    for row in rows:
+        figures = [f"{row[key]:,.2f}" for key in ("published_gb", "predicted_gb", "predicted_gb_as_printed")]
+        times = f"{row['improvement']:.2f}x" if row["improvement"] else ""
+        error = f"{row['relative_error']:+.3%}"
+        table.add_row(row["setting"], row["method"], figures[0], figures[1], error, figures[2], times)
+    console().print(table)
+
+
+def _gigabytes(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e9:,.3f} GB"

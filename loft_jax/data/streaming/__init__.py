@@ -1,0 +1,1 @@
+"""Images that stay in their files: which are needed when, and the processes that decode them."""

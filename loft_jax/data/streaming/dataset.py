@@ -1,0 +1,107 @@
+"""A data set that stays in its files: its facts, and its images in the order that a plan asks for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, level_counts, statistics_of
+from loft_jax.data.streaming.schedule import FixedPlan, Plan
+from loft_jax.data.streaming.stored import StoredImages
+from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
+from loft_jax.files import cache_array, cache_directory
+
+# Of TFDS data sets, on the device.
+CROP_PADDING = 4
+_STATISTICS_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """A data set in files; `Dataset` has the same facts.
+
+    Attributes:
+      train, test: its splits.
+      examples, test_examples: their sizes.
+      fingerprint: changes when the training images do.
+      readers: processes that decode; 0 for threads, None for one a core.
+    """
+
+    name: str
+    train: StoredImages
+    test: StoredImages
+    examples: int
+    test_examples: int
+    fingerprint: str
+    readers: int | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what is read."""
+        return self.train.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.train.num_classes
+
+    @property
+    def streamed(self) -> bool:
+        """Whether batches come from reader processes, and not from arrays on the devices."""
+        return True
+
+    @property
+    def crop_padding(self) -> int:
+        """Pixels of zero padding before a random crop on the device; images of mixed sizes are cropped before."""
+        return 0 if self.train.mixed else CROP_PADDING
+
+    @property
+    def flip(self) -> bool:
+        """Whether images are mirrored on the device."""
+        return not self.train.mixed
+
+    @property
+    def readers_text(self) -> str:
+        """Who decodes."""
+        return f"{self._readers} processes" if self._readers else "threads"
+
+    @property
+    def _readers(self) -> int:
+        return default_readers() if self.readers is None else self.readers
+
+    def stream(
+        self, split: str, plan: Plan, *, crop: tuple[int, int] | None = None, start: int = 0, ahead: int = 2
+    ) -> Stream:
+        """The images of "train" or "test" that a plan lists, from its chunk `start` on, some chunks ahead.
+
+        Args:
+          crop: (seed, purpose) of random crops of images of mixed sizes; None for their middle.
+        """
+        return Stream(Reading(getattr(self, split), plan, crop), self._readers, start, ahead)
+
+    @cached_property
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each channel: float32 [channels], in uint8 units.
+
+        Over all training images where they are of one size and would fit on a device; else over the middles of 10,000
+        of them, evenly spaced. Kept in the cache directory.
+        """
+        fits = not self.train.mixed and self.examples * int(np.prod(self.image_shape)) <= FITS_ON_DEVICE_BYTES
+        count = self.examples if fits else min(self.examples, _STATISTICS_IMAGES)
+        shape = "x".join(map(str, self.image_shape))
+        name = f"{Path(self.name).name}-train-{self.fingerprint}-levels-{count}-{shape}.npy"
+        path = cache_directory() / "decoded" / name
+        if path.exists():
+            return statistics_of(np.load(path))
+        order = np.arange(count) * self.examples // count
+        plan = FixedPlan(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
+        images, labels = np.empty((plan.chunk_size, *self.image_shape), np.uint8), np.empty(plan.chunk_size, np.int32)
+        with self.stream("train", plan) as stream:
+            counts = sum(level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan)))
+        cache_array(path, counts)
+        return statistics_of(counts)
+
+
+# What runs are trained on: on the devices, or streamed.
+AnyDataset = Dataset | StreamedDataset

@@ -1,0 +1,5 @@
+"""What a group of filters is, and every pure function of that declaration: partition, ranking, selection."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,29 @@
+from .groups import FilterGroup as FilterGroup, filter_axes as filter_axes, with_momentum as with_momentum
+from .partition import (
+    ascending as ascending,
+    deal_partition as deal_partition,
+    draw_partition as draw_partition,
+    extract as extract,
+    merge as merge,
+    prune as prune,
+)
+from .ranking import (
+    check_ranks as check_ranks,
+    check_scores as check_scores,
+    expected_footrule as expected_footrule,
+    filter_scores as filter_scores,
+    footrule as footrule,
+    footrule_matrix as footrule_matrix,
+    normalised_footrule as normalised_footrule,
+    over_chance as over_chance,
+    rank_filters as rank_filters,
+)
+from .selection import (
+    NORMS as NORMS,
+    SCOPES as SCOPES,
+    Norm as Norm,
+    Scope as Scope,
+    draw_kept as draw_kept,
+    kept_count as kept_count,
+    kept_overlaps as kept_overlaps,
+)

@@ -1,0 +1,144 @@
+"""The filter distance: scores, rankings, and Spearman's footrule weighted towards the top (paper, filter distance).
+
+Pure functions on numpy or JAX arrays of any origin; jitted, and to be batched with `jax.vmap`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from loft_jax.filters.arrays import jit_of_any_origin, native
+from loft_jax.filters.groups import FilterGroup
+
+_NORM_ORDERS = {"l2": 2, "l1": 1}
+
+
+def filter_scores(
+    variables: Mapping[str, Any], groups: Sequence[FilterGroup], norm: str = "l2"
+) -> dict[str, jax.Array]:
+    """The norm of each filter of each group's kernel.
+
+    A group's kernel is the one path ending in "/kernel" along whose last axis the group's filters run: the convolution
+    (or dense layer) that computes them.
+
+    Args:
+      variables: nested dicts of arrays, collection first ({"params": ...}).
+      groups: the model's filter groups.
+      norm: "l1" or "l2".
+
+    Returns:
+      Group name -> float32 [n].
+
+    Raises:
+      ValueError: unknown norm; or a group has no such kernel among the variables, several, or one of another width.
+    """
+    if norm not in _NORM_ORDERS:
+        raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
+    flat = flatten_dict(variables, sep="/")
+    return _norms(native({group.name: flat[_kernel_path(flat, group)] for group in groups}), norm)
+
+
+@jit_of_any_origin
+def rank_filters(scores: Any) -> jax.Array:
+    """Scores [n] -> int32 [n], the rank of each filter: 1 for the highest score, ties by lower index, NaN last.
+
+    Scores are compared as float32 (float64 under jax_enable_x64): closer ones are ties.
+    """
+    order = jnp.argsort(-jnp.asarray(scores, float), stable=True)
+    return jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(1, len(order) + 1, dtype=jnp.int32))
+
+
+@jit_of_any_origin
+def footrule(reference: Any, other: Any) -> jax.Array:
+    """The distance of one ranking of a layer's filters from another: sum over i of 1/i |ln i - ln sigma(i)|.
+
+    i runs over the positions of the reference R, and sigma(i) is the position in the other ranking of the filter that R
+    puts at position i (paper, F_filter). 1/i weighs the reference's top, so the distance is NOT symmetric: exchange the
+    arguments and another ranking's top is weighed.
+
+    Args:
+      reference, other: ranks [n], each a permutation of 1..n, as of `rank_filters`. Not checked here: other input gives
+        a meaningless number.
+
+    Returns:
+      float32 scalar, 0 for equal rankings.
+    """
+    return _distance(jnp.asarray(reference, jnp.float32), jnp.asarray(other, jnp.float32))
+
+
+@jit_of_any_origin
+def footrule_matrix(ranks: Any) -> jax.Array:
+    """Ranks [T, n] -> float32 [T, T], `footrule` of every pair; the row is the reference."""
+    ranks = jnp.asarray(ranks, jnp.float32)
+    # Row by row: all pairs at once would hold T * T * n numbers.
+    return jax.lax.map(lambda reference: _distance(reference, ranks), ranks)
+
+
+def expected_footrule(n: int) -> float:
+    """The mean of `footrule` over all n! rankings against a fixed one: the distance of chance.
+
+    With ln k! for the sum of ln 1 .. ln k, the mean over j of |ln i - ln j| is ((2 i - n) ln i + ln n! - 2 ln i!) / n.
+    """
+    total = math.lgamma(n + 1)
+    return sum(((2 * i - n) * math.log(i) + total - 2 * math.lgamma(i + 1)) / i for i in range(1, n + 1)) / n
+
+
+def normalised_footrule(reference: Any, other: Any) -> jax.Array:
+    """`footrule` over its mean under a random ranking: 1 is no better than chance, whatever n; 0 for n = 1."""
+    return over_chance(footrule(reference, other), np.shape(reference)[-1])
+
+
+def over_chance(distances: Any, n: int) -> Any:
+    """Distances between rankings of n filters, of any shape, over that of chance; 0 for n = 1."""
+    return distances / expected_footrule(n) if n > 1 else 0.0 * distances
+
+
+def check_ranks(ranks: np.ndarray, group: str) -> None:
+    """Raise ValueError, naming the group, unless ranks [n] are a permutation of 1..n."""
+    ranks = np.asarray(ranks)
+    if not np.array_equal(np.sort(ranks), np.arange(1, len(ranks) + 1)):
+        raise ValueError(f"filter group {group!r}: ranks must be a permutation of 1..{len(ranks)}")
+
+
+def check_scores(scores: np.ndarray, group: str) -> None:
+    """Raise ValueError, naming the group, unless all scores are finite."""
+    if not np.isfinite(scores).all():
+        (index, *_), count = np.flatnonzero(~np.isfinite(scores)), np.count_nonzero(~np.isfinite(scores))
+        raise ValueError(
+            f"filter group {group!r}: {count} scores are not finite, the first that of filter {index} "
+            f"({scores[index]}); draw tickets from a snapshot whose variables are finite"
+        )
+
+
+def _distance(reference: jax.Array, other: jax.Array) -> jax.Array:
+    # Not the difference of two logarithms: in float32 that loses the digits of neighbouring ranks at the bottom.
+    low, high = jnp.minimum(reference, other), jnp.maximum(reference, other)
+    return (jnp.log1p((high - low) / low) / reference).sum(axis=-1)
+
+
+@partial(jax.jit, static_argnames="norm")
+def _norms(kernels: Mapping[str, jax.Array], norm: str) -> dict[str, jax.Array]:
+    flat = {name: jnp.asarray(kernel, jnp.float32).reshape(-1, kernel.shape[-1]) for name, kernel in kernels.items()}
+    return {name: jnp.linalg.norm(kernel, ord=_NORM_ORDERS[norm], axis=0) for name, kernel in flat.items()}
+
+
+def _kernel_path(flat: Mapping[str, Any], group: FilterGroup) -> str:
+    declared = [(path, axis) for path, axis in group.axes.items() if path.endswith("/kernel")]
+    missing = [path for path, _ in declared if path not in flat]
+    if missing:
+        raise ValueError(f"filter group {group.name!r} declares {missing[0]!r}, which is not among the variables")
+    kernels = [path for path, axis in declared if axis == flat[path].ndim - 1]
+    if len(kernels) != 1:
+        raise ValueError(f"filter group {group.name!r} must have one kernel whose last axis it runs along: {kernels}")
+    width = flat[kernels[0]].shape[-1]
+    if width != group.width:
+        raise ValueError(
+            f"filter group {group.name!r}: {kernels[0]!r} has {width} filters, and the model declares {group.width}"
+        )
+    return kernels[0]

@@ -1,0 +1,103 @@
+"""Where GPipe's stages end: as the paper has them, at blocks of one's own, or balanced by FLOPs."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from loft_jax.config import Config
+from loft_jax.errors import did_you_mean
+from loft_jax.models import ResNet, flops
+from loft_jax.paper import CUTS
+
+Bounds = list[tuple[int, int]]
+
+
+def check_cuts(model: nn.Module, config: Config) -> None:
+    """Raise ValueError if a model cannot be cut as `gpipe` says; sees names only."""
+    names, gpipe = model.block_names(), config.gpipe
+    if gpipe.stages > len(names):
+        raise ValueError(
+            f"gpipe.stages={gpipe.stages}: must be at most the {len(names)} blocks of {config.model.name}; "
+            f"try {len(names)}"
+        )
+    if gpipe.cuts == "paper" and gpipe.stages > 1 and gpipe.stages not in CUTS.get(config.model.name, {}):
+        hint = "gpipe.stages=2 or 4" if config.model.name in CUTS else "balanced"
+        raise ValueError(
+            f"gpipe.cuts=paper: the paper cuts {', '.join(CUTS)}, each into 2 or 4 stages, and not "
+            f"{config.model.name} into {gpipe.stages}; try {hint}"
+        )
+    for name in gpipe.cut_blocks or ():
+        if name not in names[:-1]:
+            raise ValueError(
+                f"gpipe.cuts={gpipe.cuts}: {name} is no block of {config.model.name} with another behind it "
+                f"({names[0]} to {names[-2]}){did_you_mean(name, names[:-1], f'try {names[0]}')}"
+            )
+    places = [names.index(name) for name in gpipe.cut_blocks or ()]
+    if places != sorted(set(places)):
+        ordered = ",".join(names[place] for place in sorted(set(places)))
+        raise ValueError(f"gpipe.cuts={gpipe.cuts}: must be in network order, each block once; try {ordered}")
+
+
+def stage_bounds(model: nn.Module, config: Config, image_shape: tuple[int, ...]) -> Bounds:
+    """(first, last) block of each stage, counted from 0, the last exclusive.
+
+    Raises:
+      ValueError: as `check_cuts`.
+    """
+    check_cuts(model, config)
+    names, gpipe = model.block_names(), config.gpipe
+    if gpipe.cuts == "balanced":
+        return balanced(*block_costs(model, image_shape), gpipe.stages)
+    cuts = gpipe.cut_blocks or CUTS.get(config.model.name, {}).get(gpipe.stages, ())
+    return list(pairwise([0, *(names.index(name) + 1 for name in cuts), len(names)]))
+
+
+def balanced(costs: Sequence[float], boundaries: Sequence[int], stages: int) -> Bounds:
+    """The cut whose costliest stage costs least, and of those the one that sends least.
+
+    Args:
+      costs: FLOPs of each block.
+      boundaries: floats of the activations behind each block but the last.
+      stages: at most the number of blocks.
+    """
+
+    def cost(cuts: tuple[int, ...]) -> tuple[float, int]:
+        worst = max(sum(costs[a:b]) for a, b in pairwise((0, *cuts, len(costs))))
+        return worst, sum(boundaries[cut - 1] for cut in cuts)
+
+    cuts = min(combinations(range(1, len(costs)), stages - 1), key=cost)
+    return list(pairwise((0, *cuts, len(costs))))
+
+
+def block_costs(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[float], list[int]]:
+    """Of one image: forward FLOPs of each block (stem and head with their neighbours), and floats behind each."""
+    forward, floats = [], []
+    x, key = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.random.key(0)
+    for block in range(len(model.block_names())):
+        segment = model.with_segment(block, block + 1)
+        variables = jax.eval_shape(segment.init, key, x)
+        forward.append(flops(jax.jit(segment.apply), variables, x))
+        x = jax.eval_shape(segment.apply, variables, x)
+        floats.append(x.size)
+    return forward, floats[:-1]
+
+
+def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequence[str]) -> list[int]:
+    """Floats of one image's activations where the network is cut: behind each of these blocks.
+
+    Raises:
+      ValueError: a cut is no block, or is the last one, behind which there is no stage.
+    """
+    names, image = model.block_names(), jnp.zeros((1, *image_shape))
+    floats = []
+    for cut in cuts:
+        if cut not in names[:-1]:
+            raise ValueError(f"cut {cut!r}: must be a block with another behind it: {', '.join(names[:-1])}")
+        segment = model.with_segment(0, names.index(cut) + 1)
+        activations, _ = jax.eval_shape(segment.init_with_output, jax.random.key(0), image)
+        floats.append(math.prod(activations.shape))
+    return floats

@@ -1,0 +1,179 @@
+"""`loft.sync: exchange`: filters stay sharded over the workers and go straight from each owner to the next.
+
+No device holds the full CNN between rounds. A sync moves P (S - 1) / S + 2 (S - 1) F floats in all, P in partitioned
+variables and F in shared ones, where `psum` moves 2 (S - 1) (P + F) in a ring and the paper's server 2 P + 2 S F.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from loft_jax.config import Config
+from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, settle, shapes_on, vary
+from loft_jax.filters import FilterGroup, ascending, filter_axes, partition, with_momentum
+from loft_jax.loft.psum import summed
+from loft_jax.randomness import Purpose, key_for
+
+Tree = dict[str, Any]
+
+
+class Exchange:
+    """Owned filters go to their next owners in one all-to-all; shared variables are averaged.
+
+    At rest the state is {"slices": {path: [S, ...]}, sharded over the workers; "shared": {path: ...}, "owners": {group:
+    bool [S, n]} and "round" on every device}. The partition of a round is dealt from the one before it
+    (`deal_partition`), so it is part of the state.
+
+    Attributes:
+      state_spec, masks_spec: how the state at rest and a partition's masks lie on the mesh.
+
+    Raises:
+      ValueError: a variable belongs to two split groups, so that no worker holds all of it that moves with a filter.
+    """
+
+    state_spec = {"slices": PER_WORKER, "shared": REPLICATED, "owners": REPLICATED, "round": REPLICATED}  # noqa: RUF012
+    masks_spec = REPLICATED
+
+    def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
+        self._seed, self._workers, self._mesh = config.seed, config.loft.workers, mesh
+        self._devices = mesh.shape[WORKER]
+        self._slots = self._workers // self._devices
+        split = [group for group in with_momentum(groups) if group.partitioned]
+        check_exchangeable(split)
+        self._axes = {group.name: dict(sorted(group.axes.items())) for group in split}
+        self._shares = {group.name: group.width // self._workers for group in split}
+        self._at_rest = {name: NamedSharding(mesh, spec) for name, spec in self.state_spec.items()}
+        self._place = jax.jit(self._dealt_out, out_shardings=self._at_rest)
+        self._full = jax.jit(self._assembled, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def place(self, full: Tree) -> Tree:
+        """The full state, on every device of the mesh -> the state at rest."""
+        return self._place(full)
+
+    def full(self, state: Tree) -> Tree:
+        """The state at rest -> the full state, on every device of the mesh: an all-gather of the slices."""
+        return settle(self._full(state), self._mesh)
+
+    def lowered(self, state: Tree) -> jax.stages.Lowered:
+        """The program of `full`, for a state at rest or its shapes."""
+        lying = {name: shapes_on(sharding, state[name]) for name, sharding in self._at_rest.items()}
+        return self._full.lower(lying)
+
+    def partition(self, state: Tree) -> Tree:
+        """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
+        # A copy, for a sync is given both and may overwrite the state.
+        return jax.tree.map(jnp.copy, state["owners"])
+
+    def compact(self, state: Tree, masks: Tree, slot: jax.Array) -> Tree:
+        """Inside shard_map: the compact variables of a device's worker, from the state at rest."""
+        own = {path: jax.lax.dynamic_index_in_dim(s, slot, keepdims=False) for path, s in state["slices"].items()}
+        return unflatten_dict(own | vary(state["shared"], WORKER), sep="/")
+
+    def combine(self, state: Tree, masks: Tree, compacts: Sequence[Tree]) -> Tree:
+        """Inside shard_map: the next state at rest, from the compact variables of a device's workers."""
+        flat = [flatten_dict(compact, sep="/") for compact in compacts]
+        shared = summed([{path: compact[path] for path in state["shared"]} for compact in flat])
+        following = state["round"] + 1
+        owners = partition.deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
+        return {
+            "slices": self._moved(flat, masks, owners),
+            "shared": {path: leaf / self._workers for path, leaf in shared.items()},
+            "owners": owners,
+            "round": following,
+        }
+
+    def _moved(self, compacts: Sequence[Tree], old: Tree, new: Tree) -> Tree:
+        """The slices of the new owners. A filter travels as one row: all that belongs to it, of every variable."""
+        slots, devices = self._slots, self._devices
+        first = jax.lax.axis_index(WORKER) * slots
+        outgoing = []
+        for name, axes in self._axes.items():
+            rows = jnp.stack([_rows(compact, axes) for compact in compacts])
+            own = jax.lax.dynamic_slice_in_dim(old[name], first, slots)
+            filters = ascending(own[:, None] & new[name], self._hand(name))
+            places = jnp.cumsum(own, axis=1)[:, None] - 1
+            # A hand that is not full is padded with the worker's last filter, which the receiver leaves out.
+            places = jnp.take_along_axis(places, jnp.minimum(filters, own.shape[1] - 1), axis=2)
+            hands = jax.vmap(lambda row, place: row[place])(rows, places)
+            outgoing.append(hands.reshape(slots, devices, slots, -1))
+        sizes = [hands.shape[-1] for hands in outgoing]
+        # [slot, device, slot of that device, floats]: the device axis is exchanged, one message for all groups.
+        incoming = jax.lax.all_to_all(jnp.concatenate(outgoing, axis=-1), WORKER, split_axis=1, concat_axis=1)
+        incoming = jnp.split(incoming, list(accumulate(sizes))[:-1], axis=-1)
+        slices = [self._received(compacts[0], incoming, old, new, first, slot) for slot in range(slots)]
+        return {path: jnp.stack([own[path] for own in slices]) for path in slices[0]}
+
+    def _received(
+        self, like: Tree, incoming: Sequence[jax.Array], old: Tree, new: Tree, first: jax.Array, slot: int
+    ) -> Tree:
+        """One worker's slices, filters ascending, from what all workers sent to its device."""
+        slices = {}
+        for (name, axes), hands in zip(self._axes.items(), incoming, strict=True):
+            size = self._hand(name)
+            rows = hands[:, :, slot].swapaxes(0, 1).reshape(self._workers * size, -1)
+            filters = ascending(old[name] & new[name][first + slot], size).reshape(-1)
+            slices |= _slices(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
+        return slices
+
+    def _hand(self, name: str) -> int:
+        return largest_hand(self._shares[name], self._workers)
+
+    def _dealt_out(self, full: Tree) -> Tree:
+        flat = flatten_dict({name: part for name, part in full.items() if name not in ("owners", "round")}, sep="/")
+        slices = {}
+        for name, axes in self._axes.items():
+            owned = ascending(full["owners"][name], self._shares[name])
+            for path, axis in axes.items():
+                if path in flat:
+                    slices[path] = jnp.moveaxis(jnp.take(flat.pop(path), owned, axis=axis), axis, 0)
+        return {"slices": slices, "shared": flat, "owners": full["owners"], "round": full["round"]}
+
+    def _assembled(self, state: Tree) -> Tree:
+        everywhere = NamedSharding(self._mesh, REPLICATED)
+        flat = dict(state["shared"])
+        for name, axes in self._axes.items():
+            order = jnp.argsort(ascending(state["owners"][name], self._shares[name]).reshape(-1))
+            for path, axis in axes.items():
+                if path in state["slices"]:
+                    slices = jax.lax.with_sharding_constraint(state["slices"][path], everywhere)
+                    flat[path] = jnp.take(jnp.concatenate(list(slices), axis=axis), order, axis=axis)
+        return unflatten_dict(flat, sep="/") | {"owners": state["owners"], "round": state["round"]}
+
+
+def check_exchangeable(split: Sequence[FilterGroup]) -> None:
+    """Raise ValueError if a variable belongs to two split groups: filters could not move with all that is theirs."""
+    for path, pairs in filter_axes(split).items():
+        if len(pairs) > 1:
+            raise ValueError(
+                f"loft.sync=exchange: {path} belongs to the filter groups {' and '.join(n for _, n in pairs)}, and no "
+                "worker holds all of it; use loft.sync=psum"
+            )
+
+
+def largest_hand(share: int, workers: int) -> int:
+    """The most filters that a worker with so many of them hands to one other worker."""
+    return math.ceil(share / workers)
+
+
+def _rows(compact: Tree, axes: dict[str, int]) -> jax.Array:
+    """The compact variables of a group as [k, floats], a row a filter."""
+    leaves = [jnp.moveaxis(compact[path], axis, 0) for path, axis in axes.items() if path in compact]
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def _slices(rows: jax.Array, axes: dict[str, int], like: Tree) -> Tree:
+    """The inverse of `_rows`: path -> variable, in the shapes of the compact variables."""
+    present = {path: axis for path, axis in axes.items() if path in like}
+    sizes = [like[path].size // like[path].shape[axis] for path, axis in present.items()]
+    parts = jnp.split(rows, list(accumulate(sizes))[:-1], axis=1)
+    slices = {}
+    for (path, axis), part in zip(present.items(), parts, strict=True):
+        others = [n for a, n in enumerate(like[path].shape) if a != axis]
+        slices[path] = jnp.moveaxis(part.reshape(-1, *others), 0, axis)
+    return slices

@@ -1,0 +1,52 @@
+"""Local SGD's update rule and its learning-rate schedule over the global local step."""
+
+from typing import Any
+
+import jax
+import optax
+
+from loft_jax.config import Config, Optimizer
+
+_DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
+
+
+def learning_rate_schedule(config: Config) -> optax.Schedule:
+    """Local step of the run (int) -> learning rate; it never restarts at a round."""
+    settings, warmup = config.optimizer, config.optimizer.warmup_steps
+    # At least one, though a run that ends in its warm-up never gets there.
+    peak, steps = settings.learning_rate, max(1, config.total_steps - warmup)
+    match settings.schedule:
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(peak, steps)
+        case "step":
+            boundaries = {round(config.total_steps * share) - warmup: _DECAY for share in _DECAY_AT}
+            schedule = optax.piecewise_constant_schedule(peak, boundaries)
+        case "constant":
+            schedule = optax.constant_schedule(peak)
+    if not warmup:
+        return schedule
+    # From peak/warmup, not 0: a first step of length 0 would be wasted.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([ramp, schedule], [warmup])
+
+
+def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
+    """Gradients -> momentum trace of (gradient + weight decay on kernels); the learning rate is the caller's."""
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay, mask=_kernels),
+        optax.trace(decay=settings.momentum),
+    )
+
+
+def sgd_step(
+    sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.Array
+) -> tuple[Any, Any]:
+    """One update; returns (params, momentum). The momentum trace, a tree like params, is all the state there is."""
+    state = optax.tree_utils.tree_set(sgd.init(params), trace=momentum)
+    direction, state = sgd.update(gradients, state, params)
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+    return params, optax.tree_utils.tree_get(state, "trace")
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,1 @@
+"""Plan a run for hardware that is not there: python -m loft_jax.plan"""

@@ -1,0 +1,151 @@
+"""What a plan says: programs, bytes, memory, the time of a round that follows from peaks, and whether it fits."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loft_jax.config import Config
+from loft_jax.cost import Collective, PeakMemory
+from loft_jax.devices import DATA, WORKER
+from loft_jax.errors import UserError
+from loft_jax.plan.topology import GB, Chip, Topology
+
+# Programs, by their last word, that take more memory for a larger batch.
+_GROW_WITH_BATCH = ("step", "loop", "forward", "backward")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a device does in one run of a program, as its compiler counts it.
+
+    Attributes:
+      runs: in a round.
+      flops: operations.
+      accessed: bytes read and written.
+      collectives: that the program holds.
+      sent: bytes to other devices.
+      stage: of the pipeline that it belongs to, from 0; None for a program of every device.
+      ticks: its time with those in which the pipeline fills and drains, over its own.
+    """
+
+    name: str
+    runs: int
+    flops: float
+    accessed: float
+    collectives: tuple[Collective, ...] = ()
+    sent: float = 0.0
+    stage: int | None = None
+    ticks: float = 1.0
+
+    def seconds(self, chip: Chip) -> float:
+        """Of one run at the chip's peak: that of its arithmetic or of its memory, whichever takes longer."""
+        return max(self.flops / (chip.tflops * 1e12), self.accessed / (chip.memory_gbps * GB))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A round of a config on a mesh of devices.
+
+    Attributes:
+      programs: of a round. "loop" is all local steps of a worker.
+      declared: (program, kind of collective, devices) -> bytes that a device hands in in a round, as the model's
+        declaration says; the norm statistics of a data-parallel step are not in it.
+      memory: of the device that holds most, in training.
+      code: bytes of the programs themselves, where they lie in the device's memory.
+      full_state: bytes that every device holds beside its part while the full CNN is assembled, between rounds.
+      pipeline: micro-batches and stages under GPipe, else None.
+    """
+
+    config: Config
+    topology: Topology
+    mesh: Mapping[str, int]
+    programs: tuple[Program, ...]
+    declared: Mapping[tuple[str, str, int], int]
+    memory: PeakMemory
+    code: int
+    full_state: int
+    pipeline: tuple[int, int] | None = None
+
+    @property
+    def used(self) -> int:
+        """Devices of the mesh."""
+        return self.mesh[WORKER] * self.mesh[DATA]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device's memory that training takes."""
+        return self.memory.total + self.code
+
+    @property
+    def flops(self) -> float:
+        """Operations of a round, all devices together (the mesh's, each as the one that has most)."""
+        each = sum(program.runs * program.flops for program in self.programs)
+        return each if self.pipeline else self.used * each
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in a round; under GPipe the stage that sends most."""
+        sizes = [program.runs * program.sent for program in self.programs]
+        return max(sizes) if self.pipeline else sum(sizes)
+
+    def compute_seconds(self, chip: Chip) -> float | None:
+        """Of a round at the chip's peaks, nothing at the same time on one device; None where peaks are not stated."""
+        if chip.tflops is None or chip.memory_gbps is None:
+            return None
+        by_stage: dict[int | None, float] = defaultdict(float)
+        for program in self.programs:
+            by_stage[program.stage] += program.ticks * program.runs * program.seconds(chip)
+        return max(by_stage.values())
+
+    def sending_seconds(self, chip: Chip) -> float | None:
+        """Of what a device sends in a round, at the full bandwidth of its links; None where that is not stated."""
+        if not self.sent:
+            return 0.0
+        return None if chip.link_gbps is None else self.sent / (chip.link_gbps * GB)
+
+
+def check_fits(plan: Plan, chip: Chip) -> None:
+    """Raise UserError if training takes more memory than the chip has; where none is stated, all fits."""
+    if chip.memory_gb is None or plan.peak <= chip.memory_gb * GB:
+        return
+    fixed = plan.memory.resident + plan.code
+    need = (
+        f"{plan.peak / GB:.4g} GB are needed, {fixed / GB:.4g} GB of them for state, data and code, and a device of "
+        f"{plan.topology.name} has {chip.memory_gb:.4g} GB"
+    )
+    grows = plan.memory.name.split()[-1] in _GROW_WITH_BATCH
+    raise refusal(plan.config, need, (chip.memory_gb * GB - fixed) / plan.memory.program if grows else 0)
+
+
+def compiler_refusal(config: Config, topology: Topology, name: str, error: str) -> UserError:
+    """What to raise for a program that the compiler finds no room for, given its own words."""
+    need = f"the compiler finds no room for the program {name!r} on a chip of {topology.name}"
+    sizes = [float(number) * 1024 ** " KMGT".index(unit) for number, unit in re.findall(r"([\d.]+)([KMGT])\b", error)]
+    if len(sizes) < 2 or sizes[0] <= sizes[1]:
+        return refusal(config, need, 0.5)
+    need += f": {sizes[0] / GB:.4g} GB are needed, and {sizes[1] / GB:.4g} GB are there"
+    return refusal(config, need, sizes[1] / sizes[0])
+
+
+def refusal(config: Config, need: str, share: float) -> UserError:
+    """What to raise where there is room for a share of what a batch takes; 0 if the batch is not what is too large."""
+    batch, data, microbatches = config.data.batch_size, config.mesh.data, config.gpipe.microbatches
+    pipeline = config.gpipe.stages is not None
+    part = microbatches if pipeline else data
+    fitting = int(batch * share) // part * part
+    options = [f"data.batch_size={fitting}"] if 0 < fitting < batch else []
+    if share > 0 and batch % (2 * part) == 0:
+        options.append(f"gpipe.microbatches={2 * part}" if pipeline else f"mesh.data={2 * part} on more devices")
+    if not options:
+        return UserError(f"model.name={config.model.name}: {need}; try a smaller model.width")
+    return UserError(f"data.batch_size={batch}: {need}; try about {', or '.join(options)}")
+
+
+def with_all_steps(loop: Program, begin: Program, steps: int) -> Program:
+    """A loop whose body counts as often as it runs: compilers count it once, with what comes before the first step."""
+    flops, accessed = (
+        before + steps * (once - before)
+        for before, once in ((begin.flops, loop.flops), (begin.accessed, loop.accessed))
+    )
+    return replace(loop, flops=flops, accessed=accessed)

@@ -1,0 +1,134 @@
+"""A plan for people, and as rows for programs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from loft_jax.console import console, megabytes, titled_table
+from loft_jax.devices import DATA, WORKER
+from loft_jax.plan.plan import Plan, Program
+from loft_jax.plan.topology import Chip
+
+Row = tuple[str, str, str, Any]
+
+
+def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
+    """(part, name, figure, value) of everything that is known; bytes, operations and seconds, of a device and a round
+    unless the figure says otherwise. What is not stated is left out."""
+    yield from (("mesh", axis, "devices", size) for axis, size in plan.mesh.items())
+    memory = {
+        "resident": plan.memory.resident,
+        "program": plan.memory.program,
+        "code": plan.code,
+        "peak": plan.peak,
+        "full state, between rounds": plan.full_state,
+    }
+    yield from (("memory", name, "bytes", size) for name, size in memory.items())
+    for program in plan.programs:
+        figures = {"runs": program.runs, "flops of a run": program.flops, "bytes accessed by a run": program.accessed}
+        yield from (("program", program.name, name, figure) for name, figure in figures.items())
+        for kind, devices, payload, sent in _moved(program):
+            yield "collective", f"{program.name} {kind} of {devices}", "payload bytes", payload
+            yield "collective", f"{program.name} {kind} of {devices}", "bytes sent", sent
+    for (program, kind, devices), payload in plan.declared.items():
+        yield "collective", f"{program} {kind} of {devices}", "payload bytes declared", payload
+    yield "round", "", "flops of all devices", plan.flops
+    yield "round", "", "bytes sent", plan.sent
+    times = {"compute": plan.compute_seconds(chip), "sending": plan.sending_seconds(chip)}
+    if None not in times.values():
+        yield from (("round", name, "seconds", seconds) for name, seconds in times.items())
+        yield "round", "images a second", "all devices", plan.config.images_per_round / sum(times.values())
+
+
+def _moved(program: Program) -> list[tuple[str, int, int, float]]:
+    """Kind, devices, bytes that a device hands in, and bytes that it sends, in a round, for each sort of collective."""
+    total: dict[tuple[str, int], tuple[int, float]] = {}
+    for found in program.collectives:
+        payload, sent = total.get((found.kind, found.devices), (0, 0.0))
+        key, runs = (found.kind, found.devices), program.runs
+        total[key] = (payload + runs * found.times * found.payload, sent + runs * found.sent)
+    return [(*key, *figures) for key, figures in total.items()]
+
+
+def print_plan(plan: Plan, chip: Chip) -> None:
+    """What is planned; tables of programs, of collectives and of memory; and the time of a round."""
+    config, batch = plan.config, plan.config.data.batch_size
+    if plan.pipeline:
+        parts, stages = plan.pipeline
+        lanes = f"{stages} stages, {parts} micro-batches of {batch // parts}"
+    else:
+        lanes = (
+            f"worker {plan.mesh[WORKER]} x data {plan.mesh[DATA]}; {config.loft.workers} workers, batch {batch} each, "
+        )
+        lanes += f"{batch // plan.mesh[DATA]} a device"
+    print(f"{'devices':<9} {plan.used} of {plan.topology.size} in {plan.topology.name}")
+    print(f"{'mesh':<9} {lanes}")
+    print(f"{'round':<9} {config.loft.local_steps} local steps, {config.images_per_round:,} images, {config.precision}")
+    _print_programs(plan, chip)
+    _print_collectives(plan)
+    _print_memory(plan, chip)
+    for name, text in _times(plan, chip).items():
+        print(f"{name:<9} {text}")
+
+
+def _print_programs(plan: Plan, chip: Chip) -> None:
+    known = plan.compute_seconds(chip) is not None
+    table = titled_table(
+        "programs of a round, on one device", "program", "runs", "GFLOPs a run", "GB accessed a run", "at peak"
+    )
+    for program in plan.programs:
+        seconds = f"{program.seconds(chip) * 1e3:,.2f} ms" if known else ""
+        table.add_row(program.name, f"{program.runs}", _billions(program.flops), _billions(program.accessed), seconds)
+    console().print(table)
+
+
+def _print_collectives(plan: Plan) -> None:
+    headings = ("devices", "handed in", "as declared", "sent")
+    table = titled_table("sent in a round, by one device", "program", "collective", *headings, left=2)
+    for program in plan.programs:
+        for kind, devices, payload, sent in _moved(program):
+            declared = plan.declared.get((program.name, kind, devices))
+            sizes = [megabytes(size) if size is not None else "" for size in (payload, declared, sent)]
+            table.add_row(program.name, kind, str(devices), *sizes)
+        if program.sent and not program.collectives:
+            table.add_row(program.name, "to the stages beside it", "", "", "", megabytes(program.runs * program.sent))
+    if table.rows:
+        console().print(table)
+    else:
+        print(f"{'sent':<9} nothing: no other device takes part")
+
+
+def _print_memory(plan: Plan, chip: Chip) -> None:
+    table = titled_table("memory of the device that holds most", "of", "")
+    table.add_row("state, data, workers' states", megabytes(plan.memory.resident))
+    table.add_row(f"the program {plan.memory.name}", megabytes(plan.memory.program))
+    if plan.code:
+        table.add_row("the programs' code", megabytes(plan.code))
+    table.add_row("peak in training", megabytes(plan.peak))
+    if chip.memory_gb:
+        share = f"{plan.peak / chip.memory_gb / 1e9:.1%} of {chip.memory_gb * 1e3:,.0f} MB"
+        table.add_row("of what the chip has", share)
+    if plan.full_state:
+        table.add_row("between rounds, for the full CNN", megabytes(plan.full_state))
+    console().print(table)
+
+
+def _times(plan: Plan, chip: Chip) -> dict[str, str]:
+    compute, sending = plan.compute_seconds(chip), plan.sending_seconds(chip)
+    lines = {"compute": f"{plan.flops / 1e12:,.4g} TFLOPs a round on all devices"}
+    stated = {"TFLOP/s": chip.tflops, "GB/s of memory": chip.memory_gbps, "GB/s sent": chip.link_gbps}
+    if any(stated.values()):
+        lines["peaks"] = ", ".join(f"{figure:,g} {unit}" for unit, figure in stated.items() if figure)
+    if compute is None or sending is None:
+        options = "--peak_tflops, --memory_gbps" + (" and --link_gbps" if plan.sent else "")
+        return lines | {"time": f"of a {chip.name} no peaks are stated; give {options} for the time of a round"}
+    total = compute + sending
+    lines["time"] = (
+        f"{total * 1e3:,.2f} ms a round at the chip's peaks: {compute * 1e3:,.2f} ms of programs, then "
+        f"{sending * 1e3:,.2f} ms of sending"
+    )
+    lines["speed"] = f"{plan.config.images_per_round / total:,.0f} images/s at most; computed, not measured"
+    return lines
+
+
+def _billions(number: float) -> str:
+    return f"{number / 1e9:,.4g}"

@@ -1,0 +1,154 @@
+"""Hardware that is planned for: its name, what its vendor states, and its devices as the compiler sees them.
+
+`v5e:4x4` is a slice of TPU chips, `cpu:8` virtual devices. Loads neither JAX nor NumPy before devices are asked for.
+"""
+
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loft_jax.errors import UserError, did_you_mean, shown
+
+GB = 1e9
+MOST_CPU_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What is stated of one chip; None where nothing is.
+
+    Attributes:
+      tflops: peak, 1e12 operations a second.
+      memory_gb: 1e9 bytes that programs and arrays may fill.
+      memory_gbps: between the chip and its memory, 1e9 bytes a second.
+      link_gbps: that a chip sends over all its links together, 1e9 bytes a second.
+    """
+
+    name: str
+    tflops: float | None = None
+    memory_gb: float | None = None
+    memory_gbps: float | None = None
+    link_gbps: float | None = None
+
+    def stated(self, **figures: float | None) -> "Chip":
+        """With those of these figures that are not None."""
+        return replace(self, **{name: figure for name, figure in figures.items() if figure is not None})
+
+
+# Google's pages on each chip, docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak TFLOP/s in bfloat16, memory,
+# its bandwidth, and the bandwidth of a chip's links both ways together, of which it sends half. The links of v4 are not
+# there, but in arXiv 2304.01433: six of 50 GB/s each way. v4's and v5p's memory is stated in GiB. No peak is stated in
+# float32; by JAX's default these chips multiply float32 in bfloat16, so the same peak holds.
+_CHIPS = {
+    "v4": Chip("v4", 275, 32 * 2**30 / GB, 1200, 300),
+    "v5e": Chip("v5e", 197, 16, 819, 400 / 2),
+    "v5p": Chip("v5p", 459, 95 * 2**30 / GB, 2765, 1200 / 2),
+    "v6e": Chip("v6e", 918, 32, 1638, 800 / 2),
+}
+# The slices that Google offers of chips in a plane; other chips lie in space, up to so many.
+_PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_MOST_CHIPS = {"v4": 4096, "v5p": 6144}
+# For libtpu, where no TPU is: it then looks for none and says nothing about it. Two plans may be made at once.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices of one kind.
+
+    Attributes:
+      name: as it was given.
+      chip: one of them.
+      sides: chips along each side of a slice; for a CPU the number of devices.
+    """
+
+    name: str
+    chip: Chip
+    sides: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of devices."""
+        return math.prod(self.sides)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether these are virtual devices."""
+        return self.chip.name == "cpu"
+
+    @classmethod
+    def parse(cls, name: str) -> "Topology":
+        """Of a name such as v5e:4x4, v4:2x2x2 or cpu:8. Raises UserError."""
+        kind, _, shape = name.partition(":")
+        if kind == "cpu":
+            if not re.fullmatch(r"[0-9]{1,6}", shape) or not 1 <= int(shape) <= MOST_CPU_DEVICES:
+                nearest = min(max(int(shape), 1), MOST_CPU_DEVICES) if shape.isascii() and shape.isdecimal() else 4
+                raise UserError(
+                    f"--topology {shown(name)}: must be cpu:N, 1 to {MOST_CPU_DEVICES} devices; try cpu:{nearest}"
+                )
+            return cls(name, Chip("cpu"), (int(shape),))
+        if kind not in _CHIPS:
+            kinds = [*_CHIPS, "cpu"]
+            hint = did_you_mean(kind, kinds, "try v5e:4x4 or cpu:4")
+            raise UserError(f"--topology {shown(name)}: {shown(kind)!r} is none of {', '.join(kinds)}{hint}")
+        return cls(name, _CHIPS[kind], _sides(name, kind, shape))
+
+    def devices(self) -> list[Any]:
+        """As JAX knows them; those of a TPU compile only. Raises UserError."""
+        import jax
+
+        if self.is_cpu:
+            return jax.devices("cpu")[: self.size]
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError(
+                f"--topology {self.name}: compiling for TPUs needs libtpu; pip install '.[tpu]', or try "
+                f"--topology cpu:{self.size}"
+            )
+        for variable, value in _QUIET.items():
+            os.environ.setdefault(variable, value)
+        from jax.experimental import topologies
+
+        # A device is a chip: the two cores of a v4 are one. Hosts have four chips or more, unless there is one.
+        options: dict[str, Any] = {"chip_config_name": "megacore"} if self.chip.name == "v4" else {}
+        options |= {"chips_per_host_bounds": (1, 1, 1)} if self.size == 1 else {}
+        try:
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=self.name, **options).devices)
+        except jax.errors.JaxRuntimeError as error:
+            sides = "x".join(str(2 * math.ceil(side / 2)) if i < 2 else str(side) for i, side in enumerate(self.sides))
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"--topology {self.name}: libtpu has no such slice ({reason}); try {self.chip.name}:{sides}"
+            ) from None
+
+
+def _sides(name: str, kind: str, shape: str) -> tuple[int, ...]:
+    """Of a slice of TPU chips."""
+    numbers = [int(side) for side in re.findall(r"[0-9]{1,5}", shape)]
+    sides = tuple(numbers) if re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})*", shape) else ()
+    if kind not in _MOST_CHIPS:
+        if shape not in _PLANES:
+            wanted = math.prod(numbers) if numbers else 16
+            nearest = min(_PLANES, key=lambda plane: abs(math.log((math.prod(_numbers(plane))) / max(1, wanted))))
+            raise UserError(
+                f"--topology {shown(name)}: slices of {kind} are {', '.join(_PLANES)} chips; try {kind}:{nearest}"
+            )
+        return sides
+    most = _MOST_CHIPS[kind]
+    if len(sides) != 3 or not all(sides) or math.prod(sides) > most:
+        raise UserError(
+            f"--topology {shown(name)}: a slice of {kind} has three sides of chips, at most {most:,} in all; try "
+            f"{kind}:2x2x2"
+        )
+    return sides
+
+
+def _numbers(shape: str) -> list[int]:
+    return [int(side) for side in shape.split("x")]

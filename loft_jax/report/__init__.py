@@ -1,0 +1,1 @@
+"""Figures and tables of runs: python -m loft_jax.report"""

@@ -1,0 +1,104 @@
+"""Figures and tables of runs: python -m loft_jax.report RUN [RUN ...] --out DIR
+
+Reads the files of the runs (train, tickets, retrain, and RUN/cost.csv of loft_jax.cost --format csv), trains nothing
+and changes nothing there, so it may be used while they go on. Writes into DIR, replacing an earlier report:
+  report.html      everything, in one file that needs no network
+  figures/         each figure as PNG and SVG
+  tables/          each table as CSV and Markdown
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from loft_jax.config import CommandLine, Config, run_command
+from loft_jax.console import megabytes
+from loft_jax.errors import UserError, path_problem, shown
+from loft_jax.files import make_writable, writing
+from loft_jax.storage import RunDirectory
+
+# What imports JAX, NumPy or matplotlib is imported where it is needed: a typo is told before they are loaded.
+
+REPORT, FIGURES, TABLES = "report.html", "figures", "tables"
+
+
+def main() -> None:
+    command = CommandLine("python -m loft_jax.report", __doc__, reads_run="several")
+    command.parser.add_argument("--out", metavar="DIR", required=True, help="directory of the report")
+    options, overrides = command.parse_overrides()
+    directories = open_runs(options.run)
+    configs = [directory.config_with(overrides) for directory in directories]
+    out = open_out(options.out)
+    run(directories, configs, out)
+
+
+def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
+    """The runs' directories. Raises UserError where one is named twice."""
+    directories: dict[Path, RunDirectory] = {}
+    for path in paths:
+        directory = RunDirectory(path)
+        if before := directories.get(directory.path.resolve()):
+            raise UserError(f"{shown(path)}: is the same run as {shown(str(before.path))}; name it once")
+        directories[directory.path.resolve()] = directory
+    return list(directories.values())
+
+
+def open_out(path: str) -> Path:
+    """The report's directory, made if it is not there. Raises UserError where no report can be written there."""
+    if problem := path_problem(path):
+        raise UserError(f"--out {shown(path)}: {problem}; use the name of a directory")
+    out = Path(path)
+    for name in (FIGURES, TABLES):
+        if (out / name).exists() and not (out / REPORT).exists():
+            raise UserError(
+                f"--out {path}: holds {name}, and no {REPORT}; use another directory, for this one would be replaced"
+            )
+    make_writable(out, "--out")
+    return out
+
+
+def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Path) -> None:
+    """Read the runs, draw, write, and say what was written and what is missing."""
+    import jax
+
+    # The little that is computed needs no accelerator, and runs may be at work on those there are.
+    jax.config.update("jax_platforms", "cpu")
+    from loft_jax.report.page import render
+    from loft_jax.report.parts import parts_of, write_tables
+    from loft_jax.report.run_files import RunFiles
+
+    runs = [RunFiles.read(directory, config) for directory, config in zip(directories, configs, strict=True)]
+    aside = out / f".report.{os.getpid()}.tmp"
+    try:
+        with writing(out / REPORT):
+            for name in (FIGURES, TABLES):
+                (aside / name).mkdir(parents=True)
+            parts = parts_of(runs, aside / FIGURES)
+            write_tables(parts, aside / TABLES)
+            title = "LoFT: report of " + (f"{len(runs)} runs" if len(runs) > 1 else "a run")
+            page = render(title, parts).encode()
+            (aside / REPORT).write_bytes(page)
+            _replace(out, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for part in parts:
+        for message in part.messages:
+            print(f"seen      {message}")
+        for name, lines in part.missing:
+            for line in lines:
+                print(f"missing   {name}: {line}")
+    figures, tables = (sum(len(getattr(part, what)) for part in parts) for what in ("pictures", "tables"))
+    print(f"report    {out / REPORT}: {figures} figures, {tables} tables, {megabytes(len(page))}")
+
+
+def _replace(out: Path, aside: Path) -> None:
+    for name in (FIGURES, TABLES):
+        shutil.rmtree(out / name, ignore_errors=True)
+        os.replace(aside / name, out / name)
+    # Last, for it is what says that a report is there.
+    os.replace(aside / REPORT, out / REPORT)
+
+
+if __name__ == "__main__":
+    run_command(main)

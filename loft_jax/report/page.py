@@ -1,0 +1,107 @@
+"""The report as one HTML file: figures, tables and their script inside, and nothing fetched from anywhere.
+
+All text from runs is escaped by the template.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page.
+
+    Attributes:
+      svg: an SVG element that is safe as it is.
+      values: what to say where; see `page.js`.
+      run: number in its section of the run it is about; None where it is about all.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    values: Any
+    run: int | None
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page, and of the files beside it.
+
+    Attributes:
+      name: of its files.
+      rows: all with the same keys, the columns; None is an empty cell.
+      note: how to read it.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    note: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Its headings."""
+        return list(self.rows[0])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page.
+
+    Attributes:
+      messages: what it shows, a sentence each.
+      missing: run -> what is not there.
+      colours: of the runs, as CSS.
+    """
+
+    title: str
+    names: Sequence[str] = ()
+    colours: Sequence[str] = ()
+    messages: Sequence[str] = ()
+    missing: Sequence[tuple[str, Sequence[str]]] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+def render(title: str, parts: Sequence[Part]) -> str:
+    """The whole file."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"svg": Markup, "json": _json, "cell": cell}
+    assets = files(__package__) / "assets"
+    style, script = (Markup(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    template = environment.from_string(assets.joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(title=title, parts=parts, style=style, script=script)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown."""
+    lines = [table.columns, ["---"] * len(table.columns)]
+    lines += [[cell(row[column]) for column in table.columns] for row in table.rows]
+    return "".join("| " + " | ".join(_escaped(text) for text in line) + " |\n" for line in lines)
+
+
+def cell(value: Any) -> str:
+    """A value as people read it; a dash for None and for what is empty."""
+    if value in (None, ""):
+        return "-"
+    return f"{value:,.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _json(value: Any) -> Markup:
+    # Inside a script element only "</" and "<!--" could end it.
+    return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c"))

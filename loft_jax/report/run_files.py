@@ -1,0 +1,202 @@
+"""All that the files of one run say, for a report: what is there, and a line for what is not.
+
+Only reads, so it may be used while the run goes on. Imports neither JAX nor a plotting library.
+"""
+
+import csv
+import json
+import shlex
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loft_jax.config import Config
+from loft_jax.errors import UserError
+from loft_jax.filters import NORMS, SCOPES
+from loft_jax.retrain import collect_results
+from loft_jax.storage import CONFIG, COSTS, METRICS, RunDirectory
+from loft_jax.tickets import Pruning, ratio_text, read_ticket, ticket_name
+
+Row = dict[str, Any]
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, csv.Error)
+# A flipped byte of a zipped file can be any of these.
+_DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """What a ticket search wrote, over T snapshots.
+
+    Attributes:
+      asked: of search.json: reference, ratios, scope, norm.
+      rounds, epochs: [T] of the snapshots, ascending; an epoch is NaN where the metrics had none.
+      rankings: group name -> int32 [T, n], 1 = highest score.
+      distances: group name -> float [T], normalised filter distance to the reference; 1 is chance.
+      overlaps: "{ratio}/{group}" and "{ratio}/all" -> float32 [T, T], intersection over union of the kept filters.
+      own_end: whether the reference is the run's own last snapshot.
+    """
+
+    asked: Row
+    rounds: np.ndarray
+    epochs: np.ndarray
+    rankings: dict[str, np.ndarray]
+    distances: dict[str, np.ndarray]
+    overlaps: dict[str, np.ndarray]
+    own_end: bool
+
+    @classmethod
+    def read(cls, directory: RunDirectory) -> "SearchFiles":
+        """Raises one of many errors where a file is missing or damaged, or not of the same search as the others."""
+        asked = json.loads(directory.search.read_text(encoding="utf-8"))
+        asked = {key: asked[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
+        rankings, overlaps = _arrays(directory.rankings), _arrays(directory.overlaps)
+        rounds = rankings.pop("rounds")
+        with open(directory.distances, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        of_group = {name: [row for row in rows if row["group"] == name] for name in rankings}
+        columns = [[int(row["round"]) for row in some] for some in of_group.values()]
+        if any(found != rounds.tolist() for found in [*columns, overlaps.pop("rounds").tolist()]):
+            raise ValueError("its files are of different searches")
+        if not {f"{ratio_text(ratio)}/all" for ratio in asked["ratios"]} <= overlaps.keys():
+            raise ValueError("its files are of different searches")
+        distances = {name: _floats(some, "to_reference_normalised") for name, some in of_group.items()}
+        epochs = _floats(next(iter(of_group.values())), "epoch")
+        own_end = asked["reference_round"] == rounds[-1] and _same(asked["reference"], directory.path)
+        return cls(asked, rounds, epochs, rankings, distances, overlaps, own_end)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run. What could not be read is empty, and has a line in `missing`.
+
+    Attributes:
+      rows: of metrics.jsonl.
+      summary: of a finished run, else None.
+      search: of the last ticket search, else None.
+      retrained: a row for each ticket and mode, as in results.csv.
+      costs: rows of RUN/cost.csv, as `loft_jax.cost --format csv` prints them.
+      missing: what is not there, and how to get it.
+    """
+
+    directory: RunDirectory
+    config: Config
+    rows: list[Row]
+    summary: Row | None
+    search: SearchFiles | None
+    retrained: list[Row]
+    costs: list[Row]
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: RunDirectory, config: Config) -> "RunFiles":
+        """All that can be read of a run, whatever state it is in."""
+        missing: list[str] = []
+        path = shlex.quote(str(directory.path))
+        rows = directory.rows()
+        summary = directory.summary()
+        if not rows:
+            missing.append(f"{METRICS} has no rows yet; the run has not begun")
+        elif summary is None:
+            missing.append(
+                f"the run has not finished: {rows[-1]['round']} of {config.train.rounds} rounds are done; the train "
+                "command that began it goes on from its last checkpoint"
+            )
+        search = None
+        try:
+            search = SearchFiles.read(directory)
+        except FileNotFoundError:
+            missing.append(f"no tickets have been searched; python -m loft_jax.tickets {path}")
+        except _UNREADABLE as error:
+            missing.append(f"the ticket search cannot be read ({error}); python -m loft_jax.tickets {path} anew")
+        if search and rows and search.rounds[-1] < max(row["round"] for row in rows):
+            missing.append(f"the ticket search ends at round {search.rounds[-1]}; search anew for later snapshots")
+        retrained, unfinished = collect_results(directory)
+        if not retrained:
+            missing.append(f"no ticket has been retrained; python -m loft_jax.retrain {path} --ticket NAME")
+        if unfinished:
+            missing.append(f"{unfinished} retrainings have not finished, and are left out")
+        costs = []
+        try:
+            with open(directory.path / COSTS, encoding="utf-8", newline="") as file:
+                costs = list(csv.DictReader(file, strict=True))
+            if any(None in (*row, *row.values()) for row in costs):
+                costs = []
+                raise ValueError("its rows differ in length")
+        except FileNotFoundError:
+            missing.append(
+                "no costs have been computed; python -m loft_jax.cost --format csv --config "
+                f"{shlex.quote(str(directory.path / CONFIG))} > {shlex.quote(str(directory.path / COSTS))}"
+            )
+        except _UNREADABLE as error:
+            missing.append(f"{COSTS} cannot be read ({error})")
+        return cls(directory, config, rows, summary, search, retrained, costs, missing)
+
+    @property
+    def epochs(self) -> dict[int, float]:
+        """Round -> epoch, of all rows."""
+        return {row["round"]: row["epoch"] for row in self.rows if "epoch" in row}
+
+    def kept(self, ratio: float) -> dict[str, np.ndarray]:
+        """Group name -> bool [T, n]: the filters that the ticket of each snapshot keeps; {} where tickets are missing.
+
+        T is that of the search.
+        """
+        search = self.search
+        masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()} if search else {}
+        for t, round_number in enumerate(search.rounds if search else ()):
+            name = ticket_name(int(round_number), search.asked["scope"], search.asked["norm"], ratio)
+            try:
+                kept = read_ticket(self.directory.tickets / name).kept
+                for group, mask in masks.items():
+                    mask[t, kept[group]] = True
+            except (UserError, KeyError, IndexError):
+                return {}
+        return masks
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, "rounds" and at least one more among them. Raises OSError or ValueError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except _DAMAGED as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not arrays.keys() > {"rounds"} or not arrays["rounds"].size:
+        raise ValueError(f"{path.name}: holds no snapshots")
+    return arrays
+
+
+def _floats(rows: Sequence[Row], column: str) -> np.ndarray:
+    return np.array([float(row[column] or "nan") for row in rows])
+
+
+def _same(one: str, other: Path) -> bool:
+    return Path(one).resolve() == other.resolve()
+
+
+def pruning_of(row: Row) -> Pruning:
+    """How the ticket of a retraining was drawn."""
+    return Pruning(row["ratio"], row["scope"], row["norm"])
+
+
+def of_the_last_ticket(run: RunFiles, mode: str) -> dict[Pruning, Row]:
+    """The retraining from round 0 of the latest ticket of every pruning, in a mode; the most pruned first."""
+    found: dict[Pruning, Row] = {}
+    for row in run.retrained:
+        if row["mode"] == mode and not row["rewind_to"]:
+            before = found.get(pruning_of(row))
+            if before is None or row["ticket_round"] > before["ticket_round"]:
+                found[pruning_of(row)] = row
+    return {pruning: found[pruning] for pruning in most_pruned_first(found)}
+
+
+def most_pruned_first(prunings: Iterable[Pruning]) -> list[Pruning]:
+    """Prunings by their ratio; of one ratio the paper's first."""
+    return sorted(prunings, key=lambda p: (-p.ratio, p.scope != SCOPES[0], p.norm != NORMS[0]))

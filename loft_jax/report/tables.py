@@ -1,0 +1,144 @@
+"""What a report says in numbers, computed from the files of runs: when curves settle, what accuracy cost, the table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loft_jax.paper import RATIOS, SETTINGS, Setting
+from loft_jax.report.comparison import Section, _setting
+from loft_jax.report.curves import moved_bytes, settled_at, stage_distances, training_curve
+from loft_jax.report.run_files import RunFiles, most_pruned_first, of_the_last_ticket
+from loft_jax.tickets import Pruning
+
+Row = dict[str, Any]
+
+
+def percent(row: Row | None) -> str | None:
+    """A retraining's accuracy in percent, with its deviation over seeds where there are several; None for none."""
+    if row is None:
+        return None
+    spread = row["test_accuracy_std"]
+    return f"{100 * row['test_accuracy_mean']:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
+    """The paper's table, what was published beside what these runs gave; a cell is None where nothing was run.
+
+    A run belongs to a row where model, data set and method are the row's, at the published width.
+    """
+    rows = []
+    for name, setting in SETTINGS.items():
+        for method, gigabytes in setting.published.items():
+            ours = next((run for run in runs if _belongs(run, setting) and run.config.method == method), None)
+            tickets = of_the_last_ticket(ours, "rewind") if ours else {}
+            published = dict(zip(RATIOS, setting.accuracies[method], strict=True))
+            cells: Row = {"setting": name, "method": method, "no-prune, published": setting.no_prune}
+            cells["no-prune, ours"] = percent(_unpruned(tickets))
+            for pruning in map(Pruning, RATIOS):
+                cells[f"{pruning.removed}, published"] = published[pruning.ratio]
+                cells[f"{pruning.removed}, ours"] = percent(tickets.get(pruning))
+            cells["GB moved, published"] = gigabytes
+            cells["GB moved, ours"] = round(moved_bytes(ours) / 1e9, 3) if ours else None
+            cells["improvement, published"] = setting.improvements.get(method)
+            cells["run"] = _state(ours)
+            rows.append(cells)
+    return rows
+
+
+def own_table(section: Section) -> list[Row]:
+    """A section's runs in the layout of the paper's table; None where nothing was run."""
+    gpipe = {run.config.method: moved_bytes(run) for run in section.runs if run.config.method.startswith("GPipe-")}
+    tickets = [of_the_last_ticket(run, "rewind") for run in section.runs]
+    drawn = (pruning for found in tickets for pruning in found if pruning.ratio)
+    prunings = most_pruned_first({*map(Pruning, RATIOS), *drawn})
+    rows = []
+    for run, name, found in zip(section.runs, section.names, tickets, strict=True):
+        moved = moved_bytes(run)
+        against = gpipe.get(f"GPipe-{run.config.loft.workers}") if run.config.gpipe.stages is None else None
+        rows.append(
+            {
+                "method": name,
+                "no-prune": percent(_unpruned(found)),
+                **{pruning.removed: percent(found.get(pruning)) for pruning in prunings},
+                "GB moved": round(moved / 1e9, 4),
+                "improvement": f"{against / moved:.2f}x" if against and moved else None,
+                "run": _state(run),
+            }
+        )
+    return rows
+
+
+def overview_table(section: Section) -> list[Row]:
+    """What each run is and where it stands."""
+    rows = []
+    for run, name in zip(section.runs, section.names, strict=True):
+        losses, accuracies = training_curve(run, "train/loss")[1], training_curve(run, "test/accuracy")[1]
+        seconds = sum(value for row in run.rows for key, value in row.items() if key.startswith("seconds/"))
+        rows.append(
+            {
+                "run": name,
+                "directory": str(run.directory.path),
+                "state": _state(run),
+                "rounds": run.rows[-1]["round"] if run.rows else 0,
+                "epochs": round(max(run.epochs.values(), default=0.0), 2),
+                "test accuracy, %": round(100 * float(accuracies[-1]), 2) if len(accuracies) else None,
+                "train loss": round(float(losses[-1]), 4) if len(losses) else None,
+                "images": (run.rows[-1]["round"] if run.rows else 0) * run.config.images_per_round,
+                "GB moved": round(moved_bytes(run) / 1e9, 4),
+                "seconds": round(seconds, 1),
+                "seed": run.config.seed,
+                "config": run.config.hash(),
+            }
+        )
+    return rows
+
+
+def settling_table(section: Section) -> list[Row]:
+    """When the filter distance and the training loss of each run have settled, in epochs, by one rule."""
+    rows = []
+    for run, name in zip(section.runs, section.names, strict=True):
+        loss = settled_at(*training_curve(run, "train/loss"))
+        if run.search:
+            means = stage_distances(run.search)
+            distance = settled_at(run.search.epochs, means["mean"])
+            start = means["mean"][0]
+            rows.append({"run": name, "distance": distance, "loss": loss, "distance of the initialisation": start})
+            rows[-1] |= {f"distance, {stage}": settled_at(run.search.epochs, y) for stage, y in means.items()}
+            rows[-1].pop("distance, mean")
+    return [{key: _rounded(value) for key, value in row.items()} for row in rows]
+
+
+def messages(section: Section) -> list[str]:
+    """What a section shows, a sentence each."""
+    said = []
+    for row in settling_table(section):
+        distance, loss = row["distance"], row["loss"]
+        if distance is not None and loss is not None:
+            order = "before" if distance < loss else "after" if distance > loss else "as does"
+            said.append(f"{row['run']}: the filter distance settles at epoch {distance}, {order} the loss at {loss}")
+    for run, name in zip(section.runs, section.names, strict=True):
+        tickets, controls = of_the_last_ticket(run, "rewind"), of_the_last_ticket(run, "random")
+        for pruning in (pruning for pruning in tickets if pruning.ratio):
+            reached, against = percent(tickets[pruning]), controls.get(pruning)
+            text = f"{name}: with {pruning.share} of the filters removed the ticket reaches {reached} %"
+            said.append(text + (f", random filters {percent(against)} %" if against else ""))
+    return said
+
+
+def _unpruned(tickets: Mapping[Pruning, Row]) -> Row | None:
+    return next((row for pruning, row in tickets.items() if not pruning.ratio), None)
+
+
+def _state(run: RunFiles | None) -> str:
+    if run is None:
+        return "not run"
+    return "finished" if run.summary else "unfinished"
+
+
+def _belongs(run: RunFiles, setting: Setting) -> bool:
+    stem = "imagenet" if setting.data == "imagenet2012" else "cifar"
+    return _setting(run) == (setting.model, None, stem, setting.data)
+
+
+def _rounded(value: Any) -> Any:
+    return round(float(value), 2) if isinstance(value, float) and math.isfinite(value) else value

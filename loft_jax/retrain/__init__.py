@@ -1,0 +1,5 @@
+"""Rewind and retrain tickets: python -m loft_jax.retrain"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+from .results import collect_results as collect_results

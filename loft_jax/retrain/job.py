@@ -1,0 +1,57 @@
+"""One retraining of a campaign: what it trains, in which directory, and whether what is there already is the same.
+
+Imports no JAX: a finished campaign says so at once.
+"""
+
+from dataclasses import dataclass
+
+from loft_jax.config import Config
+from loft_jax.errors import UserError
+from loft_jax.storage import METRICS, RunDirectory
+from loft_jax.tickets import FILE, Ticket, read_ticket
+
+MODES = ("rewind", "finetune", "reinit", "random", "init")
+REWINDING = ("rewind", "random", "init")
+LABEL = "retraining"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One retraining.
+
+    Attributes:
+      ticket: which one.
+      mode: of `MODES`.
+      rewind_to: round whose weights it starts from, in a mode of `REWINDING`.
+      config: of the retraining; its seed is the stage's.
+      directory: RUN/retrain/TICKET/MODE/seedK, MODE with the round where it is not 0.
+    """
+
+    ticket: Ticket
+    mode: str
+    rewind_to: int
+    config: Config
+    directory: RunDirectory
+
+    @classmethod
+    def of(cls, run: RunDirectory, ticket: Ticket, mode: str, rewind_to: int, config: Config) -> "Stage":
+        """A stage and its directory."""
+        name = mode if not rewind_to else f"{mode}-r{rewind_to}"
+        directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}", LABEL)
+        return cls(ticket, mode, rewind_to, config, directory)
+
+    def check(self) -> None:
+        """Raise UserError if what is there of this stage, or of other seeds, was trained otherwise."""
+        for metrics in self.directory.path.parent.glob(f"*/{METRICS}"):
+            there = RunDirectory(metrics.parent, LABEL)
+            same_seed = self.config.model_copy(update={"seed": there.read_config().seed})
+            there.check_same(same_seed)
+        if not (self.directory.path / FILE).exists():
+            return
+        there = read_ticket(self.directory.path)
+        same = there.widths == self.ticket.widths if self.mode == "random" else there.kept == self.ticket.kept
+        if there.config_hash != self.ticket.config_hash or not (same or self.mode == "init"):
+            raise UserError(
+                f"{LABEL} {self.directory.path}: was trained with other filters than {self.ticket.name} keeps now; "
+                "delete that directory to retrain it"
+            )

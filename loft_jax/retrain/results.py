@@ -1,0 +1,85 @@
+"""All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from loft_jax.console import console
+from loft_jax.files import write_table
+from loft_jax.storage import RESULTS, RunDirectory
+
+_FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm", "rounds", "settings")
+_COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
+COLUMNS = (
+    *_FACTS,
+    *("ticket_epoch", "seeds", "test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
+    *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
+)
+_NEEDED = {*_FACTS, *_COSTS, *(f"{cost}_unpruned" for cost in _COSTS)}
+
+Row = dict[str, Any]
+
+
+def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
+    """The summaries of all finished retrainings as rows, and how many retrainings have not finished.
+
+    A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
+    for one seed; the costs are those of the first seed; `settings` is the hash of the config but for the seed.
+    """
+    epochs = {row["round"]: row.get("epoch") for row in run.rows()}
+    by_mode: dict[Any, list[Row]] = {}
+    unfinished = 0
+    for path in run.retrain.glob("*/*/seed*"):
+        summary = RunDirectory(path).summary()
+        if summary is None or not summary.keys() >= _NEEDED:
+            unfinished += 1
+        else:
+            by_mode.setdefault(path.parent, []).append(summary)
+    rows = [_row(summaries, epochs) for summaries in by_mode.values()]
+    rows.sort(
+        key=lambda row: (row["ratio"], row["scope"], row["norm"], row["ticket_round"], row["mode"], row["rewind_to"])
+    )
+    return rows, unfinished
+
+
+def write_results(run: RunDirectory) -> list[Row]:
+    """Collect all finished retrainings into retrain/results.csv. Returns its rows."""
+    rows, _ = collect_results(run)
+    write_table(run.retrain / RESULTS, COLUMNS, rows)
+    return rows
+
+
+def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
+    """Rows of a run's results for people; costs as shares of the unpruned network's."""
+    table = Table(title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's")
+    for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", "parameters", "FLOPs", "images/s"):
+        table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
+    for row in rows:
+        spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
+        mode = f"{row['mode']} to {row['rewind_to']}" if row["rewind_to"] else row["mode"]
+        shares = [f"{row[cost] / row[f'{cost}_unpruned']:.2f}" for cost in _COSTS]
+        epoch = "" if row["ticket_epoch"] is None else f"{row['ticket_epoch']:.2f}"
+        accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
+        table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *shares)
+    console().print(table)
+    if summary := run.summary():
+        print(f"unpruned  {summary['test/accuracy']:.2%}: the run itself, after its {summary['round']} rounds")
+    if len({row["settings"] for row in rows}) > 1:
+        print("note      these rows were trained with different settings; results.csv has a column of them")
+
+
+def _row(summaries: list[Row], epochs: dict[int, float]) -> Row:
+    summaries = sorted(summaries, key=lambda summary: summary["seed"])
+    first, accuracies = summaries[0], [summary["test/accuracy"] for summary in summaries]
+    return {
+        **{key: first[key] for key in _FACTS},
+        "ticket_epoch": epochs.get(first["ticket_round"]),
+        "seeds": " ".join(str(summary["seed"]) for summary in summaries),
+        "test_accuracies": " ".join(str(accuracy) for accuracy in accuracies),
+        "test_accuracy_mean": statistics.fmean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "test_loss_mean": statistics.fmean(summary["test/loss"] for summary in summaries),
+        **{key: first[key] for cost in _COSTS for key in (cost, f"{cost}_unpruned")},
+    }

@@ -1,0 +1,191 @@
+"""States on disk, with Orbax: checkpoints to resume from (the newest few) and snapshots for tickets (all of them).
+
+A checkpoint is {"variables", "training", "round"}: "variables" = {"params", "batch_stats"} are the full CNN's, with
+norm statistics re-estimated on training batches, ready to evaluate; "training" holds what only the next round needs
+(running norm statistics, carried momentum, owners of filters). A snapshot is {"variables", "round"}.
+"""
+
+import errno
+import logging
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from loft_jax.devices import agreed
+from loft_jax.errors import RunStopped, UserError
+from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, saved_instead, saved_rounds
+
+Tree = dict[str, Any]
+
+_CHECKSUMS = "checksums"
+
+# Orbax narrates every save, and logs with a page of traceback what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+class Store:
+    """One directory of states by round. A state is there whole or not at all.
+
+    One process saves in the background. Several wait, so that what one of them cannot write is known at once, and no
+    process is left at a barrier to which another one does not come.
+    """
+
+    def __init__(self, directory: Path, keep: int | None = None):
+        _ignore_late_ends()
+        self._directory = directory.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=jax.process_count() == 1,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=directory.name),
+            ),
+        )
+
+    def save(self, round_number: int, tree: Tree) -> None:
+        """Begin to save; returns when the arrays may be overwritten.
+
+        Raises:
+          RunStopped: this, or what was saved before, cannot be written.
+        """
+        with self._named(f"round {round_number}"):
+            self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: _checksums(tree)}))
+
+    def wait(self) -> None:
+        """Return when everything saved is on disk. Raises RunStopped if it cannot be written."""
+        with self._named("a round"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Return when nothing is being saved any more."""
+        self._manager.close()
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise what they please, when a disk is full too.
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
+                raise  # Another process has gone.
+            full = os.strerror(errno.ENOSPC)
+            reason = full if full in str(error) else _first_line(error)
+            whole = ", ".join(map(str, saved_rounds(self._directory))) or "none"
+            raise RunStopped(
+                f"{self._directory}: {what} could not be saved ({reason}). States saved before are as they were (of "
+                f"rounds: {whole}). Make room, or see that it can be written, and the same command goes on"
+            ) from error
+
+
+def newest_sound(directory: Path) -> tuple[int, Tree] | None:
+    """The newest round of a directory of states that can be read, and its state; None where nothing was ever saved.
+
+    Warns of those that are damaged. With several processes it is the newest that all of them can read.
+
+    Raises:
+      UserError: all are damaged, or some process sees none where others do.
+    """
+    damage, found = [], None
+    for saved in reversed(saved_rounds(directory)):
+        try:
+            found = saved, read_state(directory, saved)
+            break
+        except UserError as error:
+            damage.append(str(error))
+    own = found[0] if found else -1
+    newest, most = agreed(own, min), agreed(own, max)
+    if newest < 0 <= most:
+        raise UserError(
+            f"{directory}: not every process can read what is saved there; nothing was changed. Use a run directory on "
+            f"a file system that all of them share{': ' if damage else ''}{'; '.join(damage)}"
+        )
+    if newest < 0 and damage:
+        raise UserError(f"no checkpoint can be read: {'; '.join(damage)}. Start anew, in another directory")
+    if own > newest:
+        damage.append(f"{directory / str(own)}: cannot be read by another process")
+    for message in damage if jax.process_index() == 0 else ():
+        print(f"warning: {message}; going on from round {newest}", file=sys.stderr, flush=True)
+    return found if found is None or own == newest else (newest, read_state(directory, newest))
+
+
+def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
+    """The variables of a run at a round, from its checkpoints or snapshots; needs no mesh.
+
+    Args:
+      run_dir: directory of a run.
+      round: completed rounds (0 = initialisation); None for the newest.
+
+    Returns:
+      {"variables": {"params": ..., "batch_stats": ...}, "round": int}: nested dicts of numpy arrays, float32. The norm
+      statistics are those re-estimated for the full CNN, so `model.apply(variables, x)` evaluates as the run did.
+
+    Raises:
+      UserError: nothing is saved there, not that round, or it is damaged.
+    """
+    run_dir = Path(run_dir)
+    kinds = {saved: kind for kind in (SNAPSHOTS, CHECKPOINTS) for saved in saved_rounds(run_dir / kind)}
+    if not kinds:
+        raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")
+    if round is not None and round not in kinds:
+        raise UserError(f"{run_dir}: round {round} is not saved; {saved_instead(kinds, round)}")
+    found = max(kinds) if round is None else round
+    tree = read_state(run_dir / kinds[found], found)
+    return {"variables": tree["variables"], "round": int(tree["round"])}
+
+
+def read_state(directory: Path, round_number: int) -> Tree:
+    """All that was saved of a round, as nested dicts of numpy arrays.
+
+    Raises:
+      UserError: what is read is not what was written.
+    """
+    path = directory.resolve() / str(round_number)
+    _ignore_late_ends()
+    try:
+        # For this process alone: others may read another round, or none.
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(own, {own}, f"reader{own}")
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
+            tree = reader.metadata(path / "default").item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
+            tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # Orbax and TensorStore raise what they please for files that are cut or gone.
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
+    # Orbax restores array data with a flipped byte without noticing.
+    if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
+        raise UserError(f"{path}: is damaged (its checksums do not match)")
+    return tree
+
+
+@cache
+def _ignore_late_ends() -> None:
+    """Once one read or write has failed, Orbax closes its event loop, and TensorStore cannot tell it how others end.
+
+    Python would print a traceback for each of them, beside our message.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason is given'}"
+
+
+def _checksums(tree: Tree) -> np.ndarray:
+    return np.array([zlib.crc32(np.ascontiguousarray(leaf)) for leaf in jax.tree.leaves(tree)], np.uint32)

@@ -1,0 +1,1 @@
+"""Theorem 1 by experiment: python -m loft_jax.theory"""

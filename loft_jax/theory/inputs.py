@@ -1,0 +1,56 @@
+"""The inputs of Theorem 1: samples, their patches, their labels."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from loft_jax.theory.config import TheoryConfig
+
+
+class Inputs(NamedTuple):
+    """What the network is trained on.
+
+    Attributes:
+      patches: [n, p, d * q] float64, phi_j(x); their squared norms sum to 1 for every sample.
+      labels: [n] float64, 1 or -1.
+    """
+
+    patches: np.ndarray
+    labels: np.ndarray
+
+
+def make_inputs(config: TheoryConfig) -> Inputs:
+    """The inputs that the settings describe, a function of the seed."""
+    settings, rng = config.theory, np.random.default_rng(config.seed)
+    if settings.data == "digits":
+        images, labels = _digits(rng, settings.samples)
+    else:
+        images = rng.normal(size=(settings.samples, settings.channels, settings.pixels))
+        labels = rng.choice([-1.0, 1.0], size=settings.samples)
+    # Every pixel is in q patches.
+    norms = np.sqrt(settings.window * np.sum(images**2, axis=(1, 2), keepdims=True))
+    return Inputs(patches(images / norms, settings.window), labels)
+
+
+def patches(images: np.ndarray, window: int) -> np.ndarray:
+    """The patches of inputs: q neighbouring pixels of all channels, from every pixel on, round the edge.
+
+    Args:
+      images: [n, d, p].
+      window: q, at most p.
+
+    Returns:
+      [n, p, d * q] of the same dtype.
+    """
+    samples, channels, pixels = images.shape
+    neighbours = (np.arange(pixels)[:, None] + np.arange(window)) % pixels
+    return images[:, :, neighbours].transpose(0, 2, 1, 3).reshape(samples, pixels, channels * window)
+
+
+def _digits(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    import sklearn.datasets
+
+    digits = sklearn.datasets.load_digits()
+    chosen = rng.choice(len(digits.target), size=samples, replace=False)
+    # With their mean left in, all digits are nearly parallel and the kernel is nearly singular.
+    return digits.images[chosen] - digits.images.mean(axis=0), np.where(digits.target[chosen] % 2, 1.0, -1.0)

@@ -1,0 +1,12 @@
+from .options import add_ticket_options as add_ticket_options, check_saved as check_saved, ratio as ratio
+from .snapshots import Snapshots as Snapshots
+from .ticket import (
+    FILE as FILE,
+    Pruning as Pruning,
+    Ticket as Ticket,
+    check_fits as check_fits,
+    load_ticket as load_ticket,
+    ratio_text as ratio_text,
+    read_ticket as read_ticket,
+    ticket_name as ticket_name,
+)

@@ -1,0 +1,233 @@
+"""Everything that is computed from a run's snapshots to find its ticket: rankings, distances, overlaps, tickets."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save as to_safetensors
+
+from loft_jax.errors import UserError
+from loft_jax.files import write_aside, write_table
+from loft_jax.filters import (
+    footrule,
+    kept_overlaps,
+    over_chance,
+    prune,
+)
+from loft_jax.storage import RunDirectory
+from loft_jax.tickets.snapshots import Snapshots, rank_groups
+from loft_jax.tickets.ticket import Ticket, ratio_text
+
+COLUMNS = (
+    *("run", "group", "round", "epoch", "to_reference", "to_reference_normalised"),
+    *("to_previous", "to_previous_normalised", "train_loss", "test_accuracy"),
+)
+WEIGHTS = "weights.safetensors"
+
+Row = dict[str, Any]
+Scores = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TicketSearch:
+    """What a search found, computed and not yet written.
+
+    Attributes:
+      asked: what was asked for, of search.json: reference, ratios, scope, norm.
+      rounds: of the T snapshots, ascending.
+      rankings: group name -> int32 [T, n].
+      rows: of distances.csv, a row for each round and group.
+      tickets: (round, ratio) -> ticket.
+      overlaps: "{ratio}/{group}", and "{ratio}/all" for the groups together -> float32 [T, T], intersection over union
+        of the kept filters.
+    """
+
+    asked: dict[str, Any]
+    rounds: Sequence[int]
+    rankings: dict[str, np.ndarray]
+    rows: list[Row]
+    tickets: dict[tuple[int, float], Ticket]
+    overlaps: dict[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        snapshots: Snapshots,
+        reference: "Reference",
+        ratios: Iterable[float],
+        scope: str,
+        norm: str,
+        progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> "TicketSearch":
+        """Search a run, with one snapshot in memory at a time.
+
+        Args:
+          reference: where distances are taken from.
+          ratios, scope, norm: of the tickets, as in `Ticket`.
+          progress: told of every snapshot as it is read.
+        """
+        rounds, ratios = snapshots.rounds, list(dict.fromkeys(ratios))
+        scores = [snapshots.scores(round_number, norm) for round_number in progress(rounds)]
+        ranked = [rank_groups(values) for values in scores]
+        rankings = {name: np.stack([ranks[name] for ranks in ranked]) for name in ranked[0]}
+        tickets = {
+            (r, ratio): snapshots.ticket(values, r, ratio, scope, norm)
+            for r, values in zip(rounds, scores, strict=True)
+            for ratio in ratios
+        }
+        overlaps = {}
+        for ratio in ratios:
+            overlaps |= _overlaps([tickets[r, ratio] for r in rounds], snapshots)
+        rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm))
+        asked = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
+        asked |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
+        return cls(asked, rounds, rankings, rows, tickets, overlaps)
+
+    def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
+        """Write all of it, the tickets of these rounds only; each file aside, then renamed."""
+        rounds = np.array(self.rounds, np.int32)
+        _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
+        _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
+        write_table(directory.distances, COLUMNS, self.rows)
+        write_aside(directory.search, json.dumps(self.asked, indent=2) + "\n")
+        for (round_number, _), ticket in self.tickets.items():
+            if round_number in ticket_rounds:
+                ticket.write(directory.tickets / ticket.name)
+
+
+def distance_rows(
+    directory: RunDirectory, rounds: Sequence[int], rankings: Scores, reference: Mapping[str, np.ndarray]
+) -> list[Row]:
+    """The rows of distances.csv: every group at every snapshot, in the order of rounds.
+
+    Args:
+      rankings: group name -> int32 [T, n], T = len(rounds).
+      reference: group name -> int32 [n].
+    """
+    metrics = {row["round"]: row for row in directory.rows()}
+    rows = []
+    for name, ranks in rankings.items():
+        n = ranks.shape[1]
+        to_reference = jax.vmap(footrule, in_axes=(None, 0))(reference[name], ranks).tolist()
+        # The first snapshot has none before it.
+        to_previous = [None, *jax.vmap(footrule)(ranks[:-1], ranks[1:]).tolist()]
+        for round_number, at, step in zip(rounds, to_reference, to_previous, strict=True):
+            metric = metrics.get(round_number, {})
+            distances = (at, over_chance(at, n), step, None if step is None else over_chance(step, n))
+            facts = (metric.get("train/loss"), metric.get("test/accuracy"))
+            values = (str(directory.path), name, round_number, metric.get("epoch"), *distances, *facts)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return sorted(rows, key=lambda row: row["round"])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The snapshot that distances are taken from.
+
+    Attributes:
+      snapshots, round: of its run.
+      meaningless: why the distances from it mean nothing, where it was taken by force; else None.
+    """
+
+    snapshots: Snapshots
+    round: int
+    meaningless: str | None
+
+    @classmethod
+    def of(cls, text: str | None, run: Snapshots, *, force: bool) -> "Reference":
+        """RUN2 or RUN2@ROUND, by default its last; None for the run's own last snapshot.
+
+        Raises:
+          UserError: there is no such run or snapshot, or its filters cannot be held against the run's.
+        """
+        if text is None:
+            return cls(run, run.rounds[-1], None)
+        named = "@" in text and not Path(text).is_dir()
+        path, _, round_text = text.rpartition("@") if named else (text, "", "")
+        try:
+            other = Snapshots(RunDirectory(path))
+        except UserError as error:
+            raise UserError(f"--reference {text}: {error}") from None
+        if named and round_text not in map(str, other.rounds):
+            raise UserError(
+                f"--reference {text}: {path} has no snapshot of round {round_text}; "
+                f"there are {', '.join(map(str, other.rounds))}"
+            )
+        meaningless = check_comparable(run, other, force=force)
+        return cls(other, int(round_text) if named else other.rounds[-1], meaningless)
+
+    def ranks(self, norm: str) -> dict[str, np.ndarray]:
+        """Group name -> int32 [n]."""
+        return rank_groups(self.snapshots.scores(self.round, norm))
+
+
+def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
+    """Write a ticket's compact variables of the snapshot it was drawn from beside it. Returns their size in bytes.
+
+    The norm statistics are the full CNN's, pruned: re-estimate them, or train, before evaluating.
+    """
+    compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
+    arrays = {path: np.ascontiguousarray(values) for path, values in flatten_dict(compact, sep="/").items()}
+    content = to_safetensors(arrays, {"model": snapshots.config.model.name, "ticket": ticket.name})
+    write_aside(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
+    return len(content)
+
+
+def _overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.ndarray]:
+    """Of one ratio's tickets, one a snapshot."""
+    found, joined, total = {}, [[] for _ in tickets], 0
+    for group in snapshots.groups:
+        kept = [ticket.kept[group.name] for ticket in tickets]
+        found[f"{ratio_text(tickets[0].ratio)}/{group.name}"] = kept_overlaps(kept, group.width)
+        for all_kept, indices in zip(joined, kept, strict=True):
+            all_kept += [total + i for i in indices]
+        total += group.width
+    return found | {f"{ratio_text(tickets[0].ratio)}/all": kept_overlaps(joined, total)}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_aside(path, buffer.getvalue())
+
+
+def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> str | None:
+    """Whether filter k of one run can be held against filter k of another.
+
+    Returns:
+      What makes the comparison meaningless, if it is forced all the same; else None.
+
+    Raises:
+      UserError: the groups differ; or, unless forced, the runs started from different parameters.
+    """
+    groups = [{group.name: group.width for group in side.groups} for side in (run, reference)]
+    if groups[0] != groups[1]:
+        name = min(name for name in {**groups[0], **groups[1]} if groups[0].get(name) != groups[1].get(name))
+        raise UserError(
+            f"--reference {reference.path}: filter group {name!r} has {groups[1].get(name, 0)} filters there and "
+            f"{groups[0].get(name, 0)} in {run.path}; use a run of the same model and width"
+        )
+    starts = [flatten_dict(side.variables(0)["params"], sep="/") for side in (run, reference)]
+    # Another machine or version may round the same initialisation differently.
+    differing = [path for path, values in starts[0].items() if not _close(values, starts[1].get(path))]
+    if not differing:
+        return None
+    meaning = (
+        f"{reference.path} started from other parameters than {run.path} (params/{differing[0]}): filter k of one has "
+        "nothing to do with filter k of the other, and the distance between them is that of chance"
+    )
+    if not force:
+        raise UserError(
+            f"--reference {meaning}; use a run of the same seed, data and model, or --force to compare all the same"
+        )
+    return meaning
+
+
+def _close(one: np.ndarray, other: np.ndarray | None) -> bool:
+    return other is not None and other.shape == one.shape and np.allclose(one, other, rtol=1e-4, atol=1e-6)

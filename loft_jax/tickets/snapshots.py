@@ -1,0 +1,85 @@
+"""The snapshots of a run, read one at a time and checked against the run's model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from loft_jax.errors import UserError
+from loft_jax.filters import check_ranks, check_scores, draw_kept, filter_scores, rank_filters
+from loft_jax.models import model_of
+from loft_jax.storage import RunDirectory, read_state
+from loft_jax.tickets.ticket import Ticket
+
+Tree = dict[str, Any]
+
+
+class Snapshots:
+    """A run's snapshots, with its config and the filter groups of its model. Raises UserError where there are none."""
+
+    def __init__(self, directory: RunDirectory):
+        self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
+        self.config = directory.read_config()
+        # The number of classes and the images' shape change no path and no group.
+        model = model_of(self.config, 1)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_dict(shapes, sep="/").items()}
+        self.groups = model.filter_groups()
+
+    def variables(self, round_number: int) -> Tree:
+        """{"params", "batch_stats"} of the full CNN at the snapshot of a round, as numpy arrays.
+
+        Raises:
+          UserError: it cannot be read, is damaged or is of another model.
+        """
+        variables = read_state(self.directory.snapshots, round_number)["variables"]
+        self._check(variables, round_number)
+        return variables
+
+    def scores(self, round_number: int, norm: str) -> dict[str, np.ndarray]:
+        """`filter_scores` of a round, float32 [n] each.
+
+        Raises:
+          UserError: as `variables`, or a score is not finite.
+        """
+        try:
+            scores = jax.device_get(filter_scores(self.variables(round_number), self.groups, norm))
+            for name, values in scores.items():
+                check_scores(values, name)
+        except ValueError as error:
+            raise UserError(f"{self.path}, round {round_number}: {error}") from None
+        return scores
+
+    def ticket(self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: str, norm: str) -> Ticket:
+        """The ticket that a round's scores, by this norm, give. Raises ValueError on a ratio or scope out of range."""
+        kept = draw_kept(scores, ratio, scope)
+        return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash())
+
+    def _check(self, variables: Tree, round_number: int) -> None:
+        flat = flatten_dict(variables, sep="/")
+        name = f"{self.path}, round {round_number}: holds a snapshot of another model than {self.config.model.name}"
+        kernels = {path: leaf.shape[:-2] for path, leaf in flat.items()}
+        if differing := sorted(
+            path for path in self._kernels | kernels if self._kernels.get(path) != kernels.get(path)
+        ):
+            raise UserError(f"{name} ({differing[0]!r} is not alike in both); use the config it was made with")
+        for group in self.groups:
+            for path, axis in group.axes.items():
+                if flat[path].ndim <= axis or flat[path].shape[axis] != group.width:
+                    raise UserError(
+                        f"{name}: filter group {group.name!r} has {group.width} filters, and {path!r} has the shape "
+                        f"{flat[path].shape}; use the config it was made with"
+                    )
+
+
+def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`rank_filters` of every group's scores: int32 [n] each. Raises UserError unless they are permutations."""
+    rankings = {name: np.asarray(rank_filters(values)) for name, values in scores.items()}
+    try:
+        for name, ranks in rankings.items():
+            check_ranks(ranks, name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return rankings

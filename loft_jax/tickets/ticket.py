@@ -1,0 +1,153 @@
+"""Tickets: which filters of each group are kept. Drawn from scores, named, written and read back.
+
+Imports no JAX: a ticket's file and its refusals need none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from loft_jax.config import Fraction
+from loft_jax.errors import UserError, did_you_mean, path_problem, shown
+from loft_jax.files import write_aside, writing
+from loft_jax.filters import NORMS, SCOPES, Norm, Scope, draw_kept
+
+if TYPE_CHECKING:
+    from loft_jax.filters import FilterGroup
+
+FILE = "ticket.json"
+
+
+class Pruning(NamedTuple):
+    """Which filters tickets lack: a share of them, the lowest of a group or of all together, by a norm."""
+
+    ratio: float
+    scope: str = SCOPES[0]
+    norm: str = NORMS[0]
+
+    @property
+    def share(self) -> str:
+        """For people: "50%", and where the filters are not chosen as the paper does, how: "50% (global, l1)"."""
+        return f"{100 * self.ratio:.12g}%{self._way}"
+
+    @property
+    def removed(self) -> str:
+        """For people: "50% removed", "50% removed (global, l1)"."""
+        return f"{100 * self.ratio:.12g}% removed{self._way}"
+
+    @property
+    def _way(self) -> str:
+        way = [given for given, papers in ((self.scope, SCOPES[0]), (self.norm, NORMS[0])) if given != papers]
+        return f" ({', '.join(way)})" if way else ""
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Ticket:
+    """The kept filters of every group, and where they come from.
+
+    Attributes:
+      kept: group name -> ascending filter indices.
+      ratio: share of the filters removed, in [0, 1).
+      scope: "group" (the same ratio in every group, the paper's) or "global" (over all groups together).
+      norm: "l1" or "l2", of the scores it was drawn by.
+      round: of the snapshot it was drawn from.
+      run: directory of the run.
+      config_hash: of the run's config.
+    """
+
+    kept: dict[str, list[int]]
+    ratio: Fraction
+    scope: Scope
+    norm: Norm
+    round: int
+    run: str
+    config_hash: str
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return ticket_name(self.round, self.scope, self.norm, self.ratio)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of kept filters."""
+        return {group: len(kept) for group, kept in self.kept.items()}
+
+    def drawn_anew(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
+        """The ticket that the scores of another round give at the same ratio and scope."""
+        return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
+
+    def write(self, directory: Path) -> None:
+        """Write ticket.json into a directory, which is made; whole or not at all. Raises RunStopped if it cannot be."""
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_aside(directory / FILE, json.dumps(asdict(self)) + "\n")
+
+
+def ticket_name(round_number: int, scope: str, norm: str, ratio: float) -> str:
+    """r{round}-{scope}-{norm}-{ratio}, as r40-group-l2-0.5."""
+    return f"r{round_number}-{scope}-{norm}-{ratio_text(ratio)}"
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio in names: 0.5, and 0 for 0.0."""
+    return f"{ratio:.12g}"
+
+
+def load_ticket(directory: Path, name: str) -> Ticket:
+    """Read tickets/NAME of a run's directory of tickets.
+
+    Raises:
+      UserError: there is no such ticket, or its file holds none, or one of another name.
+    """
+    if "/" in name or path_problem(name) or not (directory / name / FILE).is_file():
+        there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
+        otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
+        hint = did_you_mean(name, there, otherwise)
+        raise UserError(f"--ticket {shown(name)}: no such ticket in {directory}{hint}")
+    ticket = read_ticket(directory / name)
+    if ticket.name != name:
+        raise UserError(
+            f"--ticket {name}: holds {ticket.name}; a ticket goes by that name, in a directory of that name"
+        )
+    return ticket
+
+
+def read_ticket(directory: Path) -> Ticket:
+    """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
+    path, advice = directory / FILE, "draw it anew with python -m loft_jax.tickets"
+    try:
+        return Ticket(**json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: holds no ticket ({key}: {first['msg'].lower()}); {advice}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: holds no ticket ({error}); {advice}") from None
+
+
+def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -> None:
+    """Raise UserError, naming the group, unless the ticket is of this run and keeps filters its model has."""
+    label = f"ticket {ticket.name}"
+    if ticket.config_hash != run_hash:
+        raise UserError(
+            f"{label}: was drawn from a run of config {ticket.config_hash}, and this run's is {run_hash}; draw it anew "
+            "with python -m loft_jax.tickets"
+        )
+    declared = {group.name: group.width for group in groups}
+    if differing := sorted(declared.keys() ^ ticket.kept.keys()):
+        raise UserError(f"{label}: filter group {differing[0]!r} is not in both the ticket and the model")
+    for name, kept in ticket.kept.items():
+        if not kept or sorted(set(kept)) != kept:
+            raise UserError(f"{label}: filter group {name!r} must keep ascending filter indices, at least one")
+        if outside := [i for i in kept if not 0 <= i < declared[name]]:
+            raise UserError(
+                f"{label}: filter group {name!r} keeps filter {outside[0]}, and the model has {declared[name]}; "
+                "draw it anew with python -m loft_jax.tickets"
+            )

@@ -1,0 +1,5 @@
+"""Pretrain: python -m loft_jax.train"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

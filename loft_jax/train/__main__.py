@@ -1,0 +1,116 @@
+"""Pretrain: python -m loft_jax.train --config configs/digits.yaml --workdir runs/digits
+
+By LoFT, local SGD, plain SGD or GPipe, as the settings say. The same command run again resumes from the newest
+checkpoint; a finished run says so.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from loft_jax.config import CommandLine, Config, run_command
+from loft_jax.console import duration
+from loft_jax.devices import Preemption, check_sees, connected, on_first
+from loft_jax.errors import UserError
+from loft_jax.storage import CONFIG, PHASES, RunDirectory
+
+# What imports JAX is imported where it is needed: a typo, a refusal and a finished run are told before JAX is loaded.
+
+
+def main() -> None:
+    command = CommandLine("python -m loft_jax.train", __doc__)
+    command.parser.add_argument("--workdir", metavar="RUN", help="run directory (default: runs/NAME_OF_CONFIG)")
+    command.parser.add_argument(
+        "--dry_run", action="store_true", help="compile one round, print sizes, memory and bytes, and write nothing"
+    )
+    arguments, config = command.parse()
+    if arguments.dry_run:
+        if config.distributed.is_asked_for:
+            raise UserError("--dry_run looks at the devices of one process; leave out --distributed")
+        dry_run(config)
+        return
+    name = Path(arguments.config).stem if arguments.config else "default"
+    directory = RunDirectory(Path("runs") / name if arguments.workdir is None else arguments.workdir, "--workdir")
+    if config.distributed.is_asked_for:
+        # First, because processes that have found each other see their devices.
+        configure(config)
+    with connected(config) as processes, Preemption() as preemption:
+        directory.writes = processes.is_first
+        complete = on_first(processes, lambda: is_complete(directory, config))
+        check_sees(processes, directory.path / CONFIG)
+        if complete:
+            return
+        configure(config)
+        run(config, directory, preemption)
+
+
+def is_complete(directory: RunDirectory, config: Config) -> bool:
+    """Open the directory, and look whether its run is finished; if so, say so. Raises UserError as `open`."""
+    directory.open(config)
+    summary = directory.summary()
+    if summary:
+        print(f"{directory.path}: already complete")
+        print_summary(summary)
+    return summary is not None
+
+
+def configure(config: Config) -> None:
+    """Load JAX, and set what it must know before it sees its devices."""
+    from loft_jax.devices import configure_jax
+
+    configure_jax(config)
+
+
+def dry_run(config: Config) -> None:
+    """Everything up to compiling one round; prints sizes, memory and bytes."""
+    import jax
+
+    configure(config)
+    from loft_jax.train.experiment import Experiment
+    from loft_jax.train.overview import print_programs, print_setup
+
+    experiment = Experiment.build(config)
+    print_setup(experiment)
+    state = jax.eval_shape(experiment.round.place, experiment.state_shapes())
+    lowered = experiment.round.lowered(state, experiment.data)
+    print_programs({name: program.compile() for name, program in lowered.items()})
+
+
+def run(config: Config, directory: RunDirectory, preemption: Preemption | None = None) -> dict[str, Any]:
+    """Train to the last round in an opened directory, from its newest checkpoint if it has one.
+
+    Returns:
+      The summary; {} where the directory is another process's to write.
+
+    Raises:
+      UserError: model, data or devices do not fit the config, or every checkpoint is damaged.
+      RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
+      Preempted: `preemption` asked the run to leave.
+    """
+    from loft_jax.train.experiment import Experiment
+    from loft_jax.train.overview import print_setup
+    from loft_jax.train.trainer import train_to_the_end
+
+    experiment = Experiment.build(config)
+    print_setup(experiment)
+    summary = train_to_the_end(experiment, directory, preemption=preemption)
+    if summary:
+        directory.write_summary(summary)
+        print_summary(summary)
+    return summary
+
+
+if __name__ == "__main__":
+    run_command(main, interrupted="interrupted; the same command resumes from the last checkpoint")
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print summary.json as a few lines."""
+    seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
+    split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
+    extent = f"{summary['round']} rounds, {summary['epoch']:.1f} epochs"
+    print(f"finished  {summary['model']} on {summary['data']}, {summary['method']}: {extent}")
+    if "stopped" in summary:
+        print(f"stopped   {summary['stopped']}")
+    print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
+    print(f"measured  {duration(sum(seconds.values()))}: {split}")
+    print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)

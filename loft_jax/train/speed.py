@@ -1,0 +1,76 @@
+"""How fast networks train on one device: local steps called back to back, two networks in turn."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from loft_jax.data import Dataset
+from loft_jax.devices import DATA, WORKER
+from loft_jax.loft import LocalStep
+
+_SECONDS_A_TURN = 0.3
+
+
+class StepLoop:
+    """Local steps of one network on the first device, one dispatch each; of black images.
+
+    Attributes:
+      flops: of one step, as XLA counts them in the compiled program.
+      batch_size: images of one step.
+    """
+
+    def __init__(self, step: LocalStep, model: nn.Module, dataset: Dataset, batch_size: int):
+        device = jax.devices()[0]
+        self.batch_size = batch_size
+        shape = dataset.image_shape
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        # Zeros take as long as other numbers, and initialisers take long to compile.
+        filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+        momentum = jax.tree.map(jnp.zeros_like, filled["params"])
+        self._state = jax.device_put({**filled, "momentum": momentum}, device)
+        images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
+        data = jax.device_put(images, device)
+        self._arguments = (*data, jnp.arange(batch_size), jax.random.key(0), jnp.int32(0))
+        alone = Mesh(np.array([[device]]), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
+        spec = PartitionSpec()
+        program = jax.shard_map(
+            replace(step, model=model, data_shards=1), mesh=alone, in_specs=spec, out_specs=(spec, spec)
+        )
+        self._program = jax.jit(program, donate_argnums=0).lower(self._state, *self._arguments).compile()
+        self.flops = self._program.cost_analysis()["flops"]
+
+    def __call__(self, steps: int) -> None:
+        """Run so many steps, and wait for them."""
+        for _ in range(steps):
+            self._state, _ = self._program(self._state, *self._arguments)
+        jax.block_until_ready(self._state)
+
+
+def images_per_second(first: StepLoop, second: StepLoop, pairs: int = 5) -> tuple[float, float]:
+    """Median images/s of two networks, measured in turn; some tenths of a second each."""
+    second(1)
+    start = time.perf_counter()
+    second(1)
+    steps = max(1, round(_SECONDS_A_TURN / (time.perf_counter() - start)))
+    seconds = interleaved(lambda: first(steps), lambda: second(steps), pairs)
+    return tuple(
+        steps * loop.batch_size / statistics.median(s) for loop, s in zip((first, second), seconds, strict=True)
+    )
+
+
+def interleaved(a: Callable[[], None], b: Callable[[], None], pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of a and of b, called in turn, after one call of each that is not counted."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs + 1):
+        for run, times in zip((a, b), seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    return seconds[0][1:], seconds[1][1:]

@@ -1,0 +1,60 @@
+"""Whether the ticket has appeared: how far the ranking of the filters moves from one snapshot to the next."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from loft_jax.config import Train
+from loft_jax.filters import FilterGroup, filter_scores, normalised_footrule, rank_filters
+
+DISTANCES = ("distance/worst", "distance/mean")
+
+Row = dict[str, Any]
+
+
+class TicketWatch:
+    """Follows `train.stop_when`: the normalised footrule of each snapshot's ranking from that of the one before.
+
+    To be shown only the snapshots for which `Config.stopping_is_judged`.
+    """
+
+    def __init__(self, settings: Train, groups: Sequence[FilterGroup]):
+        self._settings, self._groups = settings, tuple(groups)
+        self._figure = f"distance/{settings.stop_groups}"
+        self._previous: dict[str, jax.Array] | None = None
+        self._figures: list[float] = []
+
+    def resume(self, newest: Any, rows: Sequence[Row]) -> None:
+        """Go on behind the variables of the newest snapshot shown, and the rows of the run."""
+        self._previous = self._rankings(newest)
+        self._figures = [row[self._figure] for row in rows if self._figure in row]
+
+    def observe(self, variables: Any) -> Row:
+        """The distances of the variables of a snapshot from the one before, worst group and mean; none at the first."""
+        before, self._previous = self._previous, self._rankings(variables)
+        if before is None:
+            return {}
+        distances = jax.device_get({name: normalised_footrule(before[name], self._previous[name]) for name in before})
+        values = [float(distance) for distance in distances.values()]
+        row = dict(zip(DISTANCES, (max(values), statistics.fmean(values)), strict=True))
+        self._figures.append(row[self._figure])
+        return row
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run ends here, with the figures; None while it goes on."""
+        settings = self._settings
+        last = self._figures[-settings.stop_snapshots :]
+        if len(last) < settings.stop_snapshots or max(last) >= settings.stop_when:
+            return None
+        which = "the group that moved most" if settings.stop_groups == "worst" else "the mean over groups"
+        return (
+            f"the ticket has appeared: over {settings.snapshot_every} rounds the filter distance ({which}, 1 is "
+            f"chance) was {', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={settings.stop_when:g}"
+        )
+
+    def _rankings(self, variables: Any) -> dict[str, jax.Array]:
+        scores = filter_scores({"params": variables["params"]}, self._groups)
+        return {name: rank_filters(values) for name, values in scores.items()}

@@ -1,0 +1,264 @@
+"""A run in progress: its state, the rounds, and what is due after each."""
+
+import math
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from loft_jax.devices import Preemption, agreed, replicate
+from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
+from loft_jax.train.experiment import Experiment
+from loft_jax.train.overview import summarise
+from loft_jax.train.progress import TrainingProgress
+from loft_jax.train.stopping import TicketWatch
+from loft_jax.train.stopwatch import Stopwatch
+
+Tree = dict[str, Any]
+Row = dict[str, Any]
+
+
+def train_to_the_end(
+    experiment: Experiment,
+    directory: RunDirectory,
+    start_from: Callable[[], Tree] | None = None,
+    *,
+    snapshots: bool = True,
+    preemption: Preemption | None = None,
+) -> dict[str, Any]:
+    """Train in an opened directory, from its newest checkpoint if it has one, with progress.
+
+    Args:
+      start_from: gives the state before the first round; None for the experiment's initialisation.
+      snapshots: whether to take snapshots for tickets.
+      preemption: asked after every round whether to leave.
+
+    Returns:
+      The summary; {} where the directory is another process's to write.
+
+    Raises:
+      UserError: every checkpoint is damaged.
+      RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
+      Preempted: the run was asked to leave, and has saved the round it was in.
+    """
+    rounds = experiment.config.train.rounds
+    with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption) as trainer:
+        done = trainer.start(start_from)
+        print(f"workdir   {directory.path}" + (f", resumed after round {done}" if done else ""), flush=True)
+        with TrainingProgress(rounds, done) as progress:
+            while not (trainer.finished or trainer.leaves):
+                progress.update(trainer.train_one_round())
+        if not trainer.finished:
+            raise Preempted(
+                f"stopped   by SIGTERM after round {trainer.done} of {rounds}, which is saved; the same command goes "
+                "on from there"
+            )
+        if not directory.writes:
+            return {}
+        summary = summarise(experiment, directory.rows())
+        if trainer.stop_reason:
+            summary["stopped"] = trainer.stop_reason
+    return summary
+
+
+class Trainer:
+    """Trains an experiment in an opened run directory, round by round. Use as a context manager."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        *,
+        snapshots: bool = True,
+        preemption: Preemption | None = None,
+    ):
+        self._experiment, self._config, self._directory = experiment, experiment.config, directory
+        self._takes_snapshots, self._preemption = snapshots, preemption
+        self._ticket_watch = None
+        if self._config.train.stop_when is not None:
+            self._ticket_watch = TicketWatch(self._config.train, experiment.round.groups)
+        self._watch = Stopwatch()
+        self._stores: list[Store] = []
+        self.done, self.finished, self.leaves = 0, False, False
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._watch.close()
+        self._experiment.data.close()
+        if kind and kind is not Preempted and jax.process_count() > 1:
+            return  # Closing waits for the other processes, which may have gone.
+        # What has stopped the run is to be told, not what closing says of it again.
+        with suppress(Exception) if kind else nullcontext():
+            for store in self._stores:
+                store.close()
+
+    def start(self, start_from: Callable[[], Tree] | None = None) -> int:
+        """Initialise, or resume from the newest checkpoint that is sound. Returns the number of completed rounds."""
+        directory = self._directory
+        found = newest_sound(directory.checkpoints)
+        self.done = found[0] if found else 0
+        lost = max((row["round"] for row in directory.rows()), default=0)
+        if found is None and lost and directory.writes:
+            print(
+                f"warning: {directory.checkpoints}: holds no checkpoint to go on from; the run starts anew, and what "
+                f"was kept of its {lost} rounds is deleted",
+                file=sys.stderr,
+                flush=True,
+            )
+        directory.forget_after(self.done if found else -1)
+        # All wait for the first process, which has just deleted what Orbax would find.
+        agreed(self.done)
+        self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
+        self._snapshots = Store(directory.snapshots) if self._takes_snapshots else None
+        self._stores = [store for store in (self._checkpoints, self._snapshots) if store]
+        if found is None:
+            self._state = self._experiment.round.place((start_from or self._experiment.initial_state)())
+            self._conclude({})
+        else:
+            self._state = self._placed(found[1])
+            self._resume_ticket_watch()
+            self.finished = self._is_over()
+        self.leaves = self._is_asked_to_leave()
+        if self.leaves:
+            self._checkpoints.wait()
+        return self.done
+
+    def _resume_ticket_watch(self) -> None:
+        directory = self._directory
+        judged = [r for r in saved_rounds(directory.snapshots) if self._config.stopping_is_judged(r)]
+        if self._ticket_watch and judged:
+            try:
+                before = read_state(directory.snapshots, judged[-1])["variables"]
+            except UserError as error:
+                raise UserError(
+                    f"{error}; train.stop_when goes on from it. Delete the checkpoints of round {judged[-1]} and "
+                    "later, to go on from before it"
+                ) from None
+            self._ticket_watch.resume(before, directory.rows())
+
+    def _is_over(self) -> bool:
+        """Whether no round is left: the last is done, or `train.stop_when` has ended the run; all agree."""
+        if self._ticket_watch is None:
+            return self.done == self._config.train.rounds
+        return bool(agreed(self.done == self._config.train.rounds or self.stop_reason is not None))
+
+    def _is_asked_to_leave(self) -> bool:
+        """Whether any process is; all agree."""
+        return bool(agreed(self._preemption is not None and self._preemption.requested))
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why `train.stop_when` has ended the run; None if it has not."""
+        return self._ticket_watch.reason if self._ticket_watch else None
+
+    def train_one_round(self) -> Row:
+        """One round and whatever is due after it. Returns the round's row of metrics.
+
+        Raises:
+          RunStopped: the loss is not finite; nothing of the round is saved.
+        """
+        experiment, config = self._experiment, self._config
+        with self._watch.phase("train"):
+            masks, workers = experiment.round.train_locally(self._state, experiment.data)
+            jax.block_until_ready(workers)
+        with self._watch.phase("sync"):
+            self._state, loss = experiment.round.sync(self._state, masks, workers)
+            loss = float(loss)
+        learning_rate = float(experiment.round.step.learning_rate(self.done * config.loft.local_steps))
+        self.done += 1
+        self.leaves = self._is_asked_to_leave()
+        self._stop_unless_finite("train/loss", loss, learning_rate)
+        moved = experiment.bytes_on_the_wire()
+        return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
+
+    def _conclude(self, metrics: Row) -> Row:
+        """Evaluate, write the row, save: what is due after `self.done` rounds."""
+        due = self._config.train
+        snapshots = self._snapshots is not None and due.snapshot_is_due(self.done)
+        full = None
+        if self._ticket_watch and self._config.stopping_is_judged(self.done):
+            full = self._full()
+            metrics |= self._ticket_watch.observe(full)
+        self.finished = self._is_over()
+        evaluates = self.finished or due.evaluation_is_due(self.done)
+        saves = self.finished or self.leaves or due.checkpoint_is_due(self.done)
+        if evaluates or saves or snapshots:
+            full = full or self._full()
+            with self._watch.phase("evaluation"):
+                variables = {name: full[name] for name in ("params", "batch_stats")}
+                variables = self._experiment.estimate_norms(variables, self._experiment.data)
+                if evaluates:
+                    metrics |= self._experiment.evaluate(variables)
+                    self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
+            # The loss is of before the round's last update, and not every round that is saved is evaluated.
+            if not _all_finite((variables, full)):
+                self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
+        row = self._row(metrics)
+        self._directory.append(row)
+        if snapshots:
+            self._snapshots.save(self.done, {"variables": variables, "round": full["round"]})
+        if saves:
+            # A snapshot must not be missing where a later start resumes past it.
+            if self._snapshots:
+                self._snapshots.wait()
+            tree = {"variables": variables, "training": _training_part(full), "round": full["round"]}
+            self._checkpoints.save(self.done, tree)
+        if self.finished or self.leaves:
+            self._checkpoints.wait()
+        return row
+
+    def _full(self) -> Tree:
+        with self._watch.phase("evaluation"):
+            return self._experiment.round.full(self._state)
+
+    def _row(self, metrics: Row) -> Row:
+        config, seconds = self._config, self._watch.lap()
+        row = {
+            "round": self.done,
+            "step": self.done * config.loft.local_steps,
+            "epoch": config.epochs(self.done, self._experiment.dataset.examples),
+            **metrics,
+        }
+        if "train" in seconds:
+            row["images_per_second"] = config.images_per_round / (seconds["train"] + seconds["sync"])
+        return row | {f"seconds/{phase}": value for phase, value in seconds.items()}
+
+    def _placed(self, saved: Tree) -> Tree:
+        """The state between rounds that a checkpoint holds. Raises UserError if it is another model's."""
+        shapes = self._experiment.state_shapes()
+        variables = {name: shapes[name] for name in ("params", "batch_stats")}
+        like = {"variables": variables, "training": _training_part(shapes), "round": shapes["round"]}
+        found, expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (saved, like))
+        if found != expected:
+            raise UserError(f"{self._directory.checkpoints / str(self.done)}: holds the state of another model")
+        full = {"params": saved["variables"]["params"], **saved["training"], "round": saved["round"]}
+        return self._experiment.round.place(replicate(full, self._experiment.mesh))
+
+    def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:
+        if math.isfinite(value):
+            return
+        self._checkpoints.wait()
+        good = saved_rounds(self._directory.checkpoints)
+        last = f"the last good checkpoint is that of round {max(good, default=None)} in {self._directory.checkpoints}"
+        raise RunStopped(
+            f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); "
+            f"{last if good else 'nothing is saved'}. Lower "
+            "optimizer.learning_rate or raise optimizer.warmup_steps, and start anew, in another directory or after "
+            "deleting this one"
+        )
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _training_part(state: Tree) -> Tree:
+    """What only the next round needs: running norm statistics, and where there are any momentum and owners."""
+    return {name: state[name] for name in ("batch_stats", "momentum", "owners") if name in state}

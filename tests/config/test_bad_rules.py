@@ -1,0 +1,155 @@
+"""The bad-input matrix of rules between fields, and of model, devices and data: a rule without a row fails."""
+
+import pytest
+from helpers import PACKAGE
+from helpers.refused import DIRECTORY, refusal, rules_of
+
+# Options, and how the message begins.
+RULES = {
+    "batch over devices": ("--data.batch_size 34 --mesh.data 4", "data.batch_size=34: must be a multiple"),
+    "steps over int32": (
+        "--train.rounds 134217728 --data.batch_size 1",
+        "train.rounds=134217728: a worker would read 2147483648 images (loft.local_steps=16, data.batch_size=1), and "
+        "at most 2147483647 are counted; try 134217727",
+    ),
+    "images over int32": (
+        "--train.rounds 100000 --loft.local_steps 100 --data.batch_size 256",
+        "train.rounds=100000: a worker would read 2560000000 images (loft.local_steps=100, data.batch_size=256), and "
+        "at most 2147483647 are counted; try 83886",
+    ),
+    "images of a round over int32": (
+        "--train.rounds 1 --loft.local_steps 65536 --data.batch_size 65536",
+        "train.rounds=1: a worker would read 4294967296 images (loft.local_steps=65536, data.batch_size=65536), and at "
+        "most 2147483647 are counted; lower either of them",
+    ),
+    "digits from a directory": ("--data.data_dir .", "data.data_dir=.: digits ships with scikit-learn"),
+    "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
+    "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
+    "stop that never holds": (
+        "--train.stop_when 1 --train.rounds 10",
+        "train.stop_snapshots=3: train.stop_when could never hold",
+    ),
+    "GPipe and LoFT": ("--gpipe.stages 2 --loft.workers 4", "gpipe.stages=2: is GPipe, which trains the full CNN"),
+    "micro-batches": ("--gpipe.stages 2 --gpipe.microbatches 5", "gpipe.microbatches=5: must divide"),
+    "nearest micro-batches": (
+        "--gpipe.stages 2 --data.batch_size 1000000 --gpipe.microbatches 999",
+        "gpipe.microbatches=999: must divide data.batch_size=1000000; try 1000",
+    ),
+    "micro-batches of a huge batch": (
+        "--gpipe.stages 2 --data.batch_size 2147483647 --gpipe.microbatches 2147483646",
+        "gpipe.microbatches=2147483646: must divide data.batch_size=2147483647; try 2147483647",
+    ),
+    "number of cuts": ("--gpipe.stages 3 --gpipe.cuts stage1/block1", "gpipe.cuts=stage1/block1: must name 2 blocks"),
+    "a pipeline is one process": (
+        "--gpipe.stages 2 --distributed.coordinator host:1 --distributed.processes 2 --distributed.process_id 0",
+        "gpipe.stages=2: GPipe runs in one process, not in distributed.processes=2",
+    ),
+    "a stage is a device": ("--gpipe.stages 2 --mesh.data 2", "mesh.data=2: a stage of GPipe is one device"),
+    "a stage is one worker": ("--gpipe.stages 2 --mesh.worker 1 --mesh.data 4", "mesh.data=4: a stage of GPipe is one"),
+    "a coordinator alone": (
+        "--distributed.coordinator host:1",
+        "distributed.coordinator=host:1: goes with distributed.processes and distributed.process_id",
+    ),
+    "processes without a coordinator": (
+        "--distributed.processes 2 --distributed.process_id 0",
+        "distributed.processes=2: goes with distributed.coordinator",
+    ),
+    "a coordinator, and auto": (
+        "--distributed auto --distributed.coordinator host:1 --distributed.processes 2 --distributed.process_id 0",
+        "distributed.mode=auto: finds out what distributed.coordinator=host:1 states",
+    ),
+    "a process past the last": (
+        "--distributed.coordinator host:1 --distributed.processes 2 --distributed.process_id 2",
+        "distributed.process_id=2: must be below distributed.processes=2",
+    ),
+}
+# The same, once model, devices (four, here) and data are seen.
+LATER_RULES = {
+    "workers over widths": ("--loft.workers 3", "loft.workers=3: must divide every partitioned width"),
+    "many workers": ("--loft.workers 2147483647", "loft.workers=2147483647: must divide every partitioned width"),
+    "stages over blocks": ("--gpipe.stages 10", "gpipe.stages=10: must be at most the 9 blocks"),
+    "cuts of the paper": ("--gpipe.stages 2 --gpipe.cuts paper", "gpipe.cuts=paper: the paper cuts"),
+    "cut at no block": ("--gpipe.stages 2 --gpipe.cuts stage9/block1", "gpipe.cuts=stage9/block1: stage9/block1 is no"),
+    "cut behind the last": (
+        "--gpipe.stages 2 --gpipe.cuts stage3/block3",
+        "gpipe.cuts=stage3/block3: stage3/block3 is",
+    ),
+    "cuts in order": (
+        "--gpipe.stages 3 --gpipe.cuts stage2/block1,stage1/block1",
+        "gpipe.cuts=stage2/block1,stage1/block1: must be in network order",
+    ),
+    "data over devices": ("--mesh.data 8", "mesh.data=8: only 4 cpu devices are there"),
+    "stages over devices": ("--gpipe.stages 5", "gpipe.stages=5: each needs a device of its own, and 4"),
+    "workers and data over devices": ("--mesh.worker 4 --mesh.data 2", "mesh.worker=4: with mesh.data=2 it needs 8"),
+    "too few images": (
+        "--data.split disjoint --loft.partition none --loft.workers 2000",
+        "loft.workers=2000: 1437 images are too few for data.split=disjoint",
+    ),
+}
+# Rules that no command line can break here: tests of their own break them.
+TESTED_ELSEWHERE = ("GPipe runs in one process, and", "belongs to the filter groups", "JAX finds no device to run on")
+TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
+THEORY_RULES = {
+    "channels of digits": ("--theory.channels 4", "theory.channels=4: must be 8 for theory.data=digits"),
+    "pixels of digits": ("--theory.pixels 16", "theory.pixels=16: must be 8 for theory.data=digits"),
+    "a window past the edge": (
+        "--theory.data gaussian --theory.pixels 4 --theory.window 5",
+        "theory.window=5: must be at most theory.pixels=4; try 4",
+    ),
+    "more workers than filters": ("--theory.workers 65", "theory.workers=65: must be at most the 64 filters"),
+    "more swept workers than filters": (
+        "--theory.sweep_workers 4,128 --theory.filters 100",
+        "theory.sweep_workers=128: must be at most the 64 filters of the smallest network; try 64",
+    ),
+    "a number twice": ("--theory.sweep_xi 0.5,0.50", "theory.sweep_xi=0.5,0.50: names a number twice"),
+    "a number out of range": ("--theory.sweep_xi 0.5,2", "theory.sweep_xi=0.5,2: '2' is out of range or no number"),
+    "a step that diverges": ("--theory.eta 2", "theory.eta=2: descent diverges, for its step of 1.88 times"),
+    "a swept step that diverges": ("--theory.sweep_eta 0.1,3", "theory.sweep_eta=3: descent diverges"),
+    "a step that diverges by its gradient's scale": (
+        "--theory.xi 0.1 --theory.eta 0.5 --theory.scale differentiated",
+        "theory.eta=0.5: descent diverges, for its step of 1.72 times",
+    ),
+}
+ALL_RULES = {**RULES, **LATER_RULES, **THEORY_RULES}
+
+
+@pytest.fixture(scope="module")
+def said_to_rules(place):
+    command = {row: "theory" if row in THEORY_RULES else "train" for row in ALL_RULES}
+    return {
+        row: refusal(
+            command[row],
+            *options.split(),
+            DIRECTORY[command[row]],
+            f"later {row}",
+            sees_devices=row in LATER_RULES,
+        )
+        for row, (options, _) in ALL_RULES.items()
+    }
+
+
+@pytest.mark.parametrize("row", ALL_RULES)
+def test_settings_that_do_not_go_together_are_refused(row, said_to_rules):
+    assert said_to_rules[row].removeprefix("command line: ").startswith(ALL_RULES[row][1])
+    assert "\n" not in said_to_rules[row]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config/config.py",
+        "gpipe/cuts.py",
+        "loft/sub_cnn.py",
+        "devices/mesh.py",
+        "loft/exchange.py",
+        "methods/method.py",
+        "train/experiment.py",
+        "data/load.py",
+        "theory/config.py",
+        "theory/sweep.py",
+    ],
+)
+def test_every_rule_has_a_row(file, said_to_rules):
+    for line, message in rules_of(PACKAGE / file):
+        if not any(text in message.pattern.replace("\\", "") for text in TESTED_ELSEWHERE):
+            assert any(map(message.search, said_to_rules.values())), f"{file}:{line}: {message.pattern} has no row"

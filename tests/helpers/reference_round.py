@@ -1,0 +1,118 @@
+"""A round by other means: plain SGD from optax, and a loop over separate sub-CNNs merged with numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from helpers import tiny
+from helpers.tiny import MODEL, flat
+from loft_jax import draw_partition
+from loft_jax.data.batches import Augmentation, normalise, worker_order
+from loft_jax.loft.optimizer import learning_rate_schedule
+from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.randomness import Purpose, key_for
+
+
+def batches_of(config, worker, round_number):
+    """The batches of one worker in one round, drawn without the mesh."""
+    data = tiny.dataset()
+    mean, std = data.channel_statistics
+    steps, size = config.loft.local_steps, config.data.batch_size
+    order = worker_order(
+        key_for(config.seed, Purpose.ORDER),
+        jnp.int32(worker),
+        jnp.int32(round_number * steps * size),
+        steps * size,
+        len(data.train_labels),
+        config.loft.workers,
+        config.data.split,
+    )
+    augmentation = Augmentation(data.crop_padding, data.flip)
+    for i in range(steps):
+        indices = order[i * size : (i + 1) * size]
+        drawn = augmentation.draw(key_for(config.seed, Purpose.AUGMENTATION, worker, round_number * steps + i), size)
+        images = augmentation.apply(jnp.asarray(data.train_images)[indices], drawn)
+        yield normalise(images, mean, std), jnp.asarray(data.train_labels)[indices]
+
+
+def sgd_programs(config, model):
+    """Plain SGD from optax's own parts: (initialise the optimizer, one jitted step)."""
+    kernels = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)  # noqa: E731
+    optimizer = optax.chain(
+        optax.add_decayed_weights(config.optimizer.weight_decay, mask=kernels),
+        optax.sgd(learning_rate_schedule(config), momentum=config.optimizer.momentum),
+    )
+
+    @jax.jit
+    def step(params, batch_stats, optimizer_state, images, labels):
+        def loss_of(params):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+            )
+            return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, 3)).mean(), updated["batch_stats"]
+
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), stats, optimizer_state, loss
+
+    return optimizer.init, step
+
+
+def round_by_a_loop(config, state, round_number):
+    """One round as a plain loop over S separate sub-CNNs on one device, merged with numpy."""
+    groups = split_groups(MODEL, config)
+    split = [group for group in groups if group.partitioned]
+    masks = draw_partition(key_for(config.seed, Purpose.PARTITION, round_number), groups, config.loft.workers)
+    workers = config.loft.workers
+    model = MODEL.with_widths({group.name: group.width // workers for group in split})
+    initialise, step = sgd_programs(config, model)
+    axes = {}
+    for group in split:
+        for path, axis in group.axes.items():
+            axes[path] = (axis, group.name)
+            axes[path.replace("params/", "momentum/")] = (axis, group.name)
+
+    def path_of(key_path):
+        return "/".join(k.key for k in key_path)
+
+    state = {name: jax.device_get(state[name]) for name in ("params", "batch_stats", "momentum")}
+    total = jax.tree.map(np.zeros_like, state)
+    losses = []
+    for worker in range(workers):
+        owned = {name: np.flatnonzero(mask[worker]) for name, mask in masks.items()}
+
+        def cut(key_path, leaf, owned=owned):
+            axis, name = axes.get(path_of(key_path), (None, None))
+            return leaf if axis is None else np.take(leaf, owned[name], axis=axis)
+
+        compact = jax.tree_util.tree_map_with_path(cut, state)
+        optimizer_state = optax.tree_utils.tree_set(
+            initialise(compact["params"]),
+            trace=compact["momentum"],
+            count=jnp.int32(round_number * config.loft.local_steps),
+        )
+        params, stats = compact["params"], compact["batch_stats"]
+        for images, labels in batches_of(config, worker, round_number):
+            params, stats, optimizer_state, loss = step(params, stats, optimizer_state, images, labels)
+            losses.append(float(loss))
+        trained = {"params": params, "batch_stats": stats}
+        trained["momentum"] = optax.tree_utils.tree_get(optimizer_state, "trace")
+
+        def deposit(key_path, into, leaf, owned=owned):
+            axis, name = axes.get(path_of(key_path), (None, None))
+            if axis is None:
+                return into + np.asarray(leaf) / workers
+            into = into.copy()
+            into[(slice(None),) * axis + (owned[name],)] = leaf
+            return into
+
+        total = jax.tree_util.tree_map_with_path(deposit, total, trained)
+    return total, np.mean(losses)
+
+
+def assert_close(state, expected, rtol=2e-5, atol=2e-6):
+    one, other = flat({k: state[k] for k in expected}), flat(expected)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_allclose(one[path], other[path], rtol=rtol, atol=atol, err_msg=path)

@@ -1,0 +1,86 @@
+"""A network and a data set small enough that a round compiles in seconds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from loft_jax.config.config import Config
+from loft_jax.data.dataset import Dataset
+from loft_jax.data.streaming.dataset import StreamedDataset
+from loft_jax.devices.mesh import make_mesh, replicate
+from loft_jax.gpipe.pipeline import GPipe
+from loft_jax.loft.feeds import training_data
+from loft_jax.loft.round import Round
+from loft_jax.loft.state import initial_state
+from loft_jax.models.resnet import ResNet
+
+# Partitioned: stage2/block2, width 8. Everything else is shared under `partition: paper`.
+MODEL = ResNet(blocks=(1, 2), num_classes=3, width=4, preactivation=True)
+
+
+def dataset(train: int = 40, test: int = 22) -> Dataset:
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 3, size=n).astype(np.int32) for n in (train, test)]
+    images = [
+        np.clip(rng.normal(100 + 40 * y[:, None, None, None], 30, size=(len(y), 6, 6, 2)), 0, 255).astype(np.uint8)
+        for y in labels
+    ]
+    return Dataset("tiny", images[0], labels[0], images[1], labels[1], num_classes=3, crop_padding=1, flip=True)
+
+
+def config(**settings: Any) -> Config:
+    """The config of dotted keys (dots as double underscores), over four workers, three steps of batch 4 a round."""
+    nested: dict[str, Any] = {
+        "data": {"batch_size": 4},
+        "loft": {"workers": 4, "local_steps": 3},
+        "optimizer": {"learning_rate": 0.05},
+        "train": {"rounds": 5, "norm_batches": 3},
+    }
+    for key, value in settings.items():
+        *sections, leaf = key.split("__")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[leaf] = value
+    return Config.model_validate(nested)
+
+
+@dataclass
+class Run:
+    """A round's programs with their data and state on a mesh."""
+
+    config: Config
+    fused: bool | None = None
+    model: nn.Module = MODEL
+    dataset: Dataset | StreamedDataset | None = None
+
+    def __post_init__(self) -> None:
+        self.dataset, self.mesh = self.dataset or dataset(), make_mesh(self.config)
+        self.model = self.model.clone(dtype=jnp.dtype(self.config.precision))
+        if self.config.gpipe.stages is None:
+            self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
+        else:
+            self.round = GPipe(self.config, self.model, self.dataset, self.mesh)
+        self.data = training_data(self.config, self.dataset, self.mesh)
+        # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
+        start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
+        self.full = jax.device_get(start)
+        self.state = self.round.place(replicate(self.full, self.mesh))
+
+    def _start(self) -> dict[str, Any]:
+        return initial_state(self.model, self.config, self.dataset.image_shape)
+
+    def rounds(self, count: int) -> dict[str, Any]:
+        """The full state after so many further rounds, as numpy arrays."""
+        for _ in range(count):
+            masks, workers = self.round.train_locally(self.state, self.data)
+            self.state, self.loss = self.round.sync(self.state, masks, workers)
+        return jax.device_get(self.round.full(self.state))
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}

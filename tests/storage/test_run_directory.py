@@ -1,0 +1,38 @@
+"""A run's directory: rows behind a spoilt one, what a crash leaves, damaged checkpoints put aside."""
+
+from helpers.runs import config_of, opened
+
+from loft_jax.storage.run_directory import saved_instead
+
+
+def test_rows_behind_a_spoilt_one_are_not_believed(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    directory.append({"round": 1})
+    with open(tmp_path / "run/metrics.jsonl", "ab") as file:
+        file.write(b'\xff{"round": 2\n{"round": 3}\n')
+    assert directory.rows() == [{"round": 1}]
+
+
+def test_what_a_killed_process_left_half_written_is_deleted(tmp_path):
+    opened(tmp_path / "run", config_of()).close()
+    names = ("config.yaml", "metrics.jsonl", "summary.json", "events.out.tfevents.1.loft_jax")
+    left = [tmp_path / f"run/.{name}.123.tmp" for name in names]
+    for path in left:
+        path.touch()
+    opened(tmp_path / "run", config_of()).close()
+    assert [path.name for path in left if path.exists()] == []
+
+
+def test_a_checkpoint_that_is_damaged_again_takes_the_place_of_the_one_before(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    for name, content in (("4", "new"), ("4.damaged", "old")):
+        (directory.checkpoints / name).mkdir(parents=True)
+        (directory.checkpoints / name / "file").write_text(content)
+    directory.forget_after(2)
+    assert [path.name for path in directory.checkpoints.iterdir()] == ["4.damaged"]
+    assert (directory.checkpoints / "4.damaged/file").read_text() == "new"
+
+
+def test_of_many_saved_rounds_the_first_and_last_are_named():
+    assert saved_instead(range(3), 7) == "try 2; there are 0, 1, 2"
+    assert saved_instead(range(0, 84, 4), 7) == "try 8; there are 21 from 0 to 80"

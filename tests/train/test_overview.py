@@ -1,0 +1,50 @@
+"""What people are told of a run: its first lines, its programs, and the figures of its summary."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from helpers.runs import config_of
+
+from loft_jax import create_model
+from loft_jax.models.sizes import parameter_count
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.train.experiment import Experiment
+from loft_jax.train.overview import print_programs, print_setup
+
+
+def test_speeds_are_of_training_and_sync_and_the_sub_cnn_is_counted_by_itself(finished):
+    path, summary = finished
+    for row in RunDirectory(path).rows()[1:]:
+        seconds = row["seconds/train"] + row["seconds/sync"]
+        assert row["images_per_second"] == pytest.approx(4 * 2 * 8 / seconds)
+    seconds = summary["seconds/train"] + summary["seconds/sync"]
+    assert summary["images_per_second"] == pytest.approx(summary["images"] / seconds)
+    model = create_model("preresnet20", 10, width=4)
+    shares = {group.name: group.width // 4 for group in model.filter_groups() if group.partitioned}
+    assert summary["parameters_sub_cnn"] == parameter_count(model.with_widths(shares), (8, 8, 1))
+    assert summary["parameters"] == parameter_count(model, (8, 8, 1))
+
+
+def test_workers_a_device_and_the_sub_cnns_share_are_said(capsys):
+    print_setup(Experiment.build(config_of(mesh={"worker": 1})))
+    said = capsys.readouterr().out
+    assert "mesh      worker 1 x data 1; 4 workers, 4 a device" in said
+    pattern = r"preresnet20: ([\d,]+) parameters; sub-CNN of a worker: ([\d,]+) \((\d+)%\)"
+    full, compact, share = (int(text.replace(",", "")) for text in re.search(pattern, said).groups())
+    assert share == round(100 * compact / full)
+    assert share < 100
+
+
+def test_a_programs_peak_leaves_out_results_that_take_an_arguments_place(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ("argument", "output", "temp", "alias")
+    sizes = SimpleNamespace(
+        **{f"{name}_size_in_bytes": size * 10**6 for name, size in zip(names, (8, 4, 2, 3), strict=True)}
+    )
+    program = SimpleNamespace(memory_analysis=lambda: sizes, cost_analysis=lambda: {"flops": 5e9})
+    print_programs({"step": program})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        *("step", "5.000 G", "8.00 MB", "4.00 MB", "2.00 MB", "11.00 MB")
+    ]
