@@ -11,7 +11,7 @@ from loft_jax.tickets import __main__ as tickets
 
 EXAMPLES = [
     (page, code)
-    for page in ("README.md", "docs/tickets.md")
+    for page in ("README.md", "docs/guides/tickets.md")
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 ]
 # The tests' run in place of README's: narrower and shorter.
