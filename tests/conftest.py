@@ -51,7 +51,7 @@ def finished(common):
 @pytest.fixture
 def retrain(monkeypatch):
     """Run the command with these arguments, in this process."""
-    monkeypatch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
+    monkeypatch.setattr("loft_jax.devices.configure_jax", lambda config: None)
 
     def call(*arguments):
         from loft_jax.retrain.__main__ import main

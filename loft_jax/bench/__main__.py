@@ -65,16 +65,15 @@ class RoundBench:
         import jax
 
         from loft_jax.devices import make_mesh, replicate
-        from loft_jax.loft import Round, initial_state, training_data
+        from loft_jax.loft import Round, initial_state, make_images
         from loft_jax.models import create_model
 
         self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(SETTING)
         self._dataset = dataset
         self._model = create_model(SETTING.model.name, dataset.num_classes, width=SETTING.model.width)
-        self._round = Round(SETTING, self._model, dataset, mesh)
+        self._round = Round(SETTING, self._model, dataset, mesh, make_images(SETTING, dataset, mesh))
         shape = dataset.image_shape
         self._state = replicate(jax.jit(lambda: initial_state(self._model, SETTING, shape))(), mesh)
-        self._data = training_data(SETTING, dataset, mesh)
 
     def rows(self) -> list[Row]:
         """All rows, measured."""
@@ -104,28 +103,27 @@ class RoundBench:
         ]
 
     def _whole_round(self) -> None:
-        masks, workers = self._round.train_locally(self._state, self._data)
-        self._state, loss = self._round.sync(self._state, masks, workers)
+        masks, workers = self._round.train_locally(self._state)
+        self._state, loss = self._round.finish(self._state, masks, workers)
         loss.block_until_ready()
 
     def _outside_local_steps(self) -> None:
-        masks, workers = self._round.partition_and_extract(self._state, self._data)
-        self._state, loss = self._round.sync(self._state, masks, workers)
+        masks, workers = self._round.partition_and_extract(self._state)
+        self._state, loss = self._round.finish(self._state, masks, workers)
         loss.block_until_ready()
 
 
 def ticket_rows(pairs: int) -> list[Row]:
     """An 80 % ticket of a preresnet18 of width 64 against the full network: FLOPs and time of a training step."""
-    from loft_jax.devices import make_mesh
     from loft_jax.filters import kept_count
-    from loft_jax.loft import Round
+    from loft_jax.loft import make_local_step
     from loft_jax.models import create_model
     from loft_jax.train import StepLoop, interleaved
 
     dataset = random_images(1_000)
     model = create_model(SETTING.model.name, dataset.num_classes)
     compact = model.with_widths({group.name: kept_count(group.width, 0.8) for group in model.filter_groups()})
-    step = Round(SETTING, model, dataset, make_mesh(SETTING)).step
+    step = make_local_step(SETTING, model, dataset)
     ticket, full = (StepLoop(step, network, dataset, SETTING.data.batch_size) for network in (compact, model))
     seconds = interleaved(lambda: ticket(1), lambda: full(1), pairs)
     what = "of an 80 % ticket over the full training step, preresnet18 of width 64"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import jax
 
-from loft_jax.loft import sent_bytes
-from loft_jax.loft.traffic import _SENT
+from loft_jax.loft import COLLECTIVE_KINDS, sent_bytes
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$")
 _OPCODE = re.compile(r"^ ([a-z][\w\-]*)\(")
@@ -58,11 +57,6 @@ def payloads(program: jax.stages.Compiled) -> dict[str, int]:
     return total
 
 
-def wire_bytes(programs: Mapping[str, jax.stages.Compiled], runs: Mapping[str, int], devices: int) -> float:
-    """Bytes that so many devices together send when each named program is run as often as `runs` says."""
-    return devices * sum(runs[name] * found.sent for name in programs for found in collectives(programs[name]))
-
-
 def parse(hlo: str) -> list[Collective]:
     """`collectives` of a module's text, those of one device included. Raises ValueError as that."""
     header = re.search(r"\bnum_partitions=(\d+)", hlo.split("\n", 1)[0])
@@ -99,7 +93,7 @@ def _walk(name: str, computations: dict[str, list[str]], partitions: int, times:
         if _UNKNOWN.match(opcode):
             raise ValueError(f"{result} is a {opcode}, of which it is not known how many bytes it sends")
         kind = opcode.removesuffix("-start")
-        if kind in _SENT:
+        if kind in COLLECTIVE_KINDS:
             if times is None:
                 raise ValueError(f"how often {result} runs is not known: it is in a conditional or an unbounded loop")
             operands = re.findall(r"%([\w.\-]+)", _balanced(text[text.index("(") :]))

@@ -3,17 +3,16 @@
 Bytes are predicted from the model's declaration, and read from the compiled programs where they are compiled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-from flax import linen as nn
 
 from loft_jax.config import Config, validated
-from loft_jax.cost.hlo import wire_bytes
-from loft_jax.cost.memory import PeakMemory, data_bytes, gpipe_memory, nbytes, round_memory
+from loft_jax.cost.compiled import RoundBill, nbytes, wire_bytes
+from loft_jax.cost.memory import PeakMemory, data_bytes
 from loft_jax.cost.prediction import ParameterSplit
 from loft_jax.data import Facts
 from loft_jax.devices import make_mesh
@@ -21,20 +20,18 @@ from loft_jax.gpipe import GPipe
 from loft_jax.loft import (
     BYTES_OF_FLOAT,
     NormEstimator,
-    Round,
+    RoundProgram,
+    State,
     Traffic,
-    assembly_traffic,
-    exchanges,
     initial_state,
+    make_images,
     norm_traffic,
     split_groups,
     step_traffic,
     sub_cnn,
-    sync_traffic,
-    training_shapes,
 )
-from loft_jax.methods import check_model
-from loft_jax.models import model_of, parameter_count, training_flops
+from loft_jax.methods import check_method
+from loft_jax.models import Network, model_of, parameter_count, training_flops
 
 COLLECTIVES = "this program's collectives"
 
@@ -111,7 +108,7 @@ class Costs:
         self._config, self._facts, self._compiles = config, facts, compiles
         self._model = model_of(config, facts.num_classes)
         self._dataset = facts.stand_in()
-        self._sizes: dict[nn.Module, Size] = {}
+        self._sizes: dict[Network, Size] = {}
         self.notes: list[str] = []
 
     def methods(self, workers: int) -> list[tuple[str, Callable[[], list[Cost]]]]:
@@ -137,8 +134,8 @@ class Costs:
         named[name] = partial(self._of_round, name, workers, loft=loft, data=batch, mesh={"data": workers})
         return [*named.items(), (f"GPipe-{workers}", partial(self._of_gpipe, workers))]
 
-    def _size(self, module: nn.Module) -> Size:
-        module, shape = module.clone(norm_axis=None), self._facts.image_shape
+    def _size(self, module: Network) -> Size:
+        module, shape = module.with_norms(), self._facts.image_shape
         if module not in self._sizes:
             self._sizes[module] = Size(parameter_count(module, shape), training_flops(module, shape))
         return self._sizes[module]
@@ -155,66 +152,64 @@ class Costs:
         return [self._cost(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
 
     def _of_round(self, name: str, workers: int, **sections: dict[str, Any]) -> list[Cost]:
-        """Of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
+        """Rows of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
         config = self._with(**sections)
         mesh = make_mesh(config)
-        round_ = Round(config, self._model, self._dataset, mesh)
-        full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
-        state = jax.eval_shape(round_.place, full)
+        bill = RoundBill.of(config, self._model, self._facts, self._dataset, mesh)
         compiles = self._compiles and mesh.size == workers
         if self._compiles and not compiles:
             self.notes.append(
                 f"{name} is not compiled: {workers} devices are needed, and {jax.device_count()} are there"
             )
-        programs = _compiled(round_.lowered(state, training_shapes(config, self._dataset, mesh))) if compiles else {}
-        data = data_bytes(self._facts, config, mesh.size)
-        memory = round_memory(programs, round_, state, mesh, data) if compiles else None
-        row = partial(self._cost, name, config, workers, round_.step.model)
+        compiled = bill.compiled() if compiles else None
+        row = partial(self._cost, name, config, workers, bill.method.step.model)
+        memory = compiled and compiled.memory
         if workers == 1:
             return [row(None, memory)]
         rounds, due = config.train.rounds, _due(config)
-        wire = rounds * wire_bytes(programs, round_.runs, workers) if compiles else None
+        measured = compiled and rounds * compiled.wire
         if config.mesh.data > 1:
             gradients = step_traffic(self._size(self._model).parameters, workers)
-            moved = Bytes.of(gradients, "step", config.total_steps, wire)
+            moved = Bytes.of(gradients, "step", config.total_steps, measured)
         else:
-            moved = Bytes.of(sync_traffic(full, round_.groups, config, workers), "sync", rounds, wire)
-        estimate = NormEstimator(config, self._model, self._dataset, mesh)
-        between = [("evaluation", norm_traffic(full, workers), lambda: estimate.lowered(full["batch_stats"]))]
-        if exchanges(config, round_.groups):
-            assembled = assembly_traffic(full, round_.groups, config, workers)
-            between.append(("assembly", assembled, lambda: round_.meeting.lowered(state)))
+            moved = Bytes.of(bill.programs["sync"].traffic, "sync", rounds, measured)
         rows = [row(moved, memory)]
-        for event, traffic, lowered in between:
-            wire = due * wire_bytes({event: lowered().compile()}, {event: 1}, workers) if compiles else None
-            rows.append(row(Bytes.of(traffic, event, due, wire)))
+        images = make_images(config, self._dataset, mesh, shapes_only=True)
+        estimate = NormEstimator(config, self._model, self._dataset, mesh, images)
+        gathered = RoundProgram(partial(estimate.lowered, bill.full.batch_stats), 1, norm_traffic(bill.full, workers))
+        for event, program in {"evaluation": gathered, **bill.method.assembly(bill.full)}.items():
+            measured = due * wire_bytes({event: program}, workers) if compiles else None
+            rows.append(row(Bytes.of(program.traffic, event, due, measured)))
         return rows
 
     def _of_gpipe(self, stages: int) -> list[Cost]:
-        gpipe = {"stages": stages}
+        gpipe: dict[str, Any] = {"stages": stages}
         if self._config.gpipe.cut_blocks and len(self._config.gpipe.cut_blocks) != stages - 1:
             gpipe["cuts"] = "balanced"
         config = self._with(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
-        pipeline = GPipe(config, self._model, self._dataset, make_mesh(config))
-        lowered = pipeline.lowered()
+        mesh = make_mesh(config)
+        images = make_images(config, self._dataset, mesh, shapes_only=True)
+        pipeline = GPipe(config, self._model, self._dataset, mesh, images)
+        full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
+        bill = RoundBill(pipeline, mesh, full, data_bytes(self._facts, config, stages))
         flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
-        for (stage, role), program in lowered.items():
-            if role != "update":
-                flops[stage] += program.cost_analysis()["flops"] / microbatch
-        parameters = [sum(leaf.size for leaf in jax.tree.leaves(own["params"])) for own in pipeline.variable_shapes]
+        for program in bill.programs.values():
+            # An update sees no images.
+            if program.grows and program.stage is not None:
+                flops[program.stage] += program.lower().cost_analysis()["flops"] / microbatch
+        parameters = [sum(leaf.size for leaf in jax.tree.leaves(own.params)) for own in pipeline.state_shapes]
         most, steps = pipeline.microbatches * max(pipeline.sent_per_microbatch), config.total_steps
         counts = f"transfers between stages; cuts: {config.gpipe.cuts}"
         moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
-        programs = _compiled(lowered) if self._compiles else {}
-        memory = gpipe_memory(programs, pipeline, data_bytes(self._facts, config, stages)) if programs else None
+        memory = bill.compiled().memory if self._compiles else None
         largest = Size(max(parameters), max(flops))
         row = partial(Cost, f"GPipe-{stages}", None, stages, self._size(self._model), largest)
-        return [row(moved, memory), row(self._copies(config, pipeline.variable_shapes))]
+        return [row(moved, memory), row(self._copies(config, pipeline.state_shapes))]
 
-    def _copies(self, config: Config, variables: list[Any]) -> Bytes:
+    def _copies(self, config: Config, states: list[State]) -> Bytes:
         """Of GPipe's stages to every device, where the full CNN is evaluated and saved."""
-        kinds = ("params", "batch_stats", *(["momentum"] if config.loft.momentum == "carry" else []))
-        sizes = [sum(nbytes(own[kind]) for kind in kinds) for own in variables]
+        carried = [own if config.loft.momentum == "carry" else own.without_momentum() for own in states]
+        sizes = [nbytes(own) for own in carried]
         others, due = len(sizes) - 1, _due(config)
         sent, received = others * max(sizes), sum(sizes) - min(sizes)
         return Bytes("copies to every device", "assembly", sent, received, due, due * others * sum(sizes))
@@ -224,7 +219,7 @@ class Costs:
         name: str,
         config: Config,
         workers: int,
-        module: nn.Module,
+        module: Network,
         moved: Bytes | None,
         memory: PeakMemory | None = None,
     ) -> Cost:
@@ -238,14 +233,10 @@ class Costs:
         for name, changes in sections.items():
             settings[name] |= changes
         config = validated(settings, source="this setting with other methods")
-        check_model(self._model, config)
+        check_method(self._model, config)
         return config
 
 
 def _due(config: Config) -> int:
     """Rounds at which the full CNN is evaluated or saved."""
     return sum(map(config.train.anything_is_due, range(config.train.rounds + 1)))
-
-
-def _compiled(lowered: Mapping[str, jax.stages.Lowered]) -> dict[str, jax.stages.Compiled]:
-    return {name: program.compile() for name, program in lowered.items()}

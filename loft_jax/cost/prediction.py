@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from loft_jax.filters import FilterGroup
 from loft_jax.gpipe import boundary_floats
 from loft_jax.loft import BYTES_OF_FLOAT
-from loft_jax.models import ResNet, create_model
+from loft_jax.models import Network, create_model
 from loft_jax.paper import SETTINGS, Setting
 
 COLUMNS = (
@@ -74,7 +74,7 @@ class ParameterSplit:
     rest: int
 
     @classmethod
-    def of(cls, model: ResNet, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]) -> "ParameterSplit":
+    def of(cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]) -> "ParameterSplit":
         """The split of a model whose groups say what is partitioned, for images [height, width, channels]."""
         partitioned = {path for group in groups if group.partitioned for path in group.axes}
         declared = {path for group in groups for path in group.axes}

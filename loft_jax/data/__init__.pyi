@@ -1,4 +1,9 @@
-from .batches import Augmentation as Augmentation, normalise as normalise, worker_order as worker_order
+from .batches import (
+    Augmentation as Augmentation,
+    Preparation as Preparation,
+    normalise as normalise,
+    worker_order as worker_order,
+)
 from .dataset import Dataset as Dataset
 from .facts import Facts as Facts, dataset_facts as dataset_facts, facts_to_compile_for as facts_to_compile_for
 from .load import load_dataset as load_dataset

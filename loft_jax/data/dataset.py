@@ -66,6 +66,11 @@ class Dataset:
         """Whether batches come from reader processes, and not from arrays on the devices."""
         return False
 
+    @property
+    def loading_text(self) -> str:
+        """What the first lines of a run add about how images are loaded."""
+        return ""
+
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""

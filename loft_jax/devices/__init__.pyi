@@ -5,11 +5,13 @@ from .mesh import (
     PER_WORKER as PER_WORKER,
     REPLICATED as REPLICATED,
     WORKER as WORKER,
+    bytes_on_device as bytes_on_device,
     distribute as distribute,
     make_mesh as make_mesh,
     replicate as replicate,
     settle as settle,
     shapes_on as shapes_on,
+    shapes_with_specs as shapes_with_specs,
 )
 from .processes import (
     Preemption as Preemption,

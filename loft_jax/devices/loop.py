@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from loft_jax.devices.mesh import fuses_loops, settle, shapes_on
+from loft_jax.devices.mesh import fuses_loops, settle
 
 Tree = Any
 
@@ -26,6 +26,10 @@ class DeviceLoop:
     of `carry_spec` (see `vary`), and comes back with one leading axis over those devices. Fused, all is one program
     with a scan; stepwise, `begin` and `step` are two programs and a step is one dispatch. Both compute the same. What
     is fed is stepwise always.
+
+    Attributes:
+      fused: whether all is one program.
+      begin, step, loop: the jitted programs; `step` donates its carry.
     """
 
     def __init__(
@@ -50,9 +54,9 @@ class DeviceLoop:
             return carry
 
         shard_map = partial(jax.shard_map, mesh=mesh, out_specs=carry_spec)
-        self._run = jax.jit(shard_map(lambda *args: _stack(run(*args)), in_specs=in_specs))
+        self.loop = jax.jit(shard_map(lambda *args: _stack(run(*args)), in_specs=in_specs))
         self.begin = jax.jit(shard_map(lambda *args: _stack(begin(*args)), in_specs=in_specs))
-        self._step = jax.jit(
+        self.step = jax.jit(
             shard_map(
                 lambda carry, *args: _stack(step(unstack(carry), *args)), in_specs=(carry_spec, *in_specs, *feed_specs)
             ),
@@ -65,11 +69,11 @@ class DeviceLoop:
         `feed` gives at least `count` times the further arguments of a step.
         """
         if self.fused:
-            return self._run(*args)
+            return self.loop(*args)
         carry, in_flight = self.begin(*args), deque()
         for _ in range(self._count):
             batch = next(feed) if self._is_fed else ()
-            carry = self._step(carry, *args, *batch)
+            carry = self.step(carry, *args, *batch)
             if self._step_has_collective:
                 settle(carry, self._mesh)
             if self._is_fed:
@@ -82,18 +86,6 @@ class DeviceLoop:
         in_flight.append(jnp.copy(min(jax.tree.leaves(carry), key=lambda leaf: leaf.size)))
         if len(in_flight) > STEPS_AHEAD:
             jax.block_until_ready(in_flight.popleft())
-
-    def lowered(self, *args: Tree, feed: tuple[Tree, ...] = ()) -> dict[str, jax.stages.Lowered]:
-        """The programs of a call with these arguments (arrays or their shapes), by name; runs nothing.
-
-        `feed` is what one step is fed.
-        """
-        if self.fused:
-            return {"loop": self._run.lower(*args)}
-        # Where it lies must be said: the compiler might choose otherwise, and its memory and bytes be others.
-        lies = NamedSharding(self._mesh, self._carry_spec)
-        carry = shapes_on(lies, jax.eval_shape(self.begin, *args))
-        return {"begin": self.begin.lower(*args), "step": self._step.lower(carry, *args, *feed)}
 
 
 def vary(tree: Tree, axes: str | tuple[str, ...]) -> Tree:

@@ -1,5 +1,6 @@
 """Devices: which of them a run uses, and the two rules that depend on the backend, each kept here alone."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -100,8 +101,24 @@ def distribute(tree: Any, sharding: Sharding) -> Any:
 
 
 def shapes_on(sharding: Sharding, tree: Any) -> Any:
-    """Shapes and dtypes of a tree of arrays or shapes, lying so on the devices."""
+    """Shapes and dtypes of a tree of arrays or shapes, with this sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def shapes_with_specs(specs: Any, tree: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes of a tree, sharded over a mesh as a prefix of the tree says."""
+    return jax.tree.map(
+        lambda spec, part: shapes_on(NamedSharding(mesh, spec), part),
+        specs,
+        tree,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def bytes_on_device(shapes: Any) -> int:
+    """Bytes of a tree of sharded shapes on one device."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def fuses_loops(mesh: Mesh) -> bool:

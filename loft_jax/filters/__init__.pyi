@@ -4,7 +4,9 @@ from .partition import (
     deal_partition as deal_partition,
     draw_partition as draw_partition,
     extract as extract,
+    filter_axes_present as filter_axes_present,
     merge as merge,
+    owned_indices as owned_indices,
     prune as prune,
 )
 from .ranking import (

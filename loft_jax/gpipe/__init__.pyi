@@ -1,2 +1,2 @@
 from .cuts import boundary_floats as boundary_floats, check_cuts as check_cuts
-from .pipeline import GPipe as GPipe, StageProgram as StageProgram
+from .pipeline import GPipe as GPipe

@@ -6,17 +6,16 @@ from itertools import combinations, pairwise
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.errors import did_you_mean
-from loft_jax.models import ResNet, flops
+from loft_jax.models import SegmentedNetwork, flops
 from loft_jax.paper import CUTS
 
 Bounds = list[tuple[int, int]]
 
 
-def check_cuts(model: nn.Module, config: Config) -> None:
+def check_cuts(model: SegmentedNetwork, config: Config) -> None:
     """Raise ValueError if a model cannot be cut as `gpipe` says; sees names only."""
     names, gpipe = model.block_names(), config.gpipe
     if gpipe.stages > len(names):
@@ -42,7 +41,7 @@ def check_cuts(model: nn.Module, config: Config) -> None:
         raise ValueError(f"gpipe.cuts={gpipe.cuts}: must be in network order, each block once; try {ordered}")
 
 
-def stage_bounds(model: nn.Module, config: Config, image_shape: tuple[int, ...]) -> Bounds:
+def stage_bounds(model: SegmentedNetwork, config: Config, image_shape: tuple[int, ...]) -> Bounds:
     """(first, last) block of each stage, counted from 0, the last exclusive.
 
     Raises:
@@ -73,7 +72,7 @@ def balanced(costs: Sequence[float], boundaries: Sequence[int], stages: int) -> 
     return list(pairwise((0, *cuts, len(costs))))
 
 
-def block_costs(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[float], list[int]]:
+def block_costs(model: SegmentedNetwork, image_shape: tuple[int, ...]) -> tuple[list[float], list[int]]:
     """Of one image: forward FLOPs of each block (stem and head with their neighbours), and floats behind each."""
     forward, floats = [], []
     x, key = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.random.key(0)
@@ -86,7 +85,7 @@ def block_costs(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[list[fl
     return forward, floats[:-1]
 
 
-def boundary_floats(model: ResNet, image_shape: tuple[int, int, int], cuts: Sequence[str]) -> list[int]:
+def boundary_floats(model: SegmentedNetwork, image_shape: tuple[int, int, int], cuts: Sequence[str]) -> list[int]:
     """Floats of one image's activations where the network is cut: behind each of these blocks.
 
     Raises:

@@ -8,34 +8,39 @@ step, by the mean over its micro-batches.
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from loft_jax.config import Config
-from loft_jax.data import Dataset, worker_order
+from loft_jax.console import megabytes
+from loft_jax.data import AnyDataset
 from loft_jax.devices import REPLICATED, shapes_on
 from loft_jax.gpipe.cuts import stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
-from loft_jax.loft import Resident, make_local_step, split_groups
+from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
+from loft_jax.models import SegmentedNetwork
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
 
 
-class StageProgram(NamedTuple):
-    """The name of a program: its stage, counted from 0 (people count from 1), and what it does there."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PipelineState:
+    """The state between rounds.
 
-    stage: int
-    role: Literal["forward", "backward", "update"]
+    Attributes:
+      round: completed rounds, int32 scalar.
+      stages: the state of each stage, on its own device.
+    """
 
-    def __str__(self) -> str:
-        return f"stage {self.stage + 1} {self.role}"
+    round: Any
+    stages: list[State]
 
 
 class Transfers:
@@ -57,10 +62,7 @@ class Transfers:
 
 
 class GPipe:
-    """`local_steps` steps of the pipeline, under the names of a round: `train_locally`, then `sync`.
-
-    Between rounds the state is {"stages": a list of {"params", "batch_stats", "momentum"}, each on its own device,
-    "round"}.
+    """`local_steps` steps of the pipeline, under the names of a round: `train_locally`, then `finish`.
 
     Attributes:
       groups: the model's filter groups.
@@ -69,12 +71,15 @@ class GPipe:
       devices: of the stages.
       microbatches: number M.
       inputs: shape and dtype of the micro-batch that comes into each stage.
-      variable_shapes, sum_shapes: of each stage's variables, and of what it adds up in a step.
+      state_shapes, sum_shapes: of each stage's state, and of what it adds up in a step.
       transfers: activations and their gradients that the last round has sent between stages.
     """
 
-    def __init__(self, config: Config, model: nn.Module, dataset: Dataset, mesh: Mesh):
-        self._config, self._mesh = config, mesh
+    holds_full = False
+
+    def __init__(self, config: Config, model: SegmentedNetwork, dataset: AnyDataset, mesh: Mesh, images: Images):
+        self._config, self._mesh, self._batches = config, mesh, images.training
+        self._names = model.block_names()
         self._examples = dataset.examples
         self.groups = split_groups(model, config)
         self.step = make_local_step(config, model, dataset)
@@ -88,13 +93,12 @@ class GPipe:
             for s, segment in enumerate(segments)
         ]
         part = (config.data.batch_size // self.microbatches, *dataset.image_shape)
-        self.inputs, self.variable_shapes = _shapes(segments, part)
+        self.inputs, self.state_shapes = _shapes(segments, part)
         self.sum_shapes = [
-            jax.eval_shape(stage.zeros, variables)
-            for stage, variables in zip(self._stages, self.variable_shapes, strict=True)
+            jax.eval_shape(stage.zeros, state) for stage, state in zip(self._stages, self.state_shapes, strict=True)
         ]
-        self._order = jax.jit(self._drawn_order)
-        self._images, self._labels = jax.jit(self._drawn_images), jax.jit(self._drawn_labels)
+        self._order = jax.jit(self._draw_order)
+        self._images, self._labels = jax.jit(self._draw_images), jax.jit(self._draw_labels)
 
     @property
     def sent_per_microbatch(self) -> list[int]:
@@ -107,57 +111,60 @@ class GPipe:
         """Of the activations that go between the stages in one step, and their gradients."""
         return self.microbatches * sum(self.sent_per_microbatch)
 
-    def place(self, full: Tree) -> Tree:
+    def place(self, full: State) -> PipelineState:
         """The full state, on every device of the mesh -> the state between rounds."""
-        params = full["params"]
-        momentum = full.get("momentum") or jax.tree.map(jnp.zeros_like, params)
-        trees = {"params": params, "batch_stats": full["batch_stats"], "momentum": momentum}
-        # Copies, for a round donates its state.
+        full = full if full.momentum is not None else full.with_zero_momentum()
+        # Copies, because a round donates its state.
         stages = [
-            jax.device_put({kind: {n: trees[kind][n] for n in own[kind]} for kind in own}, device, may_alias=False)
-            for own, device in zip(self.variable_shapes, self.devices, strict=True)
+            jax.device_put(_part_of(full.collections, own.collections), device, may_alias=False)
+            for own, device in zip(self.state_shapes, self.devices, strict=True)
         ]
-        return {"stages": stages, "round": full["round"]}
+        return PipelineState(stages=[State.of_collections(stage) for stage in stages], round=full.round)
 
-    def full(self, state: Tree) -> Tree:
+    def full(self, state: PipelineState) -> State:
         """The state between rounds -> the full state, on every device of the mesh."""
-        kinds = ("params", "batch_stats", *(["momentum"] if self._config.loft.momentum == "carry" else []))
-        merged = {kind: {n: v for stage in state["stages"] for n, v in stage[kind].items()} for kind in kinds}
-        everywhere = NamedSharding(self._mesh, REPLICATED)
-        return jax.device_put(merged, everywhere, may_alias=False) | {"round": state["round"]}
+        stages = state.stages
+        if self._config.loft.momentum == "reset":
+            stages = [stage.without_momentum() for stage in stages]
+        merged: Tree = {}
+        for stage in stages:
+            for kind, own in stage.collections.items():
+                merged[kind] = merged.get(kind, {}) | own
+        merged = jax.device_put(merged, NamedSharding(self._mesh, REPLICATED), may_alias=False)
+        return State.of_collections(merged, round=state.round)
 
-    def train_locally(self, state: Tree, data: Resident) -> tuple[None, Tree]:
+    def train_locally(self, state: PipelineState) -> tuple[None, Tree]:
         """The steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""
-        config, stages, (first, last) = self._config, state["stages"], (self.devices[0], self.devices[-1])
+        config, stages, (first, last) = self._config, state.stages, (self.devices[0], self.devices[-1])
         self.transfers = Transfers()
         if config.loft.momentum == "reset":
-            stages = [stage | {"momentum": jax.tree.map(jnp.zeros_like, stage["params"])} for stage in stages]
-        images, labels = _on(data.images, first), _on(data.labels, last)
-        orders = [self._order(_on(state["round"], device)) for device in (first, last)]
-        steps = [_on(state["round"], device) * config.loft.local_steps for device in self.devices]
+            stages = [stage.with_zero_momentum() for stage in stages]
+        images, labels = (_on(array, end) for array, end in zip(self._batches.arguments, (first, last), strict=True))
+        orders = [self._order(_on(state.round, device)) for device in (first, last)]
+        steps = [_on(state.round, device) * config.loft.local_steps for device in self.devices]
         total = jax.device_put(jnp.float32(0), last)
         for number in range(config.loft.local_steps):
             inputs = self._images(images, orders[0], steps[0], number)
             sums = self.gradients(stages, inputs, self._labels(labels, orders[1], number))
             total = total + sums[-1].pop("loss")
             stages = [
-                stage.update(variables, own, step + number)
-                for stage, variables, own, step in zip(self._stages, stages, sums, steps, strict=True)
+                stage.update(before, own, step + number)
+                for stage, before, own, step in zip(self._stages, stages, sums, steps, strict=True)
             ]
         return None, {"stages": stages, "loss": total}
 
-    def sync(self, state: Tree, masks: None, parts: Tree) -> tuple[Tree, jax.Array]:
-        """The next state, and the mean loss of the round's steps: nothing is left to meet about."""
+    def finish(self, state: PipelineState, masks: None, parts: Tree) -> tuple[PipelineState, jax.Array]:
+        """The next state, and the mean loss of the round's steps: nothing is left to sync."""
         loss = parts["loss"] / self._config.loft.local_steps
-        return {"stages": parts["stages"], "round": state["round"] + 1}, loss
+        return PipelineState(stages=parts["stages"], round=state.round + 1), loss
 
     def gradients(
-        self, stages: Sequence[Tree], inputs: Sequence[jax.Array], targets: Sequence[jax.Array]
+        self, stages: Sequence[State], inputs: Sequence[jax.Array], targets: Sequence[jax.Array]
     ) -> list[Tree]:
         """Forward and back, in GPipe's schedule.
 
         Args:
-          stages: each stage's variables.
+          stages: each stage's state.
           inputs: micro-batches on the first device; targets: on the last.
 
         Returns:
@@ -165,7 +172,7 @@ class GPipe:
         """
         last = len(stages) - 1
         arrived: list[list[Any]] = [list(inputs), *([None] * self.microbatches for _ in range(last))]
-        sums = [stage.zeros(variables) for stage, variables in zip(self._stages, stages, strict=True)]
+        sums = [stage.zeros(state) for stage, state in zip(self._stages, stages, strict=True)]
         # At each tick of the clock stage s works on the micro-batch that is s behind the first one.
         for clock in range(self.microbatches + last - 1):
             for s in range(max(0, clock - self.microbatches + 1), min(last, clock + 1)):
@@ -184,42 +191,93 @@ class GPipe:
                     arriving[s - 1][part] = self.transfers(back, self.devices[s - 1])
         return sums
 
-    def lowered(self, *_: Any) -> dict[StageProgram, jax.stages.Lowered]:
-        """The programs of the stages; runs nothing, and needs no arguments to see their shapes."""
-        programs, targets = {}, jax.ShapeDtypeStruct(self.inputs[0].shape[:1], jnp.int32)
-        arriving_back = [*self.inputs[1:], targets]
-        for s, (stage, device) in enumerate(zip(self._stages, self.devices, strict=True)):
-            there = partial(shapes_on, SingleDeviceSharding(device))
-            variables, sums, x = there((self.variable_shapes[s], self.sum_shapes[s], self.inputs[s]))
+    def programs(self, full: State) -> dict[str, RoundProgram]:
+        """Name the programs of the stages. All that a stage sends is counted with its way back."""
+        programs, last = {}, len(self.bounds) - 1
+        steps, parts = self._config.loft.local_steps, self.microbatches
+        filling = (parts + last) / parts
+        for s, sent in enumerate(self.sent_per_microbatch):
+            lowering = _StageLowering(self, s)
             own = {
-                "backward": stage.backward.lower(variables, sums, x, there(arriving_back[s])),
-                "update": stage.update.lower(variables, sums, there(jax.ShapeDtypeStruct((), jnp.int32))),
+                "forward": RoundProgram(lowering.forward, steps * parts, stage=s, ticks=filling),
+                "backward": RoundProgram(lowering.backward, steps * parts, sent=sent, stage=s, ticks=filling),
+                "update": RoundProgram(lowering.update, steps, stage=s, grows=False),
             }
-            if s + 1 < len(self._stages):
-                own["forward"] = stage.forward.lower(variables, sums, x)
-            programs |= {StageProgram(s, role): program for role, program in own.items()}
+            if s == last:
+                # The last stage goes forward and back at once.
+                del own["forward"]
+            programs |= {f"stage {s + 1} {role}": program for role, program in own.items()}
         return programs
 
-    @property
-    def runs(self) -> dict[StageProgram, int]:
-        """How often each program of `lowered` runs in one round."""
-        steps = self._config.loft.local_steps
-        times = {"forward": self.microbatches, "backward": self.microbatches, "update": 1}
-        return {StageProgram(s, role): steps * n for s in range(len(self.bounds)) for role, n in times.items()}
+    def resident(self, full: State) -> dict[str, int]:
+        """Count the state of the program's stage, its sums, and the inputs that wait.
 
-    def _drawn_order(self, round_number: jax.Array) -> jax.Array:
-        config = self._config
-        steps, size = config.loft.local_steps, config.data.batch_size
-        key, seen = key_for(config.seed, Purpose.ORDER), round_number * steps * size
-        order = worker_order(key, jnp.int32(0), seen, steps * size, self._examples, 1, config.data.split)
-        return order.reshape(steps, size)
+        While the pipeline is full, every micro-batch's input waits for its way back, which a gradient begins.
+        """
+        held = [
+            _nbytes((state, sums)) + self.microbatches * _nbytes(self.inputs[s]) + _nbytes(self.inputs[s + 1 : s + 2])
+            for s, (state, sums) in enumerate(zip(self.state_shapes, self.sum_shapes, strict=True))
+        ]
+        return {name: held[program.stage or 0] for name, program in self.programs(full).items()}
 
-    def _drawn_images(self, images: jax.Array, order: jax.Array, first_step: jax.Array, number: int) -> list[jax.Array]:
+    def assembly(self, full: State) -> dict[str, RoundProgram]:
+        """Nothing is assembled by a program: stages are copied to every device."""
+        return {}
+
+    def describe(self, full: State) -> dict[str, str]:
+        """Say where the stages are, and what goes between them."""
+        stages = ", ".join(
+            f"{self._names[first]} to {self._names[last - 1]} on {device.platform}:{device.id}"
+            for (first, last), device in zip(self.bounds, self.devices, strict=True)
+        )
+        size = self.inputs[0].shape[0]
+        moved = f"{megabytes(self.bytes_per_step)} a step between the stages"
+        return {
+            "mesh": f"{len(self.bounds)} stages, a device each",
+            "stages": stages,
+            "pipeline": f"{self.microbatches} micro-batches of {size}; {moved}",
+        }
+
+    def figures(self, full: State) -> dict[str, Any]:
+        """Give the number of stages."""
+        return {"gpipe_stages": len(self.bounds)}
+
+    def _draw_order(self, round_number: jax.Array) -> jax.Array:
+        return training_order(self._config, self._examples, jnp.int32(0), round_number)
+
+    def _draw_images(self, images: jax.Array, order: jax.Array, first_step: jax.Array, number: int) -> list[jax.Array]:
         key = key_for(self._config.seed, Purpose.AUGMENTATION, 0, first_step + number)
-        return jnp.split(self.step.draw_images(images, order[number], key), self.microbatches)
+        batch = self.step.preparation.for_training(images[order[number]], key)
+        return jnp.split(batch, self.microbatches)
 
-    def _drawn_labels(self, labels: jax.Array, order: jax.Array, number: int) -> list[jax.Array]:
+    def _draw_labels(self, labels: jax.Array, order: jax.Array, number: int) -> list[jax.Array]:
         return jnp.split(labels[order[number]], self.microbatches)
+
+
+class _StageLowering:
+    """Lowers the programs of one stage, for shapes on its device."""
+
+    def __init__(self, pipeline: GPipe, number: int):
+        self._stage, self._device = pipeline._stages[number], pipeline.devices[number]
+        self._state, self._sums, self._input = self._there(
+            (pipeline.state_shapes[number], pipeline.sum_shapes[number], pipeline.inputs[number])
+        )
+        targets = jax.ShapeDtypeStruct(pipeline.inputs[0].shape[:1], jnp.int32)
+        # What comes to the backward pass: a gradient for what was sent on; to the last stage, labels.
+        self._behind = self._there([*pipeline.inputs[1:], targets][number])
+
+    def _there(self, shapes: Any) -> Any:
+        return shapes_on(SingleDeviceSharding(self._device), shapes)
+
+    def forward(self) -> jax.stages.Lowered:
+        return self._stage.forward.lower(self._state, self._sums, self._input)
+
+    def backward(self) -> jax.stages.Lowered:
+        return self._stage.backward.lower(self._state, self._sums, self._input, self._behind)
+
+    def update(self) -> jax.stages.Lowered:
+        step = self._there(jax.ShapeDtypeStruct((), jnp.int32))
+        return self._stage.update.lower(self._state, self._sums, step)
 
 
 def _on(array: jax.Array, device: jax.Device) -> jax.Array:
@@ -227,11 +285,22 @@ def _on(array: jax.Array, device: jax.Device) -> jax.Array:
     return next(shard.data for shard in array.addressable_shards if shard.device == device)
 
 
-def _shapes(segments: Sequence[nn.Module], part: tuple[int, ...]) -> tuple[list[jax.ShapeDtypeStruct], list[Tree]]:
-    """What comes into each segment, given the shape of a micro-batch of images; and its variables, momentum too."""
-    inputs, variables = [jax.ShapeDtypeStruct(part, jnp.float32)], []
+def _part_of(whole: Tree, own: Tree) -> Tree:
+    """The variables of a stage: of each collection the modules that the stage has."""
+    return {kind: {name: whole[kind][name] for name in modules} for kind, modules in own.items()}
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _shapes(
+    segments: Sequence[SegmentedNetwork], part: tuple[int, ...]
+) -> tuple[list[jax.ShapeDtypeStruct], list[State]]:
+    """What comes into each segment, given the shape of a micro-batch of images; and its state, momentum too."""
+    inputs, states = [jax.ShapeDtypeStruct(part, jnp.float32)], []
     for segment in segments:
         own = jax.eval_shape(segment.init, jax.random.key(0), inputs[-1])
         inputs.append(jax.eval_shape(segment.apply, own, inputs[-1]))
-        variables.append({"params": own["params"], "batch_stats": own["batch_stats"], "momentum": own["params"]})
-    return inputs[:-1], variables
+        states.append(State(params=own["params"], batch_stats=own["batch_stats"], momentum=own["params"]))
+    return inputs[:-1], states

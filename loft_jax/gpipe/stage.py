@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from loft_jax.loft import LocalStep, sgd_step
+from loft_jax.loft import LocalStep, State, sgd_step
+from loft_jax.models import SegmentedNetwork
 
 Tree = dict[str, Any]
 
@@ -23,7 +23,7 @@ class PipelineStage:
       first, last: where in the pipeline it is.
     """
 
-    def __init__(self, step: LocalStep, segment: nn.Module, parts: int, *, first: bool, last: bool):
+    def __init__(self, step: LocalStep, segment: SegmentedNetwork, parts: int, *, first: bool, last: bool):
         self._step, self._segment, self._parts = step, segment, parts
         self._first, self._last = first, last
         self.zeros = jax.jit(self._zeros)
@@ -31,49 +31,44 @@ class PipelineStage:
         self.backward = jax.jit(self._backward_last if last else self._backward, donate_argnums=1)
         self.update = jax.jit(self._update, donate_argnums=0)
 
-    def _zeros(self, variables: Tree) -> Tree:
-        sums = {"gradients": variables["params"], "batch_stats": variables["batch_stats"]}
+    def _zeros(self, state: State) -> Tree:
+        sums = {"gradients": state.params, "batch_stats": state.batch_stats}
         return jax.tree.map(jnp.zeros_like, sums | ({"loss": jnp.float32(0)} if self._last else {}))
 
-    def _forward(self, variables: Tree, sums: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
-        out, updated = self._applied(variables["params"], variables, x)
-        return out, sums | {"batch_stats": self._added(sums["batch_stats"], updated)}
+    def _forward(self, state: State, sums: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
+        out, updated = self._apply(state.params, state, x)
+        return out, sums | {"batch_stats": self._add(sums["batch_stats"], updated)}
 
-    def _backward(self, variables: Tree, sums: Tree, x: jax.Array, behind: jax.Array) -> tuple[Any, Tree]:
+    def _backward(self, state: State, sums: Tree, x: jax.Array, behind: jax.Array) -> tuple[Any, Tree]:
         """`behind`: the gradient with respect to what the stage has sent on. Returns that of its input, and sums."""
-        _, pull = jax.vjp(lambda params, x: self._applied(params, variables, x)[0], variables["params"], x)
-        return self._pulled(pull(behind), sums)
+        _, pull = jax.vjp(lambda params, x: self._apply(params, state, x)[0], state.params, x)
+        return self._add_gradients(pull(behind), sums)
 
-    def _backward_last(self, variables: Tree, sums: Tree, x: jax.Array, targets: jax.Array) -> tuple[Any, Tree]:
+    def _backward_last(self, state: State, sums: Tree, x: jax.Array, targets: jax.Array) -> tuple[Any, Tree]:
         def loss_of(params: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
-            logits, updated = self._applied(params, variables, x)
+            logits, updated = self._apply(params, state, x)
             return self._step.mean_loss(logits, targets), updated
 
-        loss, pull, updated = jax.vjp(loss_of, variables["params"], x, has_aux=True)
+        loss, pull, updated = jax.vjp(loss_of, state.params, x, has_aux=True)
         sums = sums | {
-            "batch_stats": self._added(sums["batch_stats"], updated),
-            "loss": self._added(sums["loss"], loss),
+            "batch_stats": self._add(sums["batch_stats"], updated),
+            "loss": self._add(sums["loss"], loss),
         }
-        return self._pulled(pull(jnp.ones_like(loss)), sums)
+        return self._add_gradients(pull(jnp.ones_like(loss)), sums)
 
-    def _update(self, variables: Tree, sums: Tree, step: jax.Array) -> Tree:
-        params, momentum = sgd_step(
-            self._step.sgd,
-            sums["gradients"],
-            variables["momentum"],
-            variables["params"],
-            self._step.learning_rate(step),
-        )
-        return {"params": params, "batch_stats": sums["batch_stats"], "momentum": momentum}
+    def _update(self, state: State, sums: Tree, step: jax.Array) -> State:
+        rate = self._step.learning_rate(step)
+        params, momentum = sgd_step(self._step.sgd, sums["gradients"], state.momentum, state.params, rate)
+        return State(params=params, batch_stats=sums["batch_stats"], momentum=momentum)
 
-    def _applied(self, params: Tree, variables: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
-        variables = {"params": params, "batch_stats": variables["batch_stats"]}
+    def _apply(self, params: Tree, state: State, x: jax.Array) -> tuple[jax.Array, Tree]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
         out, updated = self._segment.apply(variables, x, train=True, mutable=["batch_stats"])
         return out, updated["batch_stats"]
 
-    def _pulled(self, gradients: tuple[Tree, jax.Array], sums: Tree) -> tuple[Any, Tree]:
+    def _add_gradients(self, gradients: tuple[Tree, jax.Array], sums: Tree) -> tuple[Any, Tree]:
         own, back = gradients
-        return None if self._first else back, sums | {"gradients": self._added(sums["gradients"], own)}
+        return None if self._first else back, sums | {"gradients": self._add(sums["gradients"], own)}
 
-    def _added(self, total: Tree, value: Tree) -> Tree:
+    def _add(self, total: Tree, value: Tree) -> Tree:
         return jax.tree.map(lambda t, v: t + v / self._parts, total, value)

@@ -1,22 +1,26 @@
 from .evaluate import Evaluator as Evaluator, NormEstimator as NormEstimator
-from .exchange import check_exchangeable as check_exchangeable, largest_hand as largest_hand
-from .feeds import (
-    Resident as Resident,
-    TrainingData as TrainingData,
-    training_data as training_data,
-    training_shapes as training_shapes,
-)
+from .exchange import check_exchangeable as check_exchangeable
+from .images import Batches as Batches, Images as Images, make_images as make_images
 from .local_step import LocalStep as LocalStep, make_local_step as make_local_step
+from .method import Method as Method
 from .optimizer import sgd_step as sgd_step
+from .orders import training_order as training_order
+from .program import RoundProgram as RoundProgram
 from .round import Round as Round
-from .state import exchanges as exchanges, initial_state as initial_state, starting_state as starting_state
+from .state import (
+    State as State,
+    exchanges as exchanges,
+    initial_state as initial_state,
+    starting_state as starting_state,
+)
 from .sub_cnn import split_groups as split_groups, sub_cnn as sub_cnn
+from .sync import Sync as Sync
 from .traffic import (
     BYTES_OF_FLOAT as BYTES_OF_FLOAT,
+    COLLECTIVE_KINDS as COLLECTIVE_KINDS,
+    NO_TRAFFIC as NO_TRAFFIC,
     Traffic as Traffic,
-    assembly_traffic as assembly_traffic,
     norm_traffic as norm_traffic,
     sent_bytes as sent_bytes,
     step_traffic as step_traffic,
-    sync_traffic as sync_traffic,
 )

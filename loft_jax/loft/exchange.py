@@ -6,6 +6,7 @@ variables and F in shared ones, where `psum` moves 2 (S - 1) (P + F) in a ring a
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -15,30 +16,50 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
-from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, settle, shapes_on, vary
-from loft_jax.filters import FilterGroup, ascending, filter_axes, partition, with_momentum
+from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, settle, shapes_with_specs, vary
+from loft_jax.filters import FilterGroup, ascending, deal_partition, filter_axes, with_momentum
+from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.psum import summed
+from loft_jax.loft.state import State
+from loft_jax.loft.sync import Masks
+from loft_jax.loft.traffic import BYTES_OF_FLOAT, NO_TRAFFIC, Traffic, variable_sizes
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ExchangeState:
+    """The state between rounds: filters are with their owners, and no device holds all of them.
+
+    Attributes:
+      owners: group name -> bool [S, n], on every device.
+      round: completed rounds, on every device.
+      shared: path -> shared variable, on every device.
+      slices: path -> [S, ...], the owned slices of a partitioned variable, sharded over the workers.
+    """
+
+    owners: Any
+    round: Any
+    shared: Any
+    slices: Any
+
+
 class Exchange:
     """Owned filters go to their next owners in one all-to-all; shared variables are averaged.
 
-    At rest the state is {"slices": {path: [S, ...]}, sharded over the workers; "shared": {path: ...}, "owners": {group:
-    bool [S, n]} and "round" on every device}. The partition of a round is dealt from the one before it
-    (`deal_partition`), so it is part of the state.
+    The partition of a round is dealt from the one before it (`deal_partition`), so it is part of the state.
 
     Attributes:
-      state_spec, masks_spec: how the state at rest and a partition's masks lie on the mesh.
+      state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
 
     Raises:
       ValueError: a variable belongs to two split groups, so that no worker holds all of it that moves with a filter.
     """
 
-    state_spec = {"slices": PER_WORKER, "shared": REPLICATED, "owners": REPLICATED, "round": REPLICATED}  # noqa: RUF012
-    masks_spec = REPLICATED
+    state_spec = ExchangeState(owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER)
+    masks_spec, holds_full = REPLICATED, False
 
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
         self._seed, self._workers, self._mesh = config.seed, config.loft.workers, mesh
@@ -48,47 +69,69 @@ class Exchange:
         check_exchangeable(split)
         self._axes = {group.name: dict(sorted(group.axes.items())) for group in split}
         self._shares = {group.name: group.width // self._workers for group in split}
-        self._at_rest = {name: NamedSharding(mesh, spec) for name, spec in self.state_spec.items()}
-        self._place = jax.jit(self._dealt_out, out_shardings=self._at_rest)
-        self._full = jax.jit(self._assembled, out_shardings=NamedSharding(mesh, REPLICATED))
+        at_rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
+        self._place = jax.jit(self._deal_out, out_shardings=at_rest)
+        self._full = jax.jit(self._assemble, out_shardings=NamedSharding(mesh, REPLICATED))
 
-    def place(self, full: Tree) -> Tree:
+    def place(self, full: State) -> ExchangeState:
         """The full state, on every device of the mesh -> the state at rest."""
         return self._place(full)
 
-    def full(self, state: Tree) -> Tree:
+    def full(self, state: ExchangeState) -> State:
         """The state at rest -> the full state, on every device of the mesh: an all-gather of the slices."""
         return settle(self._full(state), self._mesh)
 
-    def lowered(self, state: Tree) -> jax.stages.Lowered:
-        """The program of `full`, for a state at rest or its shapes."""
-        lying = {name: shapes_on(sharding, state[name]) for name, sharding in self._at_rest.items()}
-        return self._full.lower(lying)
-
-    def partition(self, state: Tree) -> Tree:
+    def partition(self, state: ExchangeState) -> Masks:
         """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
         # A copy, for a sync is given both and may overwrite the state.
-        return jax.tree.map(jnp.copy, state["owners"])
+        return jax.tree.map(jnp.copy, state.owners)
 
-    def compact(self, state: Tree, masks: Tree, slot: jax.Array) -> Tree:
-        """Inside shard_map: the compact variables of a device's worker, from the state at rest."""
-        own = {path: jax.lax.dynamic_index_in_dim(s, slot, keepdims=False) for path, s in state["slices"].items()}
-        return unflatten_dict(own | vary(state["shared"], WORKER), sep="/")
+    def compact(self, state: ExchangeState, masks: Masks, slot: jax.Array) -> State:
+        """Inside shard_map: the compact state of a device's worker, from the state at rest."""
+        own = {path: jax.lax.dynamic_index_in_dim(s, slot, keepdims=False) for path, s in state.slices.items()}
+        return State.of_collections(unflatten_dict(own | vary(state.shared, WORKER), sep="/"))
 
-    def combine(self, state: Tree, masks: Tree, compacts: Sequence[Tree]) -> Tree:
-        """Inside shard_map: the next state at rest, from the compact variables of a device's workers."""
-        flat = [flatten_dict(compact, sep="/") for compact in compacts]
-        shared = summed([{path: compact[path] for path in state["shared"]} for compact in flat])
-        following = state["round"] + 1
-        owners = partition.deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
-        return {
-            "slices": self._moved(flat, masks, owners),
-            "shared": {path: leaf / self._workers for path, leaf in shared.items()},
-            "owners": owners,
-            "round": following,
+    def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
+        """Inside shard_map: the next state at rest, from the compact states of a device's workers."""
+        flat = [flatten_dict(compact.collections, sep="/") for compact in compacts]
+        shared = summed([{path: compact[path] for path in state.shared} for compact in flat])
+        following = state.round + 1
+        owners = deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
+        return ExchangeState(
+            owners=owners,
+            round=following,
+            shared={path: leaf / self._workers for path, leaf in shared.items()},
+            slices=self._send_filters(flat, masks, owners),
+        )
+
+    def traffic(self, full: State) -> Traffic:
+        """Count the all-to-all of filters, every share at its largest, and the ring of shared variables and loss."""
+        if self._devices == 1:
+            return NO_TRAFFIC
+        sizes, workers, moved = variable_sizes(full), self._workers, 0
+        for name, axes in self._axes.items():
+            width = workers * self._shares[name]
+            filter_size = sum(sizes.pop(path) for path in axes if path in sizes) // width
+            moved += workers * self._largest_share(name) * filter_size
+        payloads = {
+            "all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + 1),
+            "all-to-all": BYTES_OF_FLOAT * workers // self._devices * moved,
         }
+        return Traffic(payloads, self._devices)
 
-    def _moved(self, compacts: Sequence[Tree], old: Tree, new: Tree) -> Tree:
+    def assembly(self, full: State) -> dict[str, RoundProgram]:
+        """Name the all-gather of `full`."""
+        sizes = variable_sizes(full)
+        moved = {path for axes in self._axes.values() for path in axes if path in sizes}
+        gathered = BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // self._devices
+        traffic = Traffic({"all-gather": gathered}, self._devices) if self._devices > 1 else NO_TRAFFIC
+
+        def lower() -> jax.stages.Lowered:
+            return self._full.lower(shapes_with_specs(self.state_spec, jax.eval_shape(self.place, full), self._mesh))
+
+        return {"assembly": RoundProgram(lower, 1, traffic)}
+
+    def _send_filters(self, compacts: Sequence[Tree], old: Masks, new: Masks) -> Tree:
         """The slices of the new owners. A filter travels as one row: all that belongs to it, of every variable."""
         slots, devices = self._slots, self._devices
         first = jax.lax.axis_index(WORKER) * slots
@@ -96,54 +139,55 @@ class Exchange:
         for name, axes in self._axes.items():
             rows = jnp.stack([_rows(compact, axes) for compact in compacts])
             own = jax.lax.dynamic_slice_in_dim(old[name], first, slots)
-            filters = ascending(own[:, None] & new[name], self._hand(name))
+            filters = ascending(own[:, None] & new[name], self._largest_share(name))
             places = jnp.cumsum(own, axis=1)[:, None] - 1
-            # A hand that is not full is padded with the worker's last filter, which the receiver leaves out.
+            # A share that is not full is padded with the worker's last filter, which the receiver leaves out.
             places = jnp.take_along_axis(places, jnp.minimum(filters, own.shape[1] - 1), axis=2)
-            hands = jax.vmap(lambda row, place: row[place])(rows, places)
-            outgoing.append(hands.reshape(slots, devices, slots, -1))
-        sizes = [hands.shape[-1] for hands in outgoing]
+            sent = jax.vmap(lambda row, place: row[place])(rows, places)
+            outgoing.append(sent.reshape(slots, devices, slots, -1))
+        sizes = [sent.shape[-1] for sent in outgoing]
         # [slot, device, slot of that device, floats]: the device axis is exchanged, one message for all groups.
         incoming = jax.lax.all_to_all(jnp.concatenate(outgoing, axis=-1), WORKER, split_axis=1, concat_axis=1)
         incoming = jnp.split(incoming, list(accumulate(sizes))[:-1], axis=-1)
-        slices = [self._received(compacts[0], incoming, old, new, first, slot) for slot in range(slots)]
+        slices = [self._receive(compacts[0], incoming, old, new, first, slot) for slot in range(slots)]
         return {path: jnp.stack([own[path] for own in slices]) for path in slices[0]}
 
-    def _received(
-        self, like: Tree, incoming: Sequence[jax.Array], old: Tree, new: Tree, first: jax.Array, slot: int
+    def _receive(
+        self, like: Tree, incoming: Sequence[jax.Array], old: Masks, new: Masks, first: jax.Array, slot: int
     ) -> Tree:
         """One worker's slices, filters ascending, from what all workers sent to its device."""
         slices = {}
-        for (name, axes), hands in zip(self._axes.items(), incoming, strict=True):
-            size = self._hand(name)
-            rows = hands[:, :, slot].swapaxes(0, 1).reshape(self._workers * size, -1)
+        for (name, axes), sent in zip(self._axes.items(), incoming, strict=True):
+            size = self._largest_share(name)
+            rows = sent[:, :, slot].swapaxes(0, 1).reshape(self._workers * size, -1)
             filters = ascending(old[name] & new[name][first + slot], size).reshape(-1)
             slices |= _slices(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
         return slices
 
-    def _hand(self, name: str) -> int:
-        return largest_hand(self._shares[name], self._workers)
+    def _largest_share(self, name: str) -> int:
+        """The most filters of a group that a worker sends to one other worker."""
+        return math.ceil(self._shares[name] / self._workers)
 
-    def _dealt_out(self, full: Tree) -> Tree:
-        flat = flatten_dict({name: part for name, part in full.items() if name not in ("owners", "round")}, sep="/")
+    def _deal_out(self, full: State) -> ExchangeState:
+        flat = flatten_dict(full.collections, sep="/")
         slices = {}
         for name, axes in self._axes.items():
-            owned = ascending(full["owners"][name], self._shares[name])
+            owned = ascending(full.owners[name], self._shares[name])
             for path, axis in axes.items():
                 if path in flat:
                     slices[path] = jnp.moveaxis(jnp.take(flat.pop(path), owned, axis=axis), axis, 0)
-        return {"slices": slices, "shared": flat, "owners": full["owners"], "round": full["round"]}
+        return ExchangeState(owners=full.owners, round=full.round, shared=flat, slices=slices)
 
-    def _assembled(self, state: Tree) -> Tree:
+    def _assemble(self, state: ExchangeState) -> State:
         everywhere = NamedSharding(self._mesh, REPLICATED)
-        flat = dict(state["shared"])
+        flat = dict(state.shared)
         for name, axes in self._axes.items():
-            order = jnp.argsort(ascending(state["owners"][name], self._shares[name]).reshape(-1))
+            order = jnp.argsort(ascending(state.owners[name], self._shares[name]).reshape(-1))
             for path, axis in axes.items():
-                if path in state["slices"]:
-                    slices = jax.lax.with_sharding_constraint(state["slices"][path], everywhere)
+                if path in state.slices:
+                    slices = jax.lax.with_sharding_constraint(state.slices[path], everywhere)
                     flat[path] = jnp.take(jnp.concatenate(list(slices), axis=axis), order, axis=axis)
-        return unflatten_dict(flat, sep="/") | {"owners": state["owners"], "round": state["round"]}
+        return State.of_collections(unflatten_dict(flat, sep="/"), owners=state.owners, round=state.round)
 
 
 def check_exchangeable(split: Sequence[FilterGroup]) -> None:
@@ -154,11 +198,6 @@ def check_exchangeable(split: Sequence[FilterGroup]) -> None:
                 f"loft.sync=exchange: {path} belongs to the filter groups {' and '.join(n for _, n in pairs)}, and no "
                 "worker holds all of it; use loft.sync=psum"
             )
-
-
-def largest_hand(share: int, workers: int) -> int:
-    """The most filters that a worker with so many of them hands to one other worker."""
-    return math.ceil(share / workers)
 
 
 def _rows(compact: Tree, axes: dict[str, int]) -> jax.Array:

@@ -1,5 +1,6 @@
-"""`loft.sync: psum`, how workers meet after their local steps: every device holds the full CNN between rounds."""
+"""`loft.sync: psum`: owned slices are summed into the full CNN, which every device holds between rounds."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,20 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, vary
-from loft_jax.filters import FilterGroup, partition, with_momentum
+from loft_jax.filters import (
+    FilterGroup,
+    draw_partition,
+    extract,
+    filter_axes,
+    filter_axes_present,
+    merge,
+    owned_indices,
+    with_momentum,
+)
+from loft_jax.loft.program import RoundProgram
+from loft_jax.loft.state import State
+from loft_jax.loft.sync import Masks
+from loft_jax.loft.traffic import BYTES_OF_FLOAT, NO_TRAFFIC, Traffic, variable_sizes
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
@@ -22,46 +36,46 @@ class Psum:
     At rest the state is the full one, on every device. The partition is drawn anew in every round.
 
     Attributes:
-      state_spec, masks_spec: how the state at rest and a partition's masks lie on the mesh.
+      state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
     """
 
-    state_spec, masks_spec = REPLICATED, PER_WORKER
+    state_spec, masks_spec, holds_full = REPLICATED, PER_WORKER, True
 
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
-        self._seed, self._workers = config.seed, config.loft.workers
+        self._seed, self._workers, self._devices = config.seed, config.loft.workers, mesh.shape[WORKER]
         self._groups = with_momentum(groups)
         self._split = tuple(group for group in groups if group.partitioned)
         self._shares = {group.name: group.width // self._workers for group in self._split}
-        self._draw = jax.jit(self._drawn, out_shardings=NamedSharding(mesh, PER_WORKER))
+        self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, PER_WORKER))
 
-    def place(self, full: Tree) -> Tree:
+    def place(self, full: State) -> State:
         """The full state, on every device of the mesh -> the state at rest."""
         return full
 
-    def full(self, state: Tree) -> Tree:
+    def full(self, state: State) -> State:
         """The state at rest -> the full state, on every device of the mesh."""
         return state
 
-    def partition(self, state: Tree) -> Tree:
+    def partition(self, state: State) -> Masks:
         """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
-        return self._draw(state["round"])
+        return self._draw(state.round)
 
-    def compact(self, state: Tree, masks: Tree, slot: jax.Array) -> Tree:
-        """Inside shard_map: the compact variables of a device's worker, from the state at rest."""
-        variables = {name: part for name, part in state.items() if name != "round"}
-        return partition.extract(vary(variables, WORKER), self._groups, self._owned(masks, slot))
+    def compact(self, state: State, masks: Masks, slot: jax.Array) -> State:
+        """Inside shard_map: the compact state of a device's worker, from the state at rest."""
+        compact = extract(vary(state.collections, WORKER), self._groups, self._owned(masks, slot))
+        return State.of_collections(compact)
 
-    def combine(self, state: Tree, masks: Tree, compacts: Sequence[Tree]) -> Tree:
-        """Inside shard_map: the next state at rest, from the compact variables of a device's workers."""
-        full = {name: collection for name, collection in state.items() if name != "round"}
+    def combine(self, state: State, masks: Masks, compacts: Sequence[State]) -> State:
+        """Inside shard_map: the next state at rest, from the compact states of a device's workers."""
+        full = state.collections
         zeros = jax.tree.map(jnp.zeros_like, full)
         deposits = [
-            partition.merge(zeros, self._groups, self._owned(masks, slot), compact)
+            merge(zeros, self._groups, self._owned(masks, slot), compact.collections)
             for slot, compact in enumerate(compacts)
         ]
         total = flatten_dict(summed(deposits), sep="/")
         before = flatten_dict(full, sep="/")
-        axes = partition.filter_axes_present(total, [g for g in self._groups if g.partitioned])
+        axes = filter_axes_present(total, [g for g in self._groups if g.partitioned])
         covered: dict[Any, jax.Array] = {}
         for path, leaf in total.items():
             if path not in axes:
@@ -72,18 +86,32 @@ class Psum:
                 if which not in covered:
                     covered[which] = self._covered(masks, axes[path], leaf.ndim)
                 total[path] = jnp.where(covered[which], leaf, before[path])
-        return unflatten_dict(total, sep="/") | {"round": state["round"] + 1}
+        return State.of_collections(unflatten_dict(total, sep="/"), round=state.round + 1)
 
-    def _drawn(self, round_number: jax.Array) -> Tree:
-        return partition.draw_partition(
-            key_for(self._seed, Purpose.PARTITION, round_number), self._split, self._workers
-        )
+    def traffic(self, full: State) -> Traffic:
+        """Count the ring that sums everything, and in int32 which pairs of filters of two split groups are held."""
+        if self._devices == 1:
+            return NO_TRAFFIC
+        sizes = variable_sizes(full)
+        split = [group for group in self._groups if group.partitioned]
+        widths = {group.name: group.width for group in split}
+        pairs = {tuple(pairs) for path, pairs in filter_axes(split).items() if path in sizes and len(pairs) > 1}
+        counted = sum(math.prod(widths[name] for _, name in pair) for pair in pairs)
+        loss = BYTES_OF_FLOAT
+        return Traffic({"all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + counted) + loss}, self._devices)
 
-    def _owned(self, masks: Tree, slot: Any) -> dict[str, jax.Array]:
-        return partition.owned_indices(masks, self._shares, slot)
+    def assembly(self, full: State) -> dict[str, RoundProgram]:
+        """Nothing is to be assembled: every device holds the full state."""
+        return {}
+
+    def _draw_masks(self, round_number: jax.Array) -> Masks:
+        return draw_partition(key_for(self._seed, Purpose.PARTITION, round_number), self._split, self._workers)
+
+    def _owned(self, masks: Masks, slot: Any) -> dict[str, jax.Array]:
+        return owned_indices(masks, self._shares, slot)
 
     @staticmethod
-    def _covered(masks: Tree, pairs: list[tuple[int, str]], ndim: int) -> jax.Array:
+    def _covered(masks: Masks, pairs: list[tuple[int, str]], ndim: int) -> jax.Array:
         """Which entries of a variable of two split groups some worker holds; the rest keep their old value."""
         held = True
         for axis, name in pairs:

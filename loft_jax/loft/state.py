@@ -1,40 +1,93 @@
-"""The full state of a run: what a checkpoint holds, and what rounds start from.
+"""The state of training, in one type; what a checkpoint holds, and what rounds start from."""
 
-{"params", "batch_stats", "round"}, and where the settings ask for them "momentum" (it is carried) and "owners" (the
-partition of the next round, where it follows from the last one). `batch_stats` are the running statistics of training.
-"""
-
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from loft_jax.config import Config
 from loft_jax.filters import FilterGroup, draw_partition
 from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.models import Network
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
 
 
-def initial_state(model: nn.Module, config: Config, image_shape: tuple[int, ...]) -> Tree:
-    """The state before the first round: a function of the seed alone."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The state of a whole run, of one worker's sub-CNN, or of one stage of the pipeline: a pytree.
+
+    Attributes:
+      batch_stats: running norm statistics of training.
+      momentum: a tree like `params`; None where every round starts it at zero.
+      owners: group name -> bool [S, n], the partition of the next round, where it follows from the last one; else None.
+      params: the network's parameters, float32.
+      round: completed rounds, int32 scalar; None in the state of a worker or a stage.
+    """
+
+    batch_stats: Any
+    momentum: Any = None
+    owners: Any = None
+    params: Any
+    round: Any = None
+
+    @property
+    def variables(self) -> Tree:
+        """{"params", "batch_stats"}, as a network's `apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def collections(self) -> Tree:
+        """What local steps change, collection first, as filter groups name it: `variables`, and "momentum" if any."""
+        return self.variables | ({} if self.momentum is None else {"momentum": self.momentum})
+
+    @classmethod
+    def of_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
+        """The state that has these `collections`, and `owners` and `round` as given."""
+        return cls(**collections, **others)
+
+    def with_zero_momentum(self) -> Self:
+        """The same state with its momentum at zero."""
+        return replace(self, momentum=jax.tree.map(jnp.zeros_like, self.params))
+
+    def without_momentum(self) -> Self:
+        """The same state with no momentum, as it is between rounds where `loft.momentum` is reset."""
+        return replace(self, momentum=None)
+
+    def checkpoint(self, variables: Mapping[str, Any]) -> Tree:
+        """What is saved to resume from: {"variables", "training", "round"}, nested dicts.
+
+        Args:
+          variables: `variables` of this state with norm statistics re-estimated, ready to evaluate.
+        """
+        training = {"batch_stats": self.batch_stats, "momentum": self.momentum, "owners": self.owners}
+        training = {name: value for name, value in training.items() if value is not None}
+        return {"variables": dict(variables), "training": training, "round": self.round}
+
+    @classmethod
+    def of_checkpoint(cls, saved: Mapping[str, Any]) -> Self:
+        """The state that `checkpoint` has saved."""
+        return cls(params=saved["variables"]["params"], round=saved["round"], **saved["training"])
+
+
+def initial_state(model: Network, config: Config, image_shape: tuple[int, ...]) -> State:
+    """Initialise a run's state before its first round: a function of the seed alone."""
     key = key_for(config.seed, Purpose.INITIALISATION)
     variables = model.init(key, jnp.zeros((1, *image_shape)))
     return starting_state(variables, config, split_groups(model, config))
 
 
-def starting_state(variables: Tree, config: Config, groups: Sequence[FilterGroup]) -> Tree:
-    """The state of a run that starts from these variables: round 0, and momentum zero where it is carried."""
-    state = {"params": variables["params"], "batch_stats": variables["batch_stats"], "round": jnp.int32(0)}
-    if config.loft.momentum == "carry":
-        state["momentum"] = jax.tree.map(jnp.zeros_like, state["params"])
+def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequence[FilterGroup]) -> State:
+    """Make the state of a run that starts from these variables: round 0, and momentum zero where it is carried."""
+    owners = None
     if exchanges(config, groups):
-        key = key_for(config.seed, Purpose.PARTITION, 0)
-        state["owners"] = draw_partition(key, groups, config.loft.workers)
-    return state
+        owners = draw_partition(key_for(config.seed, Purpose.PARTITION, 0), groups, config.loft.workers)
+    state = State(params=variables["params"], batch_stats=variables["batch_stats"], owners=owners, round=jnp.int32(0))
+    return state.with_zero_momentum() if config.loft.momentum == "carry" else state
 
 
 def exchanges(config: Config, groups: Sequence[FilterGroup]) -> bool:

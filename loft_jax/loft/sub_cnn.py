@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flax import linen as nn
-
 from loft_jax.config import Config
 from loft_jax.filters import FilterGroup
+from loft_jax.models import Network
 
 
-def split_groups(model: nn.Module, config: Config) -> tuple[FilterGroup, ...]:
+def split_groups(model: Network, config: Config) -> tuple[FilterGroup, ...]:
     """The model's filter groups, `partitioned` as `loft.partition` says.
 
     Raises:
@@ -29,7 +28,7 @@ def split_groups(model: nn.Module, config: Config) -> tuple[FilterGroup, ...]:
     return groups
 
 
-def sub_cnn(model: nn.Module, groups: Sequence[FilterGroup], config: Config) -> nn.Module:
+def sub_cnn(model: Network, groups: Sequence[FilterGroup], config: Config) -> Network:
     """The module of one worker: its share of every split group, the residual branch rescaled if `loft.rescale`."""
     split, workers = [group for group in groups if group.partitioned], config.loft.workers
     model = model.with_widths({group.name: group.width // workers for group in split})

@@ -1,1 +1,1 @@
-from .method import check_data as check_data, check_model as check_model
+from .build import check_data as check_data, check_method as check_method, make_method as make_method

@@ -3,9 +3,9 @@
 from functools import partial
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from loft_jax.config import Config
+from loft_jax.models.network import Network
 from loft_jax.models.resnet import ResNet
 
 _MODELS = {
@@ -43,7 +43,7 @@ def create_model(
     return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)
 
 
-def model_of(config: Config, num_classes: int) -> nn.Module:
+def model_of(config: Config, num_classes: int) -> Network:
     """The model that a config names, in its precision."""
     settings, dtype = config.model, jnp.dtype(config.precision)
     return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)

@@ -99,6 +99,10 @@ class ResNet(nn.Module):
         """The same network with the residual branch of the named groups multiplied by these factors."""
         return self.clone(branch_scales=FrozenDict({**self.branch_scales, **self._checked(scales)}))
 
+    def with_norms(self, *, axis: str | None = None, momentum: float | None = None) -> "ResNet":
+        """The same network with its norms' statistics averaged over a mesh axis, and updated with another momentum."""
+        return self.clone(norm_axis=axis, norm_momentum=self.norm_momentum if momentum is None else momentum)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[batch, height, width, channels] float -> [batch, num_classes] float32 logits.

@@ -2,16 +2,17 @@
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+
+from loft_jax.models.network import Network
 
 
-def parameter_count(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+def parameter_count(model: Network, image_shape: tuple[int, ...]) -> int:
     """Parameters of a network for images of this shape (height, width, channels)."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
 
 
-def training_flops(model: nn.Module, image_shape: tuple[int, ...]) -> float:
+def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
     """Of one image's loss and gradients, for images [height, width, channels]; the update is left out."""
 
     def loss(params: dict, batch_stats: dict, images: jax.Array) -> tuple[jax.Array, dict]:

@@ -3,44 +3,18 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loft_jax.config import Config
-from loft_jax.cost import Collective, PeakMemory
+from loft_jax.cost import CompiledRound, PeakMemory, Program
 from loft_jax.devices import DATA, WORKER
 from loft_jax.errors import UserError
 from loft_jax.plan.topology import GB, Chip, Topology
 
-# Programs, by their last word, that take more memory for a larger batch.
-_GROW_WITH_BATCH = ("step", "loop", "forward", "backward")
 
-
-@dataclass(frozen=True)
-class Program:
-    """What a device does in one run of a program, as its compiler counts it.
-
-    Attributes:
-      runs: in a round.
-      flops: operations.
-      accessed: bytes read and written.
-      collectives: that the program holds.
-      sent: bytes to other devices.
-      stage: of the pipeline that it belongs to, from 0; None for a program of every device.
-      ticks: its time with those in which the pipeline fills and drains, over its own.
-    """
-
-    name: str
-    runs: int
-    flops: float
-    accessed: float
-    collectives: tuple[Collective, ...] = ()
-    sent: float = 0.0
-    stage: int | None = None
-    ticks: float = 1.0
-
-    def seconds(self, chip: Chip) -> float:
-        """Of one run at the chip's peak: that of its arithmetic or of its memory, whichever takes longer."""
-        return max(self.flops / (chip.tflops * 1e12), self.accessed / (chip.memory_gbps * GB))
+def peak_seconds(program: Program, chip: Chip) -> float:
+    """Time of one run at the chip's peak: that of its arithmetic or of its memory, whichever takes longer."""
+    return max(program.flops / (chip.tflops * 1e12), program.accessed / (chip.memory_gbps * GB))
 
 
 @dataclass(frozen=True)
@@ -48,11 +22,7 @@ class Plan:
     """A round of a config on a mesh of devices.
 
     Attributes:
-      programs: of a round. "loop" is all local steps of a worker.
-      declared: (program, kind of collective, devices) -> bytes that a device hands in in a round, as the model's
-        declaration says; the norm statistics of a data-parallel step are not in it.
-      memory: of the device that holds most, in training.
-      code: bytes of the programs themselves, where they lie in the device's memory.
+      compiled: its programs. "loop" is all local steps of a worker.
       full_state: bytes that every device holds beside its part while the full CNN is assembled, between rounds.
       pipeline: micro-batches and stages under GPipe, else None.
     """
@@ -60,12 +30,31 @@ class Plan:
     config: Config
     topology: Topology
     mesh: Mapping[str, int]
-    programs: tuple[Program, ...]
-    declared: Mapping[tuple[str, str, int], int]
-    memory: PeakMemory
-    code: int
+    compiled: CompiledRound
     full_state: int
     pipeline: tuple[int, int] | None = None
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The programs of the round."""
+        return self.compiled.programs
+
+    @property
+    def memory(self) -> PeakMemory:
+        """Memory of the device that holds most, in training."""
+        return self.compiled.memory
+
+    @property
+    def declared(self) -> dict[tuple[str, str, int], int]:
+        """(program, kind of collective, devices) -> bytes that a device hands in in a round, as declared.
+
+        The norm statistics of a data-parallel step are not declared.
+        """
+        return {
+            (program.name, kind, program.declared.devices): program.runs * payload
+            for program in self.programs
+            for kind, payload in program.declared.payloads.items()
+        }
 
     @property
     def used(self) -> int:
@@ -75,7 +64,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes of a device's memory that training takes."""
-        return self.memory.total + self.code
+        return self.memory.total + self.compiled.code
 
     @property
     def flops(self) -> float:
@@ -95,7 +84,7 @@ class Plan:
             return None
         by_stage: dict[int | None, float] = defaultdict(float)
         for program in self.programs:
-            by_stage[program.stage] += program.ticks * program.runs * program.seconds(chip)
+            by_stage[program.stage] += program.ticks * program.runs * peak_seconds(program, chip)
         return max(by_stage.values())
 
     def sending_seconds(self, chip: Chip) -> float | None:
@@ -109,13 +98,13 @@ def check_fits(plan: Plan, chip: Chip) -> None:
     """Raise UserError if training takes more memory than the chip has; where none is stated, all fits."""
     if chip.memory_gb is None or plan.peak <= chip.memory_gb * GB:
         return
-    fixed = plan.memory.resident + plan.code
+    fixed = plan.memory.resident + plan.compiled.code
     need = (
         f"{plan.peak / GB:.4g} GB are needed, {fixed / GB:.4g} GB of them for state, data and code, and a device of "
         f"{plan.topology.name} has {chip.memory_gb:.4g} GB"
     )
-    grows = plan.memory.name.split()[-1] in _GROW_WITH_BATCH
-    raise refusal(plan.config, need, (chip.memory_gb * GB - fixed) / plan.memory.program if grows else 0)
+    share = (chip.memory_gb * GB - fixed) / plan.memory.program if plan.memory.grows else 0
+    raise refusal(plan.config, need, share)
 
 
 def compiler_refusal(config: Config, topology: Topology, name: str, error: str) -> UserError:
@@ -140,12 +129,3 @@ def refusal(config: Config, need: str, share: float) -> UserError:
     if not options:
         return UserError(f"model.name={config.model.name}: {need}; try a smaller model.width")
     return UserError(f"data.batch_size={batch}: {need}; try about {', or '.join(options)}")
-
-
-def with_all_steps(loop: Program, begin: Program, steps: int) -> Program:
-    """A loop whose body counts as often as it runs: compilers count it once, with what comes before the first step."""
-    flops, accessed = (
-        before + steps * (once - before)
-        for before, once in ((begin.flops, loop.flops), (begin.accessed, loop.accessed))
-    )
-    return replace(loop, flops=flops, accessed=accessed)

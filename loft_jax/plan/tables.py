@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from loft_jax.console import console, megabytes, titled_table
+from loft_jax.cost import Program
 from loft_jax.devices import DATA, WORKER
-from loft_jax.plan.plan import Plan, Program
+from loft_jax.plan.plan import Plan, peak_seconds
 from loft_jax.plan.topology import Chip
 
 Row = tuple[str, str, str, Any]
@@ -18,7 +19,7 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
     memory = {
         "resident": plan.memory.resident,
         "program": plan.memory.program,
-        "code": plan.code,
+        "code": plan.compiled.code,
         "peak": plan.peak,
         "full state, between rounds": plan.full_state,
     }
@@ -76,7 +77,7 @@ def _print_programs(plan: Plan, chip: Chip) -> None:
         "programs of a round, on one device", "program", "runs", "GFLOPs a run", "GB accessed a run", "at peak"
     )
     for program in plan.programs:
-        seconds = f"{program.seconds(chip) * 1e3:,.2f} ms" if known else ""
+        seconds = f"{peak_seconds(program, chip) * 1e3:,.2f} ms" if known else ""
         table.add_row(program.name, f"{program.runs}", _billions(program.flops), _billions(program.accessed), seconds)
     console().print(table)
 
@@ -101,8 +102,8 @@ def _print_memory(plan: Plan, chip: Chip) -> None:
     table = titled_table("memory of the device that holds most", "of", "")
     table.add_row("state, data, workers' states", megabytes(plan.memory.resident))
     table.add_row(f"the program {plan.memory.name}", megabytes(plan.memory.program))
-    if plan.code:
-        table.add_row("the programs' code", megabytes(plan.code))
+    if plan.compiled.code:
+        table.add_row("the programs' code", megabytes(plan.compiled.code))
     table.add_row("peak in training", megabytes(plan.peak))
     if chip.memory_gb:
         share = f"{plan.peak / chip.memory_gb / 1e9:.1%} of {chip.memory_gb * 1e3:,.0f} MB"

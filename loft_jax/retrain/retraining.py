@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from loft_jax.config import Config, Data
 from loft_jax.data import load_dataset
@@ -16,7 +15,7 @@ from loft_jax.devices import Preemption, jit_once, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
 from loft_jax.loft import starting_state
-from loft_jax.models import parameter_count
+from loft_jax.models import Network, parameter_count
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import Stage
 from loft_jax.storage import RunDirectory
@@ -101,14 +100,14 @@ class Retraining:
         fresh = self._initialised(experiment.model, "batch_stats", jax.random.key(0))
         params = prune({"params": params}, self.snapshots.groups, ticket.kept)["params"]
         variables = {"params": params, "batch_stats": fresh}
-        state = starting_state(variables, experiment.config, experiment.round.groups)
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes()))
+        state = starting_state(variables, experiment.config, experiment.method.groups)
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")
         ticket.write(stage.directory.path)
         return replicate(state, experiment.mesh)
 
-    def _initialised(self, model: nn.Module, collection: str, key: jax.Array) -> Tree:
+    def _initialised(self, model: Network, collection: str, key: jax.Array) -> Tree:
         image = jnp.zeros((1, *self._dataset.image_shape))
         # Compiled for this collection alone: random numbers take long to compile.
         return jit_once(lambda: model.init(key, image)[collection])()
@@ -122,9 +121,9 @@ class Retraining:
         return self._costs[key]
 
 
-def _costs(experiment: Experiment, full: nn.Module) -> Costs:
+def _costs(experiment: Experiment, full: Network) -> Costs:
     batch_size, dataset = experiment.config.data.batch_size, experiment.dataset
-    loops = [StepLoop(experiment.round.step, model, dataset, batch_size) for model in (experiment.model, full)]
+    loops = [StepLoop(experiment.method.step, model, dataset, batch_size) for model in (experiment.model, full)]
     speeds = images_per_second(*loops)
     shape = dataset.image_shape
     return {

@@ -62,17 +62,13 @@ def configure(config: Config) -> None:
 
 def dry_run(config: Config) -> None:
     """Everything up to compiling one round; prints sizes, memory and bytes."""
-    import jax
-
     configure(config)
     from loft_jax.train.experiment import Experiment
     from loft_jax.train.overview import print_programs, print_setup
 
     experiment = Experiment.build(config)
     print_setup(experiment)
-    state = jax.eval_shape(experiment.round.place, experiment.state_shapes())
-    lowered = experiment.round.lowered(state, experiment.data)
-    print_programs({name: program.compile() for name, program in lowered.items()})
+    print_programs(experiment.bill.compiled())
 
 
 def run(config: Config, directory: RunDirectory, preemption: Preemption | None = None) -> dict[str, Any]:
@@ -99,10 +95,6 @@ def run(config: Config, directory: RunDirectory, preemption: Preemption | None =
     return summary
 
 
-if __name__ == "__main__":
-    run_command(main, interrupted="interrupted; the same command resumes from the last checkpoint")
-
-
 def print_summary(summary: dict[str, Any]) -> None:
     """Print summary.json as a few lines."""
     seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
@@ -114,3 +106,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
     print(f"measured  {duration(sum(seconds.values()))}: {split}")
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main, interrupted="interrupted; the same command resumes from the last checkpoint")

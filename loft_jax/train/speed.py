@@ -8,12 +8,12 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from loft_jax.data import Dataset
 from loft_jax.devices import DATA, WORKER
-from loft_jax.loft import LocalStep
+from loft_jax.loft import LocalStep, State
+from loft_jax.models import Network
 
 _SECONDS_A_TURN = 0.3
 
@@ -26,18 +26,17 @@ class StepLoop:
       batch_size: images of one step.
     """
 
-    def __init__(self, step: LocalStep, model: nn.Module, dataset: Dataset, batch_size: int):
+    def __init__(self, step: LocalStep, model: Network, dataset: Dataset, batch_size: int):
         device = jax.devices()[0]
         self.batch_size = batch_size
         shape = dataset.image_shape
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         # Zeros take as long as other numbers, and initialisers take long to compile.
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
-        momentum = jax.tree.map(jnp.zeros_like, filled["params"])
-        self._state = jax.device_put({**filled, "momentum": momentum}, device)
+        self._state = jax.device_put(State.of_collections(filled).with_zero_momentum(), device)
         images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
         data = jax.device_put(images, device)
-        self._arguments = (*data, jnp.arange(batch_size), jax.random.key(0), jnp.int32(0))
+        self._arguments = (*data, jax.random.key(0), jnp.int32(0))
         alone = Mesh(np.array([[device]]), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
         spec = PartitionSpec()
         program = jax.shard_map(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from loft_jax.devices import Preemption, agreed, replicate
 from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.loft import State
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.overview import summarise
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 def train_to_the_end(
     experiment: Experiment,
     directory: RunDirectory,
-    start_from: Callable[[], Tree] | None = None,
+    start_from: Callable[[], State] | None = None,
     *,
     snapshots: bool = True,
     preemption: Preemption | None = None,
@@ -50,7 +51,7 @@ def train_to_the_end(
         done = trainer.start(start_from)
         print(f"workdir   {directory.path}" + (f", resumed after round {done}" if done else ""), flush=True)
         with TrainingProgress(rounds, done) as progress:
-            while not (trainer.finished or trainer.leaves):
+            while not (trainer.finished or trainer.stop_requested):
                 progress.update(trainer.train_one_round())
         if not trainer.finished:
             raise Preempted(
@@ -80,17 +81,17 @@ class Trainer:
         self._takes_snapshots, self._preemption = snapshots, preemption
         self._ticket_watch = None
         if self._config.train.stop_when is not None:
-            self._ticket_watch = TicketWatch(self._config.train, experiment.round.groups)
+            self._ticket_watch = TicketWatch(self._config.train, experiment.method.groups)
         self._watch = Stopwatch()
         self._stores: list[Store] = []
-        self.done, self.finished, self.leaves = 0, False, False
+        self.done, self.finished, self.stop_requested = 0, False, False
 
     def __enter__(self) -> "Trainer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._watch.close()
-        self._experiment.data.close()
+        self._experiment.images.close()
         if kind and kind is not Preempted and jax.process_count() > 1:
             return  # Closing waits for the other processes, which may have gone.
         # What has stopped the run is to be told, not what closing says of it again.
@@ -98,7 +99,7 @@ class Trainer:
             for store in self._stores:
                 store.close()
 
-    def start(self, start_from: Callable[[], Tree] | None = None) -> int:
+    def start(self, start_from: Callable[[], State] | None = None) -> int:
         """Initialise, or resume from the newest checkpoint that is sound. Returns the number of completed rounds."""
         directory = self._directory
         found = newest_sound(directory.checkpoints)
@@ -118,14 +119,14 @@ class Trainer:
         self._snapshots = Store(directory.snapshots) if self._takes_snapshots else None
         self._stores = [store for store in (self._checkpoints, self._snapshots) if store]
         if found is None:
-            self._state = self._experiment.round.place((start_from or self._experiment.initial_state)())
+            self._state = self._experiment.method.place((start_from or self._experiment.initial_state)())
             self._conclude({})
         else:
-            self._state = self._placed(found[1])
+            self._state = self._place(found[1])
             self._resume_ticket_watch()
             self.finished = self._is_over()
-        self.leaves = self._is_asked_to_leave()
-        if self.leaves:
+        self.stop_requested = self._is_asked_to_stop()
+        if self.stop_requested:
             self._checkpoints.wait()
         return self.done
 
@@ -148,7 +149,7 @@ class Trainer:
             return self.done == self._config.train.rounds
         return bool(agreed(self.done == self._config.train.rounds or self.stop_reason is not None))
 
-    def _is_asked_to_leave(self) -> bool:
+    def _is_asked_to_stop(self) -> bool:
         """Whether any process is; all agree."""
         return bool(agreed(self._preemption is not None and self._preemption.requested))
 
@@ -165,16 +166,16 @@ class Trainer:
         """
         experiment, config = self._experiment, self._config
         with self._watch.phase("train"):
-            masks, workers = experiment.round.train_locally(self._state, experiment.data)
+            masks, workers = experiment.method.train_locally(self._state)
             jax.block_until_ready(workers)
         with self._watch.phase("sync"):
-            self._state, loss = experiment.round.sync(self._state, masks, workers)
+            self._state, loss = experiment.method.finish(self._state, masks, workers)
             loss = float(loss)
-        learning_rate = float(experiment.round.step.learning_rate(self.done * config.loft.local_steps))
+        learning_rate = float(experiment.method.step.learning_rate(self.done * config.loft.local_steps))
         self.done += 1
-        self.leaves = self._is_asked_to_leave()
+        self.stop_requested = self._is_asked_to_stop()
         self._stop_unless_finite("train/loss", loss, learning_rate)
-        moved = experiment.bytes_on_the_wire()
+        moved = experiment.bill.wire
         return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
 
     def _conclude(self, metrics: Row) -> Row:
@@ -184,15 +185,14 @@ class Trainer:
         full = None
         if self._ticket_watch and self._config.stopping_is_judged(self.done):
             full = self._full()
-            metrics |= self._ticket_watch.observe(full)
+            metrics |= self._ticket_watch.observe(full.variables)
         self.finished = self._is_over()
         evaluates = self.finished or due.evaluation_is_due(self.done)
-        saves = self.finished or self.leaves or due.checkpoint_is_due(self.done)
+        saves = self.finished or self.stop_requested or due.checkpoint_is_due(self.done)
         if evaluates or saves or snapshots:
             full = full or self._full()
             with self._watch.phase("evaluation"):
-                variables = {name: full[name] for name in ("params", "batch_stats")}
-                variables = self._experiment.estimate_norms(variables, self._experiment.data)
+                variables = self._experiment.estimate_norms(full.variables)
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
@@ -202,20 +202,19 @@ class Trainer:
         row = self._row(metrics)
         self._directory.append(row)
         if snapshots:
-            self._snapshots.save(self.done, {"variables": variables, "round": full["round"]})
+            self._snapshots.save(self.done, {"variables": variables, "round": full.round})
         if saves:
             # A snapshot must not be missing where a later start resumes past it.
             if self._snapshots:
                 self._snapshots.wait()
-            tree = {"variables": variables, "training": _training_part(full), "round": full["round"]}
-            self._checkpoints.save(self.done, tree)
-        if self.finished or self.leaves:
+            self._checkpoints.save(self.done, full.checkpoint(variables))
+        if self.finished or self.stop_requested:
             self._checkpoints.wait()
         return row
 
-    def _full(self) -> Tree:
+    def _full(self) -> State:
         with self._watch.phase("evaluation"):
-            return self._experiment.round.full(self._state)
+            return self._experiment.method.full(self._state)
 
     def _row(self, metrics: Row) -> Row:
         config, seconds = self._config, self._watch.lap()
@@ -229,16 +228,15 @@ class Trainer:
             row["images_per_second"] = config.images_per_round / (seconds["train"] + seconds["sync"])
         return row | {f"seconds/{phase}": value for phase, value in seconds.items()}
 
-    def _placed(self, saved: Tree) -> Tree:
+    def _place(self, saved: Tree) -> Any:
         """The state between rounds that a checkpoint holds. Raises UserError if it is another model's."""
-        shapes = self._experiment.state_shapes()
-        variables = {name: shapes[name] for name in ("params", "batch_stats")}
-        like = {"variables": variables, "training": _training_part(shapes), "round": shapes["round"]}
+        shapes = self._experiment.state_shapes
+        like = shapes.checkpoint(shapes.variables)
         found, expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (saved, like))
         if found != expected:
             raise UserError(f"{self._directory.checkpoints / str(self.done)}: holds the state of another model")
-        full = {"params": saved["variables"]["params"], **saved["training"], "round": saved["round"]}
-        return self._experiment.round.place(replicate(full, self._experiment.mesh))
+        full = replicate(State.of_checkpoint(saved), self._experiment.mesh)
+        return self._experiment.method.place(full)
 
     def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:
         if math.isfinite(value):
@@ -257,8 +255,3 @@ class Trainer:
 @jax.jit
 def _all_finite(tree: Tree) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
-def _training_part(state: Tree) -> Tree:
-    """What only the next round needs: running norm statistics, and where there are any momentum and owners."""
-    return {name: state[name] for name in ("batch_stats", "momentum", "owners") if name in state}

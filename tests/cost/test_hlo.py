@@ -7,15 +7,16 @@ from helpers.two_layers import TwoLayers
 
 from loft_jax import create_model
 from loft_jax.config.config import Config
-from loft_jax.cost.hlo import Collective, parse, payloads, wire_bytes
+from loft_jax.cost.compiled import wire_bytes
+from loft_jax.cost.hlo import Collective, parse, payloads
 from loft_jax.cost.prediction import gpipe_bytes
 from loft_jax.data.facts import Facts
-from loft_jax.devices.mesh import WORKER, make_mesh
+from loft_jax.devices.mesh import make_mesh
 from loft_jax.gpipe.cuts import boundary_floats
-from loft_jax.loft.feeds import training_shapes
+from loft_jax.loft.images import make_images
 from loft_jax.loft.round import Round
 from loft_jax.loft.state import initial_state
-from loft_jax.loft.traffic import assembly_traffic, sent_bytes, sync_traffic
+from loft_jax.loft.traffic import sent_bytes
 from loft_jax.models.resnet import ResNet
 from loft_jax.paper import CUTS
 
@@ -194,7 +195,7 @@ def test_a_ring_sends_what_the_paper_of_rings_says():
 
 
 def compiled(run, names=None):
-    lowered = run.round.lowered(run.state, run.data)
+    lowered = run.programs
     return {name: payloads(lowered[name].compile()) for name in names or lowered}
 
 
@@ -202,7 +203,7 @@ def compiled(run, names=None):
 @pytest.mark.parametrize("sync", ["psum", pytest.param("exchange", marks=pytest.mark.compat)])
 def test_a_round_has_no_collective_but_its_syncs(sync, fused):
     run = Run(config(loft__sync=sync), fused=fused)
-    predicted = sync_traffic(run.full, run.round.groups, run.config, 4).payloads
+    predicted = run.round.sync.traffic(run.full).payloads
     assert set(predicted) == ({"all-reduce", "all-to-all"} if sync == "exchange" else {"all-reduce"})
     training = {"loop": {}} if fused else {"begin": {}, "step": {}}
     assert compiled(run) == training | {"sync": predicted}
@@ -225,22 +226,23 @@ SETTINGS = [
 def test_the_ledger_is_the_bytes_of_the_compiled_sync_and_assembly(model, settings):
     sections = {"devices": "mesh__worker", "data": "mesh__data"}
     run = Run(config(**{sections.get(key, f"loft__{key}"): value for key, value in settings.items()}), model=model)
-    ledger = (run.full, run.round.groups, run.config, run.mesh.shape[WORKER])
-    assert compiled(run, ["sync"])["sync"] == sync_traffic(*ledger).payloads
-    if settings["sync"] == "exchange":
-        assert payloads(run.round.meeting.lowered(run.state).compile()) == assembly_traffic(*ledger).payloads
+    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full).payloads
+    assembly = run.round.assembly(run.full)
+    assert set(assembly) == ({"assembly"} if settings["sync"] == "exchange" else set())
+    for program in assembly.values():
+        assert payloads(program.lower().compile()) == program.traffic.payloads
 
 
 def test_variables_of_two_split_groups_are_in_the_ledger():
     run = Run(config(loft__workers=2), model=TwoLayers())
-    assert compiled(run, ["sync"])["sync"] == sync_traffic(run.full, run.round.groups, run.config, 2).payloads
+    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full).payloads
 
 
 def test_a_data_parallel_step_reduces_gradients_loss_and_norm_statistics():
     """For pre-activation networks 3 numbers a channel: mean and mean square forward, and one more back."""
     run = Run(config(loft__workers=2, mesh__data=2))
-    network = run.round.step.model.clone(norm_axis=None)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), run.data.images[:1].astype(float))
+    network = run.round.step.model.with_norms()
+    shapes = jax.eval_shape(network.init, jax.random.key(0), run.dataset.train_images[:1].astype(float))
     parameters, statistics = (sum(x.size for x in jax.tree.leaves(shapes[kind])) for kind in ("params", "batch_stats"))
     assert compiled(run, ["step"])["step"] == {"all-reduce": 4 * (parameters + 1 + 3 * statistics // 2)}
 
@@ -252,8 +254,8 @@ def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, 
     loft = {"workers": workers, "sync": "exchange", "momentum": "reset"}
     settings = Config.model_validate({"model": {"name": "preresnet34"}, "data": {"batch_size": 128}, "loft": loft})
     dataset, mesh = Facts(shape, 10, 50_000, 10_000).stand_in(), make_mesh(settings)
-    round_ = Round(settings, model, dataset, mesh)
-    state = jax.eval_shape(round_.place, jax.eval_shape(lambda: initial_state(model, settings, shape)))
-    sync = {"sync": round_.lowered(state, training_shapes(settings, dataset, mesh))["sync"].compile()}
+    round_ = Round(settings, model, dataset, mesh, make_images(settings, dataset, mesh, shapes_only=True))
+    full = jax.eval_shape(lambda: initial_state(model, settings, shape))
+    sync = {"sync": round_.programs(full)["sync"]}
     gpipe = gpipe_bytes(boundary_floats(model, shape, CUTS["preresnet34"][workers]), 20 * 50_000)
-    assert gpipe / (500 * wire_bytes(sync, {"sync": 1}, workers)) >= least
+    assert gpipe / (500 * wire_bytes(sync, workers)) >= least

@@ -60,11 +60,11 @@ def micro_batches(settings, round_number, parts):
 def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, model):
     run = pipeline(stages, parts, model)
     images, labels = micro_batches(run.config, 0, parts)[0]
-    start = run.full["params"], run.full["batch_stats"]
+    start = run.full.params, run.full.batch_stats
     (loss, stats), gradients = accumulated(*start, np.stack(images), np.stack(labels), model)
     first, last = run.round.devices[0], run.round.devices[-1]
     sums = run.round.gradients(
-        run.state["stages"], jax.device_put(images, first), jax.device_put([y.astype(np.int32) for y in labels], last)
+        run.state.stages, jax.device_put(images, first), jax.device_put([y.astype(np.int32) for y in labels], last)
     )
     np.testing.assert_allclose(sums[-1].pop("loss"), loss, rtol=1e-6)
     got = {kind: {k: v for own in sums for k, v in own[kind].items()} for kind in ("gradients", "batch_stats")}
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, mo
 @pytest.mark.parametrize("stages", [2, pytest.param(4, marks=pytest.mark.compat)])
 def test_rounds_are_those_of_gradient_accumulation(stages):
     run, parts = pipeline(stages, 2, optimizer__label_smoothing=0.0), 2
-    params, stats = run.full["params"], run.full["batch_stats"]
+    params, stats = run.full.params, run.full.batch_stats
     momentum, schedule = jax.tree.map(np.zeros_like, params), run.round.step.learning_rate
     decay, keep = run.config.optimizer.weight_decay, run.config.optimizer.momentum
     losses = []
@@ -104,9 +104,9 @@ def test_stages_lie_on_different_devices_and_nowhere_else():
     run = pipeline(4)
     run.rounds(1)
     held = []
-    for stage, device in zip(run.state["stages"], run.round.devices, strict=True):
+    for stage, device in zip(run.state.stages, run.round.devices, strict=True):
         assert {leaf.devices() == {device} for leaf in jax.tree.leaves(stage)} == {True}
-        held += [f"{kind}/{name}" for kind in stage for name in stage[kind]]
+        held += [f"{kind}/{name}" for kind, modules in stage.collections.items() for name in modules]
     assert len(set(run.round.devices)) == 4
     assert len(held) == len(set(held)), "no variable is on two devices"
     assert flat(run.round.full(run.state)).keys() == flat(run.full).keys()

@@ -76,7 +76,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
     module = importlib.import_module(f"loft_jax.{command}.__main__")
     effect = None if sees_devices else AcceptedError
     with (
-        mock.patch("loft_jax.devices.setup.configure_jax", side_effect=effect),
+        mock.patch("loft_jax.devices.configure_jax", side_effect=effect),
         mock.patch("loft_jax.plan.planner.configure_jax", side_effect=effect),
         mock.patch("loft_jax.report.__main__.run", side_effect=AcceptedError),
         mock.patch("loft_jax.theory.sweep.TheoremSweep.run", side_effect=effect),

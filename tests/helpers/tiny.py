@@ -1,6 +1,6 @@
 """A network and a data set small enough that a round compiles in seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -12,10 +12,9 @@ from loft_jax.config.config import Config
 from loft_jax.data.dataset import Dataset
 from loft_jax.data.streaming.dataset import StreamedDataset
 from loft_jax.devices.mesh import make_mesh, replicate
-from loft_jax.gpipe.pipeline import GPipe
-from loft_jax.loft.feeds import training_data
-from loft_jax.loft.round import Round
-from loft_jax.loft.state import initial_state
+from loft_jax.loft.images import make_images
+from loft_jax.loft.state import State, initial_state
+from loft_jax.methods.build import make_method
 from loft_jax.models.resnet import ResNet
 
 # Partitioned: stage2/block2, width 8. Everything else is shared under `partition: paper`.
@@ -61,25 +60,33 @@ class Run:
     def __post_init__(self) -> None:
         self.dataset, self.mesh = self.dataset or dataset(), make_mesh(self.config)
         self.model = self.model.clone(dtype=jnp.dtype(self.config.precision))
-        if self.config.gpipe.stages is None:
-            self.round = Round(self.config, self.model, self.dataset, self.mesh, fused=self.fused)
-        else:
-            self.round = GPipe(self.config, self.model, self.dataset, self.mesh)
-        self.data = training_data(self.config, self.dataset, self.mesh)
+        self.images = make_images(self.config, self.dataset, self.mesh)
+        parts = (self.config, self.model, self.dataset, self.mesh, self.images)
+        self.round = make_method(*parts, fused=self.fused)
         # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
         start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
         self.full = jax.device_get(start)
         self.state = self.round.place(replicate(self.full, self.mesh))
 
-    def _start(self) -> dict[str, Any]:
+    def _start(self) -> State:
         return initial_state(self.model, self.config, self.dataset.image_shape)
 
     def rounds(self, count: int) -> dict[str, Any]:
-        """The full state after so many further rounds, as numpy arrays."""
+        """The full state after so many further rounds, as a dict of numpy arrays."""
         for _ in range(count):
-            masks, workers = self.round.train_locally(self.state, self.data)
-            self.state, self.loss = self.round.sync(self.state, masks, workers)
-        return jax.device_get(self.round.full(self.state))
+            masks, workers = self.round.train_locally(self.state)
+            self.state, self.loss = self.round.finish(self.state, masks, workers)
+        return as_dict(jax.device_get(self.round.full(self.state)))
+
+    @property
+    def programs(self) -> dict[str, jax.stages.Lowered]:
+        """The round's programs, lowered for the shapes of the state."""
+        return {name: program.lower() for name, program in self.round.programs(self.full).items()}
+
+
+def as_dict(state: State) -> dict[str, Any]:
+    """What a state has, by name."""
+    return {field.name: value for field in fields(state) if (value := getattr(state, field.name)) is not None}
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

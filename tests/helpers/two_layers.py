@@ -29,5 +29,8 @@ class TwoLayers(nn.Module):
         two = {"params/two/kernel": 3, "params/two/bias": 0, "params/head/kernel": 0}
         return FilterGroup("one", 4, one, True), FilterGroup("two", 8, two, True)
 
+    def with_norms(self, *, axis=None, momentum=None):
+        return self.clone(norm_axis=axis)
+
     def with_widths(self, widths):
         return self.clone(widths=FrozenDict({**self.widths, **widths}))

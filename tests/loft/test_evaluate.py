@@ -13,7 +13,7 @@ from loft_jax.randomness import Purpose, key_for
 
 
 def variables_of(run):
-    return {name: run.state[name] for name in ("params", "batch_stats")}
+    return run.state.variables
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -21,7 +21,7 @@ def variables_of(run):
 def test_every_test_example_is_counted_once(devices, batch):
     run = Run(config(mesh__worker=devices, train__eval_batch_size=batch))
     data = run.dataset
-    result = Evaluator(run.config, MODEL, data, run.mesh)(variables_of(run))
+    result = Evaluator(run.config, MODEL, data, run.mesh, run.images)(variables_of(run))
     logits = MODEL.apply(variables_of(run), normalise(jnp.asarray(data.test_images), *data.channel_statistics))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.test_labels)
     assert result["test/accuracy"] == np.mean(np.argmax(np.asarray(logits), axis=-1) == data.test_labels)
@@ -33,7 +33,7 @@ def test_every_test_example_is_counted_once(devices, batch):
 def test_norm_statistics_are_those_of_all_batches_pooled(devices, fused):
     settings = config(mesh__worker=devices, train__norm_batches=5)
     run = Run(settings)
-    estimated = NormEstimator(settings, MODEL, run.dataset, run.mesh, fused=fused)(variables_of(run), run.data)
+    estimated = NormEstimator(settings, MODEL, run.dataset, run.mesh, run.images, fused=fused)(variables_of(run))
     # The first norm sees the stem's output, whatever the statistics of the others: pool its activations by hand.
     data, key = run.dataset, key_for(settings.seed, Purpose.NORM_STATISTICS)
     order = jnp.resize(jax.random.permutation(key, len(data.train_labels)), (5, 4))
@@ -59,9 +59,9 @@ def test_norm_statistics_do_not_depend_on_the_number_of_devices_and_leave_parame
     results = {}
     for devices in (1, 4):
         run = Run(config(mesh__worker=devices, train__norm_batches=6))
-        estimate = NormEstimator(run.config, MODEL, run.dataset, run.mesh)
-        results[devices] = flat(estimate(variables_of(run), run.data))
-        params = flat({"params": run.state["params"]})
+        estimate = NormEstimator(run.config, MODEL, run.dataset, run.mesh, run.images)
+        results[devices] = flat(estimate(variables_of(run)))
+        params = flat({"params": run.state.params})
         for path in params:
             np.testing.assert_array_equal(results[devices][path], params[path])
     for path, leaf in results[1].items():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.runs import assert_same_state, config_of, opened, train_rounds
-from helpers.tiny import Run, config, flat
+from helpers.tiny import Run, as_dict, config, flat
 from jax.sharding import NamedSharding
 
 from loft_jax import FilterGroup, deal_partition, draw_partition
@@ -70,18 +70,18 @@ def test_what_is_no_partition_in_equal_parts_is_not_dealt(masks):
     ],
 )
 def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, fused, settings):
-    """S = 2 exchanges hands of 2 filters; S = 4 fewer filters than there are workers, so hands are padded."""
+    """S = 2 exchanges shares of 2 filters; S = 4 fewer filters than there are workers, so shares are padded."""
     mesh = {"mesh__worker": devices, "loft__workers": workers}
     one, other = Run(exchange(**mesh, **settings), fused=fused), Run(config(**mesh, **settings), fused=fused)
     split = {path for group in one.round.groups if group.partitioned for path in group.axes}
     for _ in range(3):
-        owners = jax.device_get(one.round.meeting.partition(one.state))
+        owners = jax.device_get(one.round.sync.partition(one.state))
         state = one.rounds(1)
         masks = {name: jax.device_put(m, NamedSharding(other.mesh, PER_WORKER)) for name, m in owners.items()}
-        _, workers = other.round.train_locally(other.state, other.data, masks)
-        other.state, loss = other.round.sync(other.state, masks, workers)
+        _, workers = other.round.train_locally(other.state, masks)
+        other.state, loss = other.round.finish(other.state, masks, workers)
         np.testing.assert_allclose(one.loss, loss, rtol=1e-6)
-        expected = flat(jax.device_get(other.state))
+        expected = flat(as_dict(jax.device_get(other.state)))
         got = flat({name: part for name, part in state.items() if name != "owners"})
         assert got.keys() == expected.keys()
         for path in got:
@@ -93,7 +93,7 @@ def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, 
 
 def test_the_partition_follows_from_the_last_one():
     run = Run(exchange())
-    before = jax.device_get(run.state["owners"])
+    before = jax.device_get(run.state.owners)
     after = run.rounds(1)["owners"]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 1)
     np.testing.assert_array_equal(after["stage2/block2"], deal_partition(key, before)["stage2/block2"])
@@ -103,12 +103,12 @@ def test_the_partition_follows_from_the_last_one():
 def test_no_device_holds_a_partitioned_variable_whole_between_rounds():
     run = Run(exchange())
     run.rounds(1)
-    kernel = run.state["slices"]["params/stage2_block2/conv1/kernel"]
+    kernel = run.state.slices["params/stage2_block2/conv1/kernel"]
     assert kernel.shape == (4, 3, 3, 8, 2), "each of 4 workers holds 2 of the 8 filters"
     assert kernel.sharding.spec == jax.sharding.PartitionSpec(WORKER)
     assert all(shard.data.shape[0] == 1 for shard in kernel.addressable_shards)
     declared = {path for group in run.round.groups if group.partitioned for path in group.axes}
-    assert not declared & run.state["shared"].keys()
+    assert not declared & run.state.shared.keys()
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -116,7 +116,7 @@ def test_what_is_placed_and_assembled_again_is_the_same(devices):
     run = Run(exchange(mesh__worker=devices))
     full = run.round.full(run.state)
     assert_same_state(jax.device_get(run.round.full(run.round.place(full))), jax.device_get(full))
-    assert flat(full).keys() - {"['owners']['stage2/block2']"} == flat(Run(config()).state).keys()
+    assert flat(full).keys() - {".owners['stage2/block2']"} == flat(Run(config()).state).keys()
 
 
 @pytest.mark.parametrize("change", [{"loft__workers": 1}, {"loft__partition": "none"}])
@@ -153,7 +153,7 @@ def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(exchanged, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_devices():
     four, two = Run(exchange()), Run(exchange(mesh__worker=2))
-    two.state = two.round.place(replicate(four.rounds(1), two.mesh))
+    two.state = two.round.place(replicate(State(**four.rounds(1)), two.mesh))
     one, other = four.rounds(1), two.rounds(1)
     assert_same_state(one["owners"], other["owners"])
     for path, leaf in flat(one["params"]).items():

@@ -28,7 +28,7 @@ def test_a_round_equals_a_plain_loop_over_separate_sub_cnns(fused):
 def test_one_worker_is_bit_equal_to_plain_sgd():
     settings = config(loft__workers=1)
     run = Run(settings)
-    params, stats = (jax.device_get(run.state[name]) for name in ("params", "batch_stats"))
+    params, stats = jax.device_get((run.state.params, run.state.batch_stats))
     after = run.rounds(3)
     initialise, step = sgd_programs(settings, MODEL)
     optimizer_state = initialise(params)
@@ -94,13 +94,13 @@ def test_the_partition_is_sharded_over_the_workers_and_new_in_each_round():
     run = Run(config())
     masks = []
     for _ in range(2):
-        mask, workers = run.round.train_locally(run.state, run.data)
+        mask, workers = run.round.train_locally(run.state)
         masks.append(mask["stage2/block2"])
         assert mask.keys() == {"stage2/block2"}
         assert mask["stage2/block2"].sharding.spec == jax.sharding.PartitionSpec(WORKER)
-        kernel = workers[0]["compact"]["params"]["stage2_block2"]["conv1"]["kernel"]
+        kernel = workers[0]["compact"].params["stage2_block2"]["conv1"]["kernel"]
         assert kernel.shape == (4, 3, 3, 8, 2), "a device holds 2 of the 8 filters of each of 4 workers"
-        run.state, _ = run.round.sync(run.state, mask, workers)
+        run.state, _ = run.round.finish(run.state, mask, workers)
     assert (np.asarray(masks[0]) != np.asarray(masks[1])).any()
 
 
@@ -108,19 +108,19 @@ def test_the_partition_is_sharded_over_the_workers_and_new_in_each_round():
 def test_workers_differ_after_their_local_steps(fused):
     """Replicated variables that are not cast get gradients summed over the mesh: all workers would agree."""
     run = Run(config(), fused=fused)
-    _, workers = run.round.train_locally(run.state, run.data)
-    head = np.asarray(workers[0]["compact"]["params"]["head"]["kernel"])
+    _, workers = run.round.train_locally(run.state)
+    head = np.asarray(workers[0]["compact"].params["head"]["kernel"])
     for worker in range(1, 4):
         assert (head[worker] != head[0]).any()
 
 
 def test_the_sum_of_deposited_slices_is_exact():
     run = Run(config())
-    masks, workers = run.round.train_locally(run.state, run.data)
-    compact = np.asarray(workers[0]["compact"]["params"]["stage2_block2"]["conv1"]["kernel"])
+    masks, workers = run.round.train_locally(run.state)
+    compact = np.asarray(workers[0]["compact"].params["stage2_block2"]["conv1"]["kernel"])
     owned = [np.flatnonzero(row) for row in np.asarray(masks["stage2/block2"])]
-    state, _ = run.round.sync(run.state, masks, workers)
-    merged = np.asarray(state["params"]["stage2_block2"]["conv1"]["kernel"])
+    state, _ = run.round.finish(run.state, masks, workers)
+    merged = np.asarray(state.params["stage2_block2"]["conv1"]["kernel"])
     for worker in range(4):
         np.testing.assert_array_equal(merged[..., owned[worker]], compact[worker])
 
@@ -128,14 +128,14 @@ def test_the_sum_of_deposited_slices_is_exact():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(devices):
     run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
-    before = np.asarray(run.state["params"]["two"]["kernel"])
-    masks, workers = run.round.train_locally(run.state, run.data)
+    before = np.asarray(run.state.params["two"]["kernel"])
+    masks, workers = run.round.train_locally(run.state)
     expected, slots = before.copy(), 2 // devices
     for worker in range(2):
         one, two = (np.flatnonzero(masks[name][worker]) for name in ("one", "two"))
-        kernel = workers[worker % slots]["compact"]["params"]["two"]["kernel"][worker // slots]
+        kernel = workers[worker % slots]["compact"].params["two"]["kernel"][worker // slots]
         expected[..., one[:, None], two[None, :]] = kernel
-    state, _ = run.round.sync(run.state, masks, workers)
-    after = np.asarray(state["params"]["two"]["kernel"])
+    state, _ = run.round.finish(run.state, masks, workers)
+    after = np.asarray(state.params["two"]["kernel"])
     np.testing.assert_array_equal(after, expected)
     assert (after == before).mean() == 0.5, "half of the pairs of filters are on different workers"

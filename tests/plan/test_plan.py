@@ -17,14 +17,15 @@ from helpers.settings_helpers import refusal
 
 from loft_jax.config.command_line import run_command
 from loft_jax.config.config import Config
+from loft_jax.cost.compiled import CompiledRound, Program, with_all_steps
 from loft_jax.cost.hlo import Collective, collectives
-from loft_jax.cost.memory import PeakMemory, data_bytes, program_bytes
+from loft_jax.cost.memory import data_bytes
 from loft_jax.data.facts import Facts, facts_to_compile_for
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator
 from loft_jax.plan.__main__ import main
-from loft_jax.plan.plan import Program, check_fits, compiler_refusal, with_all_steps
+from loft_jax.plan.plan import check_fits, compiler_refusal, peak_seconds
 from loft_jax.plan.planner import check_whole_slice, make_plan, prepare
 from loft_jax.plan.tables import as_rows, print_plan
 from loft_jax.plan.topology import Chip, Topology
@@ -41,18 +42,23 @@ def held_by_the_fullest_device(arrays):
     return max(held.values())
 
 
+def needed(program):
+    """Bytes of a program beside its arguments: temporary space, and results that take no argument's place."""
+    memory = program.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
 def measured(**settings):
     """Of a round that runs: what its compiled programs hold and send, and the peak of what devices really hold."""
     before = jax.live_arrays()
     run = tiny.Run(tiny.config(**settings))
-    test_set = Evaluator(run.config, run.model, run.dataset, run.mesh)
-    lowered = run.round.lowered(run.state, run.data)
-    programs = {name: program.compile() for name, program in lowered.items()}
-    masks, workers = run.round.train_locally(run.state, run.data)
+    test_set = Evaluator(run.config, run.model, run.dataset, run.mesh, run.images)
+    programs = {name: program.compile() for name, program in run.programs.items()}
+    masks, workers = run.round.train_locally(run.state)
     known = set(map(id, before))
     held = held_by_the_fullest_device([array for array in jax.live_arrays() if id(array) not in known])
     # That of the sync, and of the last local step, whose result has taken its argument's place.
-    peak = held + max(program_bytes(programs[name]) for name in ("step", "sync"))
+    peak = held + max(needed(programs[name]) for name in ("step", "sync"))
     del test_set, masks, workers
     return {name: collectives(program) for name, program in programs.items()}, held, peak
 
@@ -95,7 +101,7 @@ def test_a_loops_steps_are_counted_as_often_as_they_run():
     runs = {fused: tiny.Run(tiny.config(), fused=fused) for fused in (False, True)}
     programs = {}
     for run in runs.values():
-        for name, program in run.round.lowered(run.state, run.data).items():
+        for name, program in run.programs.items():
             cost = program.compile().cost_analysis()
             programs[name] = Program(name, 1, cost["flops"], cost["bytes accessed"])
     loop = with_all_steps(programs["loop"], programs["begin"], 3)
@@ -112,7 +118,7 @@ def test_a_pipelines_stages_send_what_it_says():
     # Of two stages and two micro-batches one tick in three is spent waiting.
     by_stage = [
         sum(
-            p.runs * p.seconds(PEAKS) * (1 if p.name.endswith("update") else 1.5)
+            p.runs * peak_seconds(p, PEAKS) * (1 if p.name.endswith("update") else 1.5)
             for p in plan.programs
             if p.name.startswith(f"stage {stage}")
         )
@@ -129,7 +135,7 @@ def plan():
 def test_the_time_is_that_of_the_slower_of_arithmetic_and_memory_and_then_of_sending(plan):
     found = (Collective("all-reduce", 1000, 4, 1),)
     programs = (Program("step", 3, 2e9, 1e6), Program("sync", 1, 1e6, 5e8, found, 1500.0))
-    plan = replace(plan, programs=programs)
+    plan = replace(plan, compiled=CompiledRound(programs, 0, 4))
     assert plan.compute_seconds(PEAKS) == pytest.approx(3 * 2e9 / 1e12 + 5e8 / 1e11)
     assert plan.sending_seconds(PEAKS) == pytest.approx(1500 / 1e9)
     assert plan.flops == 4 * (3 * 2e9 + 1e6)
@@ -157,7 +163,7 @@ def test_the_command_prints_rows_and_refuses_what_does_not_fit(monkeypatch, caps
     dataset = tiny.dataset()
     monkeypatch.setattr("loft_jax.plan.planner.model_of", lambda *_: tiny.MODEL)
     monkeypatch.setattr("loft_jax.plan.planner.prepare", lambda *_: None)
-    monkeypatch.setattr("loft_jax.data.facts.facts_to_compile_for", lambda _: (Facts.of(dataset), dataset))
+    monkeypatch.setattr("loft_jax.data.facts_to_compile_for", lambda _: (Facts.of(dataset), dataset))
     path = write(yaml.safe_dump(tiny.config().model_dump()))
     arguments = ["--config", str(path), "--topology", "cpu:4", "--format", "csv", "--link_gbps", "1"]
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])
@@ -241,7 +247,8 @@ def test_a_part_of_a_slice_is_refused_with_what_takes_all_of_it():
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_batch_that_may(plan):
-    steps = replace(plan, memory=PeakMemory(1_000_000_000, 8_000_000_000, "step"))
+    step = Program("step", 3, 1.0, 1.0, temporary=8_000_000_000, resident=1_000_000_000)
+    steps = replace(plan, compiled=CompiledRound((step,), 0, 4))
     check_fits(steps, Chip("cpu"))
     check_fits(steps, replace(PEAKS, memory_gb=9))
     need = "9 GB are needed, 1 GB of them for state, data and code, and a device of cpu:4 has "
@@ -252,7 +259,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_batch_that_may(plan):
     assert (
         refusal(check_fits, steps, replace(PEAKS, memory_gb=0.5)) == f"model.name=preresnet20: {need}0.5 GB; {too_wide}"
     )
-    sync = replace(plan, memory=replace(steps.memory, name="sync"))
+    sync = replace(plan, compiled=CompiledRound((replace(step, name="sync", grows=False),), 0, 4))
     assert refusal(check_fits, sync, replace(PEAKS, memory_gb=5)) == f"model.name=preresnet20: {need}5 GB; {too_wide}"
 
 

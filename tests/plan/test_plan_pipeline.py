@@ -1,16 +1,11 @@
 """Plans of GPipe: programs, memory, code and bytes, stage by stage."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 from helpers import tiny
 from helpers.planned import planned
 
-from loft_jax.cost.memory import PeakMemory, gpipe_memory, nbytes
-from loft_jax.gpipe.pipeline import StageProgram
-from loft_jax.plan.plan import Program
+from loft_jax.cost.compiled import CompiledRound, Program, nbytes
 
 
 def test_a_pipelines_programs_run_once_a_micro_batch_and_its_updates_once_a_step():
@@ -29,34 +24,32 @@ def test_a_pipelines_programs_run_once_a_micro_batch_and_its_updates_once_a_step
     assert plan.full_state == nbytes(run.full)
     # A device sends what its own stage sends, and computes what its own stage computes.
     programs = [Program(f"stage {s + 1} backward", 3, 1e6 * (s + 1), 0.0, (), 10.0 * (s + 1), s) for s in (0, 1)]
-    plan = replace(plan, programs=tuple(programs))
+    plan = replace(plan, compiled=CompiledRound(tuple(programs), 0, 2))
     assert (plan.sent, plan.flops) == (60, 9e6)
 
 
 def test_a_stage_holds_its_state_and_the_input_of_every_micro_batch():
-    variables, sums, inputs = (
-        [jax.ShapeDtypeStruct((n,), jnp.float32) for n in some] for some in ((10, 20), (100, 200), (5, 7))
-    )
-    pipeline = SimpleNamespace(microbatches=3, variable_shapes=variables, sum_shapes=sums, inputs=inputs)
-    sizes = SimpleNamespace(temp_size_in_bytes=8, output_size_in_bytes=4, alias_size_in_bytes=2)
-    program = SimpleNamespace(memory_analysis=lambda: sizes)
+    run = tiny.Run(tiny.config(gpipe__stages=2, gpipe__microbatches=2, loft__workers=1))
+    resident = run.round.resident(run.full)
     # Of the first stage the gradient too that begins the way back.
-    for stage, floats in enumerate((10 + 100 + 3 * 5 + 7, 20 + 200 + 3 * 7)):
-        peak = gpipe_memory({StageProgram(stage, "backward"): program}, pipeline, 1000)
-        assert peak == PeakMemory(4 * floats + 1000, 10, f"stage {stage + 1} backward")
+    returning = nbytes(run.round.inputs[1])
+    for stage, extra in enumerate((returning, 0)):
+        own = (run.round.state_shapes[stage], run.round.sum_shapes[stage])
+        held = nbytes(own) + 2 * nbytes(run.round.inputs[stage]) + extra
+        assert resident[f"stage {stage + 1} backward"] == resident[f"stage {stage + 1} update"] == held
 
 
-def test_a_pipelines_code_is_that_of_the_stage_that_has_most(monkeypatch):
-    def compiled(setting, lowered):
-        parts = ("temp", "output", "alias")
-        sizes = {name: {"generated_code_size_in_bytes": 10**name.stage} for name in lowered}
-        sizes = {
-            name: SimpleNamespace(**own, **{f"{part}_size_in_bytes": 0 for part in parts})
-            for name, own in sizes.items()
-        }
-        return {n: SimpleNamespace(memory_analysis=lambda n=n: sizes[n], cost_analysis=dict) for n in lowered}
+def test_the_peak_is_that_of_the_program_that_needs_most_beside_what_stays():
+    programs = (
+        Program("a", 1, 0.0, 0.0, temporary=8, results=4, aliased=2, resident=100),
+        Program("b", 1, 0.0, 0.0, temporary=9, resident=50),
+    )
+    peak = CompiledRound(programs, 1000, 1).memory
+    assert (peak.name, peak.resident, peak.program, peak.total) == ("a", 1100, 10, 1110)
 
-    monkeypatch.setattr("loft_jax.plan.planner._Setting.compiled", compiled)
-    monkeypatch.setattr("loft_jax.plan.planner.collectives", lambda program: [])
-    plan = planned("cpu:2", gpipe__stages=2, gpipe__microbatches=2, loft__workers=1)
-    assert plan.code == 2 * 10, "the last stage has two programs of 10 bytes, the first three of 1"
+
+def test_a_pipelines_code_is_that_of_the_stage_that_has_most():
+    stages = [0, 0, 0, 1, 1]
+    programs = tuple(Program(f"p{i}", 1, 0.0, 0.0, stage=s, code=10**s) for i, s in enumerate(stages))
+    code = CompiledRound(programs, 0, 2).code
+    assert code == 2 * 10, "the last stage has two programs of 10 bytes, the first three of 1"

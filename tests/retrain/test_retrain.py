@@ -51,7 +51,7 @@ def started(finished, tmp_path_factory):
     """A copy of the finished run with the tickets of its first and last snapshot retrained, all checkpoints kept."""
     path, patch = tmp_path_factory.mktemp("started") / "run", pytest.MonkeyPatch()
     shutil.copytree(finished[0], path)
-    patch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
+    patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
     arguments = ["retrain", str(path), "--every", "9", "--ratio", "0.5", "--train.keep_checkpoints", "9"]
     patch.setattr(sys, "argv", arguments)
     command.main()
@@ -72,7 +72,7 @@ def starts(started, tmp_path_factory):
         starts[directory.path.parent.name, seed] = flat(state["params"]), kept_of(directory.path)
         return {"seed": seed, "test/accuracy": 0.5, "test/loss": 1.0}
 
-    patch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
+    patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
     patch.setattr("loft_jax.retrain.retraining.train_to_the_end", start_only)
     patch.setattr("loft_jax.retrain.retraining._costs", lambda *_: costs)
     for arguments in (["--mode", *command.MODES, "--seeds", "0", "1"], ["--rewind_to", "4"]):
@@ -256,7 +256,7 @@ def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
 
 def test_a_ticket_that_is_there_is_not_drawn_again(tmp_path, monkeypatch):
     directory = opened(tmp_path / "run", config_of())
-    monkeypatch.setattr("loft_jax.devices.setup.configure_jax", None)
+    monkeypatch.setattr("loft_jax.devices.configure_jax", None)
     names = ["r0-group-l2-0.5", "r4-group-l2-0.5", "r6-group-l2-0.5"]
     for name in names:
         (directory.tickets / name).mkdir(parents=True)

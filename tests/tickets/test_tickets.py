@@ -63,7 +63,7 @@ def states(rounds=ROUNDS, seed=0, spoilt=None):
 def search(*arguments):
     """Run the command in this process, whose devices are set already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loft_jax.devices.setup.configure_jax", lambda config: None)
+        patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
         patch.setattr(sys, "argv", ["tickets", *map(str, arguments)])
         tickets.main()
 

@@ -1,12 +1,12 @@
 """What people are told of a run: its first lines, its programs, and the figures of its summary."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 from helpers.runs import config_of
 
 from loft_jax import create_model
+from loft_jax.cost.compiled import CompiledRound, Program
 from loft_jax.models.sizes import parameter_count
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.train.experiment import Experiment
@@ -38,12 +38,8 @@ def test_workers_a_device_and_the_sub_cnns_share_are_said(capsys):
 
 def test_a_programs_peak_leaves_out_results_that_take_an_arguments_place(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    names = ("argument", "output", "temp", "alias")
-    sizes = SimpleNamespace(
-        **{f"{name}_size_in_bytes": size * 10**6 for name, size in zip(names, (8, 4, 2, 3), strict=True)}
-    )
-    program = SimpleNamespace(memory_analysis=lambda: sizes, cost_analysis=lambda: {"flops": 5e9})
-    print_programs({"step": program})
+    sizes = {"arguments": 8 * 10**6, "results": 4 * 10**6, "temporary": 2 * 10**6, "aliased": 3 * 10**6}
+    print_programs(CompiledRound((Program("step", 1, 5e9, 0.0, **sizes),), 0, 1))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
     assert [cell.strip() for cell in line.split("│")[1:-1]] == [
         *("step", "5.000 G", "8.00 MB", "4.00 MB", "2.00 MB", "11.00 MB")

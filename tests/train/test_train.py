@@ -189,7 +189,7 @@ def test_idle_devices_are_named(capsys):
 def test_what_a_local_step_sends_is_said_where_a_worker_has_several_devices(capsys):
     experiment = Experiment.build(config_of(loft={"workers": 1}, mesh={"data": 4}))
     print_setup(experiment)
-    said, step = capsys.readouterr().out, experiment.step_traffic
+    said, step = capsys.readouterr().out, experiment.bill.programs["step"].traffic
     summed, sent = (f"{bytes_ / 1e6:.2f} MB" for bytes_ in (step.payloads["all-reduce"], step.sent))
     assert f"step      {summed} summed over a worker's devices; each sends {sent}, in a ring" in said
     assert step.sent > 1e5

@@ -62,9 +62,9 @@ class StreamedDataset:
         return not self.train.mixed
 
     @property
-    def readers_text(self) -> str:
-        """Who decodes."""
-        return f"{self._readers} processes" if self._readers else "threads"
+    def loading_text(self) -> str:
+        """What the first lines of a run add about how images are loaded: who decodes them."""
+        return f", streamed by {f'{self._readers} processes' if self._readers else 'threads'}"
 
     @property
     def _readers(self) -> int:

@@ -17,7 +17,7 @@ from loft_jax.data.streaming.schedule import TrainingPlan
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator, NormEstimator
-from loft_jax.loft.feeds import training_shapes
+from loft_jax.loft.images import make_images
 from loft_jax.loft.round import Round
 from loft_jax.loft.state import initial_state
 from loft_jax.randomness import Purpose, key_for
@@ -48,7 +48,7 @@ def test_a_streamed_run_is_bit_equal_to_one_from_the_device(uniform, split, mesh
     for loading in ("device", "stream"):
         run = Run(settings, dataset=load("tiny_images", uniform, loading=loading, readers=0))
         state = flat(run.rounds(4))
-        run.data.close()
+        run.images.close()
         results.append(state | {"loss": np.asarray(run.loss)})
     for path, leaf in results[0].items():
         np.testing.assert_array_equal(leaf, results[1][path], err_msg=path)
@@ -59,9 +59,9 @@ def test_norm_statistics_and_evaluation_are_those_from_the_device(uniform):
     results = []
     for loading in ("device", "stream"):
         run = Run(settings, dataset=load("tiny_images", uniform, loading=loading, readers=0))
-        variables = {name: run.state[name] for name in ("params", "batch_stats")}
-        estimated = NormEstimator(settings, run.model, run.dataset, run.mesh)(variables, run.data)
-        results.append(flat(estimated) | Evaluator(settings, run.model, run.dataset, run.mesh)(estimated))
+        estimated = NormEstimator(settings, run.model, run.dataset, run.mesh, run.images)(run.state.variables)
+        test = Evaluator(settings, run.model, run.dataset, run.mesh, run.images)
+        results.append(flat(estimated) | test(estimated))
     for path, leaf in results[0].items():
         np.testing.assert_array_equal(leaf, results[1][path], err_msg=path)
 
@@ -122,14 +122,14 @@ def test_what_streamed_data_do_not_go_with_is_refused(uniform):
 def test_a_streamed_round_is_lowered_from_facts_alone_and_a_step_takes_its_part_of_one_batch(data):
     settings = config(mesh__worker=2, mesh__data=data)
     stand_in, mesh = Facts((6, 5, 3), 3, 10**6, 10**4, streamed=True).stand_in(), make_mesh(settings)
-    round_ = Round(settings, MODEL, stand_in, mesh)
+    images = make_images(settings, stand_in, mesh, shapes_only=True)
+    round_ = Round(settings, MODEL, stand_in, mesh, images)
     full = jax.eval_shape(lambda: initial_state(MODEL, settings, (6, 5, 3)))
-    shapes = training_shapes(settings, stand_in, mesh)
-    lowered = round_.lowered(jax.eval_shape(round_.place, full), shapes)
+    lowered = {name: program.lower() for name, program in round_.programs(full).items()}
     assert set(lowered) == {"begin", "step", "sync"}
     fed = jax.tree.leaves(lowered["step"].in_avals)[-2:]
     assert [leaf.shape for leaf in fed] == [(8, 6, 5, 3), (8,)]
-    assert all(leaf.sharding.shard_shape(leaf.shape)[0] == 4 // data for leaf in shapes.feed_shapes)
+    assert all(leaf.sharding.shard_shape(leaf.shape)[0] == 4 // data for leaf in images.training.feed_shapes)
 
 
 def plan_of(**changes):

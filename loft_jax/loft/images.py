@@ -1,0 +1,92 @@
+"""Where the images of every step come from: arrays on all devices, or batches streamed to the devices.
+
+Three loops need images: local steps, the re-estimation of norm statistics, and the test. Each takes them as `Batches`,
+and does not know which of the two they are. Arrays are arguments of a whole loop, streamed batches of each step; a
+streamed loop is dispatched step by step on every backend: as one program it would need all images of a round at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from loft_jax.config import Config
+from loft_jax.data import AnyDataset, Dataset
+from loft_jax.loft.resident import ResidentImages
+from loft_jax.loft.streamed import StreamedImages
+
+Batch = tuple[jax.Array, ...]
+
+
+class Batches(Protocol):
+    """The batches of a loop of steps.
+
+    Attributes:
+      arguments, argument_specs: what every step of the loop is given (arrays, or their shapes), and its sharding.
+      feed_shapes, feed_specs: what each step alone is given, and its sharding.
+    """
+
+    @property
+    def arguments(self) -> tuple[Any, ...]: ...
+    @property
+    def argument_specs(self) -> tuple[PartitionSpec, ...]: ...
+    @property
+    def feed_shapes(self) -> tuple[Any, ...]: ...
+    @property
+    def feed_specs(self) -> tuple[PartitionSpec, ...]: ...
+
+    def feed(self, round_number: Any = 0) -> AbstractContextManager[Iterator[Batch] | None]:
+        """Open what each step alone is given, in the order of the steps; None where that is nothing."""
+        ...
+
+    def begin(self, *place: jax.Array) -> Any:
+        """Inside shard_map: prepare what `pick` needs. `place`: worker and round, where batches depend on them."""
+        ...
+
+    def pick(self, begun: Any, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Inside shard_map: pick the device's part of a step's batch.
+
+        Args:
+          begun: what `begin` returned.
+          step: of the loop, int32 scalar.
+          given: `arguments`, then what the step is fed.
+
+        Returns:
+          Images and labels, uint8 [part, height, width, channels] and int32 [part].
+        """
+        ...
+
+
+class Images(Protocol):
+    """The images of a run, as batches for each loop that needs them.
+
+    Attributes:
+      training: of local steps; a label is int32 in [0, classes).
+      norms: the training batches on which norm statistics are re-estimated, the same at every call; a step of the loop
+        is a batch a device.
+      test: every test image once, spread over the devices; padded with images of label -1.
+    """
+
+    @property
+    def training(self) -> Batches: ...
+    @property
+    def norms(self) -> Batches: ...
+    @property
+    def test(self) -> Batches: ...
+
+    def close(self) -> None:
+        """End whatever reads ahead."""
+        ...
+
+
+def make_images(config: Config, dataset: AnyDataset, mesh: Mesh, *, shapes_only: bool = False) -> Images:
+    """Make the images of a run: on the devices of the mesh, or streamed to them, as the data set is.
+
+    Args:
+      shapes_only: put nothing on a device; programs can be lowered for it.
+    """
+    if isinstance(dataset, Dataset):
+        return ResidentImages(config, dataset, mesh, shapes_only=shapes_only)
+    return StreamedImages(config, dataset, mesh)

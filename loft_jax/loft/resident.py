@@ -1,0 +1,113 @@
+"""Images that are kept on the devices: see `loft_jax.loft.images`."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from loft_jax.config import Config
+from loft_jax.data import Dataset
+from loft_jax.devices import DATA, PER_DEVICE, REPLICATED, distribute, replicate, shapes_on
+from loft_jax.loft.orders import norm_order, split_test, training_order
+
+
+class ResidentImages:
+    """All training images on every device of a mesh, and of the test images on each device its part.
+
+    Args:
+      shapes_only: keep the shapes of the arrays instead.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, mesh: Mesh, *, shapes_only: bool = False):
+        self._config, self._dataset, self._mesh, self._shapes_only = config, dataset, mesh, shapes_only
+        arrays = (dataset.train_images, dataset.train_labels)
+        everywhere = NamedSharding(mesh, REPLICATED)
+        self._arrays = shapes_on(everywhere, arrays) if shapes_only else tuple(replicate(a, mesh) for a in arrays)
+
+    @cached_property
+    def training(self) -> "_Picked":
+        """Batches in an order of each worker's own, new in every epoch."""
+        config, examples, shards = self._config, self._dataset.examples, self._mesh.shape[DATA]
+        return _Picked(
+            self._arrays, lambda worker, round_number: training_order(config, examples, worker, round_number), shards
+        )
+
+    @cached_property
+    def norms(self) -> "_Picked":
+        """Batches of `norm_order`."""
+        config, examples = self._config, self._dataset.examples
+        return _Picked(self._arrays, lambda: norm_order(config, examples))
+
+    @cached_property
+    def test(self) -> "_Sliced":
+        """Slices of each device's part."""
+        dataset, sharding = self._dataset, NamedSharding(self._mesh, PER_DEVICE)
+        _, batch, padding = split_test(self._config, dataset.test_examples, self._mesh)
+        if self._shapes_only:
+            count = dataset.test_examples + padding
+            shapes = ((count, *dataset.image_shape), np.uint8), ((count,), np.int32)
+            return _Sliced(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
+        images = np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(dataset.test_labels, (0, padding), constant_values=-1)
+        return _Sliced((distribute(images, sharding), distribute(labels, sharding)), batch)
+
+    def close(self) -> None:
+        """Do nothing: nothing reads ahead."""
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """Batches out of arrays that the whole loop is given: images and labels."""
+
+    arguments: tuple[Any, ...]
+
+    feed_shapes = feed_specs = ()
+
+    def feed(self, round_number: Any = 0) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class _Picked(_Resident):
+    """Batches of listed examples; with several data shards each device picks its part.
+
+    Attributes:
+      order: place of the loop -> int32 [steps, batch].
+    """
+
+    order: Callable[..., jax.Array]
+    data_shards: int = 1
+
+    argument_specs = (REPLICATED, REPLICATED)
+
+    def begin(self, *place: jax.Array) -> jax.Array:
+        return self.order(*place)
+
+    def pick(self, begun: jax.Array, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = given
+        indices = begun[step]
+        if self.data_shards > 1:
+            part = len(indices) // self.data_shards
+            indices = jax.lax.dynamic_slice_in_dim(indices, jax.lax.axis_index(DATA) * part, part)
+        return images[indices], labels[indices]
+
+
+@dataclass(frozen=True)
+class _Sliced(_Resident):
+    """Batches that follow each other in a device's part of the arrays."""
+
+    batch: int
+
+    argument_specs = (PER_DEVICE, PER_DEVICE)
+
+    def begin(self, *place: jax.Array) -> dict:
+        return {}
+
+    def pick(self, begun: dict, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = (jax.lax.dynamic_slice_in_dim(a, step * self.batch, self.batch) for a in given)
+        return images, labels

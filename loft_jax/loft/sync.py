@@ -1,0 +1,59 @@
+"""What a sync of LoFT must offer: how owned slices come together after local steps, and what is kept between rounds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import PartitionSpec
+
+from loft_jax.loft.program import RoundProgram
+from loft_jax.loft.state import State
+from loft_jax.loft.traffic import Traffic
+
+Masks = Mapping[str, jax.Array]
+
+
+class Sync(Protocol):
+    """A way to sync: `loft_jax.loft.psum` and `loft_jax.loft.exchange` are the two there are.
+
+    The state between rounds ("at rest") is the sync's own type, a pytree with "round" as an attribute.
+
+    Attributes:
+      state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
+      holds_full: whether every device holds the full state at rest.
+    """
+
+    @property
+    def state_spec(self) -> Any: ...
+    @property
+    def masks_spec(self) -> PartitionSpec: ...
+    @property
+    def holds_full(self) -> bool: ...
+
+    def place(self, full: State) -> Any:
+        """Take the full state, on every device of the mesh, to the state at rest."""
+        ...
+
+    def full(self, state: Any) -> State:
+        """Take the state at rest to the full state, on every device of the mesh."""
+        ...
+
+    def partition(self, state: Any) -> Masks:
+        """Give the masks of the coming round: group name -> bool [S, n], row s is what worker s owns."""
+        ...
+
+    def compact(self, state: Any, masks: Masks, slot: jax.Array) -> State:
+        """Inside shard_map: take the compact state of a device's worker from the state at rest."""
+        ...
+
+    def combine(self, state: Any, masks: Masks, compacts: Sequence[State]) -> Any:
+        """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
+        ...
+
+    def traffic(self, full: State) -> Traffic:
+        """Count what the collectives of one sync move, from the full state or its shapes; nothing is compiled."""
+        ...
+
+    def assembly(self, full: State) -> dict[str, RoundProgram]:
+        """Name the programs that `full` runs between rounds, one run each; {} where there are none."""
+        ...

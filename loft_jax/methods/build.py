@@ -1,0 +1,61 @@
+"""From a config to the method that it names, checked against model, devices and data."""
+
+from typing import cast
+
+import jax
+from jax.sharding import Mesh
+
+from loft_jax.config import Config
+from loft_jax.data import AnyDataset, Facts
+from loft_jax.errors import UserError
+from loft_jax.gpipe import GPipe, check_cuts
+from loft_jax.loft import Images, Method, Round, check_exchangeable, exchanges, split_groups
+from loft_jax.models import Network, SegmentedNetwork
+
+
+def check_method(model: Network, config: Config) -> None:
+    """Raise UserError if the model cannot be trained as asked: split over the workers, or cut into a pipeline's stages.
+
+    A pipeline runs in one process; the processes of the run must have found each other.
+    """
+    try:
+        groups = split_groups(model, config)
+        if exchanges(config, groups):
+            check_exchangeable([group for group in groups if group.partitioned])
+        if config.gpipe.stages is not None:
+            check_cuts(cast(SegmentedNetwork, model), config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.gpipe.stages is not None and jax.process_count() > 1:
+        raise UserError(
+            f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, and {jax.process_count()} have been "
+            "started; start one"
+        )
+
+
+def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
+    """Raise UserError if a data set of this name has too few images for the workers, or is streamed under GPipe."""
+    if config.data.split == "disjoint" and data.examples < config.loft.workers:
+        raise UserError(
+            f"loft.workers={config.loft.workers}: {data.examples} images are too few for data.split=disjoint"
+        )
+    if config.gpipe.stages is not None and data.streamed:
+        raise UserError(
+            f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, and {name} is "
+            f"streamed (data.loading={config.data.loading}); train it by LoFT or plain SGD"
+        )
+
+
+def make_method(
+    config: Config, model: Network, dataset: AnyDataset, mesh: Mesh, images: Images, *, fused: bool | None = None
+) -> Method:
+    """Make the method that a config names: GPipe's pipeline where it has stages, else LoFT's round.
+
+    LoFT's round is local SGD where nothing is split, and plain SGD where there is one worker.
+
+    Args:
+      fused: whether a loop of steps is one program; None for what suits the backend.
+    """
+    if config.gpipe.stages is None:
+        return Round(config, model, dataset, mesh, images, fused=fused)
+    return GPipe(config, cast(SegmentedNetwork, model), dataset, mesh, images)

@@ -1,0 +1,59 @@
+"""What a network must offer to be trained by LoFT, and apart from it what only the pipeline needs."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+import jax
+
+from loft_jax.filters import FilterGroup
+
+
+class Network(Protocol):
+    """A network with batch norm whose filter groups are declared: the models of this package are.
+
+    Variables are {"params", "batch_stats"}, nested dicts of float32 arrays.
+    """
+
+    def init(self, rngs: jax.Array, x: Any) -> Any:
+        """Initialise the variables for images x, [batch, height, width, channels]."""
+        ...
+
+    def apply(self, variables: Any, x: Any, train: bool = False, *, mutable: Any = False) -> Any:
+        """Map images [batch, height, width, channels] to float32 logits [batch, classes].
+
+        With `train=True` and `mutable=["batch_stats"]`: to (logits, {"batch_stats": the updated running statistics}).
+        """
+        ...
+
+    def filter_groups(self) -> tuple[FilterGroup, ...]:
+        """Declare the filter groups, at their present widths."""
+        ...
+
+    def with_widths(self, widths: Mapping[str, int]) -> Self:
+        """Make the same architecture with these numbers of filters in the named groups. Raises ValueError."""
+        ...
+
+    def with_branch_scales(self, scales: Mapping[str, float]) -> Self:
+        """Make the same network with the residual branch of the named groups multiplied by these factors."""
+        ...
+
+    def with_norms(self, *, axis: str | None = None, momentum: float | None = None) -> Self:
+        """Make the same network with other norms in training.
+
+        Args:
+          axis: mesh axis over whose devices a batch is spread; None for one device a batch.
+          momentum: weight of the old running statistics in an update; None leaves it as it is.
+        """
+        ...
+
+
+class SegmentedNetwork(Network, Protocol):
+    """A network that is a sequence of blocks, and can be cut between them into the stages of a pipeline."""
+
+    def block_names(self) -> tuple[str, ...]:
+        """Name the blocks in network order: "stage1/block1", ..."""
+        ...
+
+    def with_segment(self, first: int, last: int) -> Self:
+        """Take the part from block `first` to before block `last`, with its variables under the same names."""
+        ...
