@@ -20,4 +20,9 @@ from .fields import (
     Section as Section,
     Train as Train,
 )
-from .loading import overridden as overridden, read_yaml as read_yaml, validated as validated
+from .loading import (
+    overridden as overridden,
+    read_config as read_config,
+    read_yaml as read_yaml,
+    validated as validated,
+)

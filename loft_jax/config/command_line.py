@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from loft_jax.config.config import Config
 from loft_jax.config.fields import MOST
-from loft_jax.config.loading import Settings, fields_of, overridden, read_yaml, type_name
+from loft_jax.config.loading import Settings, fields_of, overridden, read_config, type_name
 from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, shown
 
 
@@ -61,7 +61,9 @@ class CommandLine(Generic[Settings]):
             self.parser.add_argument("run", metavar="RUN", nargs=nargs, help="run directory of loft_jax.train")
         else:
             self.parser.add_argument(
-                "--config", metavar="FILE", help="YAML file of settings; what it leaves out is default"
+                "--config",
+                metavar="FILE",
+                help="YAML file of settings, or the name of a packaged config (digits, ...); what it leaves out is default",
             )
         self._fields = dict(fields_of(settings))
         overrides = "the run's own" if reads_run else "the file"
@@ -75,7 +77,7 @@ class CommandLine(Generic[Settings]):
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
         """The command's own options, and the config. Raises UserError."""
         arguments, given = self.parse_overrides(argv)
-        settings = {} if arguments.config is None else read_yaml(arguments.config)
+        settings = {} if arguments.config is None else read_config(arguments.config)
         source = arguments.config or "command line"
         return arguments, overridden(settings, given, source, self._settings)
 

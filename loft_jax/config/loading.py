@@ -46,6 +46,29 @@ def validated(
         raise UserError("\n       ".join(said)) from None
 
 
+def read_config(name: str) -> dict[str, Any]:
+    """Read the settings that `--config` names: a packaged config where one has this name, else a YAML file.
+
+    Raises:
+      UserError: it is neither, does not parse or is no mapping.
+    """
+    packaged = packaged_configs()
+    if name in packaged:
+        return read_yaml(packaged[name], f"--config {name}")
+    if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():
+        hint = did_you_mean(name, packaged, f"packaged are {', '.join(packaged)}")
+        raise UserError(f"--config {shown(name)}: neither a file nor a packaged config{hint}")
+    return read_yaml(name)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Name -> file of every config that comes with the package."""
+    package = Path(__file__).parents[1]
+    # In a clone they lie beside the package; a wheel holds them.
+    places = (package / "configs", package.parent / "configs")
+    return {path.stem: path for place in places if place.is_dir() for path in sorted(place.glob("*.yaml"))}
+
+
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
     """The mapping in a YAML file; `label` names it in messages.
 

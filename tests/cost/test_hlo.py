@@ -213,10 +213,10 @@ SETTINGS = [
     (MODEL, {"sync": "psum", "workers": 2}),
     (POST, {"sync": "psum", "partition": "none", "devices": 2}),
     pytest.param(POST, {"sync": "exchange", "devices": 2}, marks=pytest.mark.compat),
-    (MODEL, {"sync": "exchange", "partition": "all", "devices": 2}),
-    (POST, {"sync": "exchange", "momentum": "reset", "devices": 4}),
+    pytest.param(MODEL, {"sync": "exchange", "partition": "all", "devices": 2}, marks=pytest.mark.full),
+    pytest.param(POST, {"sync": "exchange", "momentum": "reset", "devices": 4}, marks=pytest.mark.full),
     (MODEL, {"sync": "exchange", "devices": 1}),
-    (MODEL, {"sync": "exchange", "workers": 2, "data": 2}),
+    pytest.param(MODEL, {"sync": "exchange", "workers": 2, "data": 2}, marks=pytest.mark.full),
 ]
 
 
@@ -247,6 +247,7 @@ def test_a_data_parallel_step_reduces_gradients_loss_and_norm_statistics():
     assert compiled(run, ["step"])["step"] == {"all-reduce": 4 * (parameters + 1 + 3 * statistics // 2)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("workers", "least"), [(2, 3.5), (4, 5.3)])
 def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, least):
     """PreResNet-34 on CIFAR-10, 500 syncs against 20 true epochs, the paper's partition and cuts; momentum reset."""

@@ -36,6 +36,7 @@ def of(rows, method, momentum=None, event=None):
     return row
 
 
+@pytest.mark.full
 def test_every_method_has_its_rows(rows):
     assert [(row["method"], row["momentum"], row["bytes_event"]) for row in rows] == [
         ("plain SGD", None, None),
@@ -55,6 +56,7 @@ def test_every_method_has_its_rows(rows):
     ]
 
 
+@pytest.mark.full
 def test_what_is_predicted_is_what_the_compiled_programs_hold(rows):
     measured = [row for row in rows if row["bytes_measured"] is not None]
     assert len(measured) == 14
@@ -65,12 +67,14 @@ def test_what_is_predicted_is_what_the_compiled_programs_hold(rows):
             assert row["bytes_measured"] == row["bytes_total"]
 
 
+@pytest.mark.full
 def test_events_are_counted_over_the_whole_run(rows):
     assert of(rows, "LoFT-2, psum", "carry", "sync")["bytes_events"] == 20
     assert of(rows, "data-parallel SGD-2", event="step")["bytes_events"] == 40
     assert of(rows, "LoFT-2, exchange", "carry", "assembly")["bytes_events"] == 5, "rounds 0, 5, 10, 15 and 20"
 
 
+@pytest.mark.full
 def test_the_server_is_the_papers(rows):
     groups = tiny.MODEL.filter_groups()
     server, row = ParameterSplit.of(tiny.MODEL, groups, FACTS.image_shape), of(rows, "LoFT-2, server")
@@ -78,6 +82,7 @@ def test_the_server_is_the_papers(rows):
     assert 2 * (row["bytes_sent"] + row["bytes_received"]) == server.server_bytes(2)
 
 
+@pytest.mark.full
 def test_an_exchange_moves_less_than_a_sum_and_a_reset_less_than_a_carry(rows):
     sums, exchanges = (
         [of(rows, f"LoFT-2, {sync}", momentum, "sync")["bytes_total"] for momentum in ("carry", "reset")]
@@ -88,6 +93,7 @@ def test_an_exchange_moves_less_than_a_sum_and_a_reset_less_than_a_carry(rows):
     assert exchanges[1] < 0.52 * exchanges[0]
 
 
+@pytest.mark.full
 def test_a_worker_of_loft_needs_less_memory_than_plain_sgd_and_the_least_with_an_exchange(rows):
     psum, exchange = (of(rows, f"LoFT-2, {sync}", "reset", "sync") for sync in ("psum", "exchange"))
     assert exchange["memory_peak"] < psum["memory_peak"] < 0.95 * of(rows, "plain SGD")["memory_peak"]
@@ -98,6 +104,7 @@ def test_a_worker_of_loft_needs_less_memory_than_plain_sgd_and_the_least_with_an
     assert of(rows, "GPipe-2", event="step")["memory_peak"] > data
 
 
+@pytest.mark.full
 def test_sizes_are_those_of_what_a_worker_trains(rows):
     loft, gpipe = of(rows, "LoFT-2, psum", "carry", "sync"), of(rows, "GPipe-2", event="step")
     assert loft["parameters"] == of(rows, "plain SGD")["parameters_worker"]
@@ -118,6 +125,7 @@ def test_what_the_model_does_not_allow_has_its_reason():
         dict(Costs(CONFIG, FACTS, compiles=False).methods(8))["GPipe-8"]()
 
 
+@pytest.mark.full
 def test_gpipes_bytes_over_those_of_a_method_are_those_of_training(rows):
     gpipe = of(rows, "GPipe-2", event="step")
     assert gpipe["gpipe_over_bytes"] == 1
@@ -149,6 +157,7 @@ def cost(*arguments):
     return subprocess.run([sys.executable, "-m", "loft_jax.cost", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_the_command_prints_rows_for_programs():
     done = cost("--config", "configs/digits.yaml", "--no_compile", "--format", "csv", "--workers", "2", "3")
     assert done.returncode == 0, done.stderr
@@ -172,6 +181,7 @@ def test_the_settings_own_number_of_workers_is_among_the_default_ones(monkeypatc
     assert [set(numbers) for numbers in asked] == [{1, 2, 4, 8, 16}, {1, 2, 3, 4, 8}]
 
 
+@pytest.mark.full
 def test_the_tables_for_people_hold_every_method(rows, capsys):
     print_setting(rows)
     said = capsys.readouterr().out

@@ -94,6 +94,7 @@ def cost(*arguments):
     return subprocess.run([sys.executable, "-m", "loft_jax.cost", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_the_command_prints_the_table_as_csv():
     done = cost("--paper", "--format", "csv")
     assert done.returncode == 0, done.stderr

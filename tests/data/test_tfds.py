@@ -249,6 +249,7 @@ def cifar(tmp_path_factory):
         yield load("cifar10", CIFAR_DIRECTORY), load("cifar10", CIFAR_DIRECTORY)
 
 
+@pytest.mark.full
 @needs_cifar
 def test_cifar10_has_5000_and_1000_images_of_each_class(cifar):
     data, _ = cifar

@@ -29,6 +29,7 @@ def two(tmp_path_factory):
     return run.path
 
 
+@pytest.mark.full
 def test_two_processes_train_as_one_with_as_many_devices(two, finished):
     rows = [RunDirectory(path).rows() for path in (two, finished[0])]
     assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]] == list(range(7))
@@ -77,6 +78,7 @@ def test_processes_stop_when_one_is_frozen(frozen, tmp_path):
     assert "because another one has died" in said
 
 
+@pytest.mark.full
 def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preempted(tmp_path):
     """With filters that are exchanged, and snapshots off the cadence of checkpoints."""
     options = ("--train.rounds", 40, "--train.eval_every", 40, "--loft.sync", "exchange")

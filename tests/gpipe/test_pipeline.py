@@ -29,6 +29,9 @@ DEEP = ResNet(blocks=(2, 2), num_classes=3, width=4, preactivation=True)
 POST = DEEP.clone(preactivation=False)
 
 
+FULL_AND_COMPAT = (pytest.mark.full, pytest.mark.compat)
+
+
 def pipeline(stages, microbatches=2, model=DEEP, **settings):
     gpipe = {"gpipe__stages": stages, "gpipe__microbatches": microbatches}
     return Run(config(loft__workers=1, **gpipe, **settings), model=model)
@@ -55,7 +58,8 @@ def micro_batches(settings, round_number, parts):
 
 
 @pytest.mark.parametrize(
-    ("stages", "parts", "model"), [(4, 4, DEEP), (1, 2, DEEP), pytest.param(2, 4, POST, marks=pytest.mark.compat)]
+    ("stages", "parts", "model"),
+    [pytest.param(4, 4, DEEP, marks=pytest.mark.full), (1, 2, DEEP), pytest.param(2, 4, POST, marks=FULL_AND_COMPAT)],
 )
 def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, model):
     run = pipeline(stages, parts, model)
@@ -71,7 +75,7 @@ def test_loss_and_gradients_are_those_of_gradient_accumulation(stages, parts, mo
     assert_close(got, {"gradients": gradients, "batch_stats": stats})
 
 
-@pytest.mark.parametrize("stages", [2, pytest.param(4, marks=pytest.mark.compat)])
+@pytest.mark.parametrize("stages", [2, pytest.param(4, marks=FULL_AND_COMPAT)])
 def test_rounds_are_those_of_gradient_accumulation(stages):
     run, parts = pipeline(stages, 2, optimizer__label_smoothing=0.0), 2
     params, stats = run.full.params, run.full.batch_stats
@@ -112,7 +116,9 @@ def test_stages_lie_on_different_devices_and_nowhere_else():
     assert flat(run.round.full(run.state)).keys() == flat(run.full).keys()
 
 
-@pytest.mark.parametrize(("stages", "precision", "size"), [(4, "float32", 4), (2, "bfloat16", 2)])
+@pytest.mark.parametrize(
+    ("stages", "precision", "size"), [pytest.param(4, "float32", 4, marks=pytest.mark.full), (2, "bfloat16", 2)]
+)
 def test_what_a_step_transfers_is_what_the_ledger_says(stages, precision, size):
     run = pipeline(stages, 4, precision=precision)
     run.rounds(1)
@@ -213,6 +219,7 @@ def piped(tmp_path_factory):
     return path, run(config_of(**SETTINGS), opened(path, config_of(**SETTINGS)))
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(piped, tmp_path):
     train_rounds(tmp_path / "resumed", config_of(**SETTINGS), 5)
     run(config_of(**SETTINGS), opened(tmp_path / "resumed", config_of(**SETTINGS)))

@@ -9,6 +9,7 @@ from helpers.tiny import MODEL, Run, config, flat
 
 from loft_jax.data.batches import Augmentation, normalise
 from loft_jax.loft.evaluate import Evaluator, NormEstimator
+from loft_jax.loft.images import make_images
 from loft_jax.randomness import Purpose, key_for
 
 
@@ -16,7 +17,9 @@ def variables_of(run):
     return run.state.variables
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(1, marks=pytest.mark.full), 2, pytest.param(4, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("batch", [1, 4, 250])
 def test_every_test_example_is_counted_once(devices, batch):
     run = Run(config(mesh__worker=devices, train__eval_batch_size=batch))
@@ -29,7 +32,7 @@ def test_every_test_example_is_counted_once(devices, batch):
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["stepwise", "fused"])
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_norm_statistics_are_those_of_all_batches_pooled(devices, fused):
     settings = config(mesh__worker=devices, train__norm_batches=5)
     run = Run(settings)
@@ -70,8 +73,9 @@ def test_norm_statistics_do_not_depend_on_the_number_of_devices_and_leave_parame
 
 def test_norm_batches_changes_the_statistics():
     run = Run(config())
+    start = variables_of(run)
     one, other = (
-        flat(NormEstimator(config(train__norm_batches=n), MODEL, run.dataset, run.mesh)(variables_of(run), run.data))
-        for n in (2, 3)
+        flat(NormEstimator(settings, MODEL, run.dataset, run.mesh, make_images(settings, run.dataset, run.mesh))(start))
+        for settings in (config(train__norm_batches=2), config(train__norm_batches=3))
     )
     assert any((one[path] != other[path]).any() for path in one)

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from loft_jax import FilterGroup, deal_partition, draw_partition
 from loft_jax.devices.mesh import PER_WORKER, WORKER, replicate
 from loft_jax.loft.exchange import check_exchangeable
+from loft_jax.loft.state import State
 from loft_jax.storage.checkpoints import read_state
 from loft_jax.train.__main__ import run
 
@@ -65,8 +66,8 @@ def test_what_is_no_partition_in_equal_parts_is_not_dealt(masks):
     [
         pytest.param(2, 2, False, {}, marks=pytest.mark.compat),
         (4, 4, True, {"loft__partition": "all"}),
-        (4, 2, False, {"loft__momentum": "reset"}),
-        (4, 1, False, {"loft__partition": "all"}),
+        pytest.param(4, 2, False, {"loft__momentum": "reset"}, marks=pytest.mark.full),
+        pytest.param(4, 1, False, {"loft__partition": "all"}, marks=pytest.mark.full),
     ],
 )
 def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, fused, settings):
@@ -119,6 +120,7 @@ def test_what_is_placed_and_assembled_again_is_the_same(devices):
     assert flat(full).keys() - {".owners['stage2/block2']"} == flat(Run(config()).state).keys()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [{"loft__workers": 1}, {"loft__partition": "none"}])
 def test_where_nothing_is_split_nothing_is_exchanged(change):
     one, other = (Run(settings(**change)).rounds(2) for settings in (exchange, config))
@@ -142,6 +144,7 @@ def exchanged(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(exchanged, tmp_path):
     settings = config_of(loft={"sync": "exchange"})
     train_rounds(tmp_path / "resumed", settings, 5)

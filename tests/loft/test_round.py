@@ -125,7 +125,7 @@ def test_the_sum_of_deposited_slices_is_exact():
         np.testing.assert_array_equal(merged[..., owned[worker]], compact[worker])
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(devices):
     run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
     before = np.asarray(run.state.params["two"]["kernel"])

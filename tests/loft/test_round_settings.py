@@ -39,6 +39,7 @@ def params_after_two_rounds(model, **change):
     return flat(Run(config(mesh__worker=1, **change), model=model).rounds(2)["params"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("model", "change"), CHANGES, ids=[str(*change.items()) for _, change in CHANGES])
 def test_every_setting_changes_the_result(model, change):
     one, other = params_after_two_rounds(model), params_after_two_rounds(model, **change)

@@ -70,6 +70,7 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(report, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.full
 def test_the_same_runs_give_the_same_files(report, tmp_path):
     run = fake_run(tmp_path / "a")
     fake_search(run, snapshots=3)
@@ -225,6 +226,7 @@ def test_the_page_fits_a_phone_in_the_dark(opened):
     assert text.bounding_box()["height"] > 7
 
 
+@pytest.mark.full
 def test_names_and_cells_cannot_become_markup(made):
     page = (made / "report.html").read_text()
     assert "<img" not in page

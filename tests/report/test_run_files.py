@@ -69,6 +69,7 @@ def test_a_damaged_file_is_a_line_not_the_end(name, content, said, tmp_path):
     assert said in "\n".join(read(directory).missing)
 
 
+@pytest.mark.full
 def test_no_damage_to_the_arrays_is_the_end(tmp_path):
     directory = complete_run(tmp_path / "run")
     content, moments = directory.overlaps.read_bytes(), random.Random(0)

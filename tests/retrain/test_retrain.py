@@ -35,6 +35,7 @@ def kept_of(path):
     return json.loads((path / "ticket.json").read_text())["kept"]
 
 
+@pytest.mark.full
 def test_a_ticket_of_all_filters_rewound_to_the_start_is_plain_sgd_to_the_bit(run, retrain, tmp_path):
     alone = config_of(loft={"workers": 1})
     train(alone, opened(tmp_path / "plain", alone))
@@ -82,6 +83,7 @@ def starts(started, tmp_path_factory):
     return starts
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("mode", "source"), [("rewind", 0), ("rewind-r4", 4), ("finetune", 6), ("random", 0), ("init", 0)]
 )
@@ -177,6 +179,7 @@ def test_a_ticket_that_was_changed_after_its_retraining_is_noticed(mode, started
         retrain(tmp_path / "run", "--ticket", TICKET, "--mode", mode)
 
 
+@pytest.mark.full
 def test_an_interrupted_retraining_goes_on_to_the_same_end(started, run, retrain, monkeypatch):
     update = TrainingProgress.update
 

@@ -122,6 +122,7 @@ def unbiased():
     return left_at_two_steps()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("scale", "gd_step"), [("literal", "theta_eta"), ("literal", "eta"), ("differentiated", "theta_eta")]
 )
@@ -211,6 +212,7 @@ def results(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_the_command_writes_rows_slopes_figures_and_its_config(monkeypatch, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("theory: {draws: 2, mask_seeds: 2, rounds: 3, filters: 8, workers: 2}\n")
     options = ("--config", tmp_path / "c.yaml", "--out", tmp_path / "out", "--theory.sweep_eta", "0.1")

@@ -107,6 +107,7 @@ def test_the_distances_of_a_run_are_those_of_its_judged_snapshots(stopped):
     assert rows[4]["distance/mean"] == pytest.approx(np.mean(distances), rel=1e-5)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_stops_where_an_undisturbed_one_does(stopped, tmp_path):
     train_rounds(tmp_path / "run", STOPPING, 5)
     summary = run(STOPPING, opened(tmp_path / "run", STOPPING))

@@ -98,6 +98,7 @@ def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(finished, tmp_path):
     assert [row["round"] for row in rows] == list(range(7)), "rows past the checkpoint must be cut"
 
 
+@pytest.mark.full
 def test_a_run_resumes_on_another_number_of_devices_and_cadence(finished, tmp_path):
     train_rounds(tmp_path / "run", config_of(), 2)
     changed = config_of(mesh={"worker": 2}, train={**SETTINGS["train"], "eval_every": 6, "keep_checkpoints": 1})
@@ -152,6 +153,7 @@ def test_a_row_cut_off_by_a_crash_is_forgotten(tmp_path):
     assert directory.rows() == [{"round": 1}, {"round": 2}]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("learning_rate", "steps", "what"), [(1e18, 2, "loss is"), (1e38, 1, "a variable is")])
 def test_what_is_not_finite_stops_the_run_and_is_not_saved(learning_rate, steps, what, tmp_path):
     schedule = {**SETTINGS["train"], "checkpoint_every": 1, "eval_every": 6}

@@ -39,7 +39,10 @@ def uniform(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("split", "mesh"),
-    [("disjoint", {"mesh__worker": 2}), ("shared", {"mesh__worker": 2, "mesh__data": 2})],
+    [
+        ("disjoint", {"mesh__worker": 2}),
+        pytest.param("shared", {"mesh__worker": 2, "mesh__data": 2}, marks=pytest.mark.full),
+    ],
     ids=["two workers a device", "two devices a worker"],
 )
 def test_a_streamed_run_is_bit_equal_to_one_from_the_device(uniform, split, mesh):
@@ -84,6 +87,7 @@ def test_the_imagenet_configs_differ_in_their_number_of_workers_alone():
     assert len({config.model_copy(update={"loft": loft}).hash() for config in configs}) == 1
 
 
+@pytest.mark.full
 def test_an_imagenet_config_runs_on_streamed_data_and_resumes_to_the_bit(imagenet, tmp_path, capsys):
     small = {"data.data_dir": imagenet, "data.batch_size": 4, "data.image_size": 32, "data.readers": 0}
     small |= {"model.width": 2, "loft.local_steps": 2, "train.rounds": 2, "train.norm_batches": 2}

@@ -15,7 +15,7 @@ from loft_jax.config.config import Config
 from loft_jax.data.streaming.decode import training_crop
 from loft_jax.data.streaming.stream import default_readers
 from loft_jax.devices.mesh import make_mesh
-from loft_jax.loft.feeds import Streamed
+from loft_jax.loft.streamed import StreamedTraining
 
 BATCH, STEPS, PAIRS = 64, 12, 7
 
@@ -35,12 +35,13 @@ def test_images_arrive_at_four_fifths_of_the_speed_of_decoding_alone(tmp_path):
         data={"batch_size": BATCH}, loft={"workers": 1, "local_steps": 1}, train={"rounds": (PAIRS + 1) * (STEPS + 4)}
     )
     readers = default_readers()
-    data = Streamed(settings, load("tiny_images", tmp_path, readers=readers), make_mesh(settings))
+    data = StreamedTraining(settings, load("tiny_images", tmp_path, readers=readers), make_mesh(settings))
     rounds = iter(range(settings.train.rounds))
 
     def arrive(count):
         for _ in range(count):
-            jax.block_until_ready(next(data.feed(next(rounds))))
+            with data.feed(next(rounds)) as feed:
+                jax.block_until_ready(next(feed))
 
     with multiprocessing.get_context("spawn").Pool(readers) as pool:
         alone = partial(pool.map, partial(decode, files[:100]), [STEPS * BATCH // readers] * readers, 1)
