@@ -1,7 +1,10 @@
 """Image-classification data sets by name: arrays in memory, or streamed from files."""
 
+from importlib.util import find_spec
+
 from loft_jax.config import Config
 from loft_jax.data.streaming.dataset import AnyDataset
+from loft_jax.errors import UserError
 
 
 def load_dataset(config: Config) -> AnyDataset:
