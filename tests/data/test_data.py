@@ -13,6 +13,7 @@ from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.data.dataset import Dataset
 from loft_jax.data.digits import load_digits
 from loft_jax.data.load import load_dataset
+from loft_jax.errors import UserError
 
 # Digits
 
@@ -206,3 +207,10 @@ def test_what_is_drawn_is_a_function_of_the_key():
     one, same, other = (augmented(Augmentation(1, True), key=key)[0] for key in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
+
+
+def test_a_tfds_data_set_without_tfds_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("loft_jax.data.load.find_spec", lambda name: None if name == "array_record" else "found")
+    with pytest.raises(UserError, match=r"^data\.name=cifar10: .* array_record, .*pip install 'loft_jax\[tfds\]', or"):
+        load_dataset(Config(data={"name": "cifar10"}))
+    assert load_dataset(Config()).name == "digits"
