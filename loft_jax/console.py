@@ -1,11 +1,12 @@
-"""What a terminal shows: tables, a progress bar, sizes and times. Imports neither JAX nor NumPy."""
+"""What a terminal shows: tables, a progress bar, sizes and times. Imports no JAX and no NumPy."""
 
 import sys
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -13,7 +14,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class ShownProgress:
     """What shows progress as a bar on a terminal, while it is used as a context manager."""
 
-    _bar: Progress | None = None
+    _bar: "Progress | None" = None
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -25,16 +26,20 @@ class ShownProgress:
             self._bar.stop()
 
 
-def titled_table(title: str, *headings: str, left: int = 1) -> Table:
+def titled_table(title: str, *headings: str, left: int = 1) -> "Table":
     """An empty table whose first columns, `left` of them, hold text, and the others numbers."""
+    from rich.table import Table
+
     table = Table(title=title)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i < left else "right", no_wrap=i == 0)
     return table
 
 
-def console() -> Console:
+def console() -> "Console":
     """A console for tables; as wide as they need where no terminal sets a width."""
+    from rich.console import Console
+
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
