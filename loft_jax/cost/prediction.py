@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
-from loft_jax.filters import FilterGroup
+from loft_jax.filters import FilterGroup, flatten_paths
 from loft_jax.gpipe import boundary_floats
 from loft_jax.loft import BYTES_OF_FLOAT
 from loft_jax.models import Network, create_model
@@ -80,7 +79,7 @@ class ParameterSplit:
         declared = {path for group in groups for path in group.axes}
         sizes = {"partitioned": 0, "shared_kernels": 0, "rest": 0}
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-        for path, leaf in flatten_dict({"params": variables["params"]}, sep="/").items():
+        for path, leaf in flatten_paths({"params": variables["params"]}).items():
             if path in partitioned:
                 sizes["partitioned"] += leaf.size
             elif path in declared and path.endswith("/kernel"):

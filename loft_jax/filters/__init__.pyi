@@ -1,3 +1,4 @@
+from .arrays import flatten_paths as flatten_paths, unflatten_paths as unflatten_paths
 from .groups import FilterGroup as FilterGroup, filter_axes as filter_axes, with_momentum as with_momentum
 from .partition import (
     ascending as ascending,

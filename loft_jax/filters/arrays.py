@@ -1,11 +1,22 @@
-"""Arrays of any origin, as JAX takes them."""
+"""Arrays of any origin, as JAX takes them; and nested dicts of them as paths, which is how filter groups name them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+def flatten_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> leaf of nested dicts, slash-joined from the root: "params/stage2_block2/conv1/kernel"."""
+    return flatten_dict(tree, sep="/")
+
+
+def unflatten_paths(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten_paths`."""
+    return unflatten_dict(flat, sep="/")
 
 
 def native(tree: Any) -> Any:

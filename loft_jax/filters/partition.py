@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from loft_jax.filters.arrays import native
+from loft_jax.filters.arrays import flatten_paths, native, unflatten_paths
 from loft_jax.filters.groups import FilterGroup, filter_axes
 
 Variables = Mapping[str, Any]
@@ -167,16 +166,16 @@ def _deal(key: jax.Array, owned: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 @partial(jax.jit, static_argnames="groups")
 def _extract(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, Any]:
-    flat = flatten_dict(variables, sep="/")
+    flat = flatten_paths(variables)
     for path, pairs in _sliced_axes(flat, groups, owned).items():
         for axis, name in pairs:
             flat[path] = jnp.take(flat[path], owned[name], axis=axis, unique_indices=True, indices_are_sorted=True)
-    return unflatten_dict(flat, sep="/")
+    return unflatten_paths(flat)
 
 
 @partial(jax.jit, static_argnames="groups")
 def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices, compact: Variables) -> dict[str, Any]:
-    flat, merged = flatten_dict(variables, sep="/"), flatten_dict(compact, sep="/")
+    flat, merged = flatten_paths(variables), flatten_paths(compact)
     for path, pairs in _sliced_axes(flat, groups, owned).items():
         indices = [slice(None)] * flat[path].ndim
         for axis, name in pairs:
@@ -188,7 +187,7 @@ def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices
             indices = jnp.ix_(*full)
         slots = flat[path].at[tuple(indices)]
         merged[path] = slots.set(merged[path], unique_indices=True, indices_are_sorted=len(pairs) == 1)
-    return unflatten_dict(merged, sep="/")
+    return unflatten_paths(merged)
 
 
 def _sliced_axes(
@@ -204,7 +203,7 @@ def filter_axes_present(paths: Mapping[str, Any], groups: Sequence[FilterGroup])
 
 def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, jax.Array]:
     by_name = {group.name: group for group in groups}
-    paths = flatten_dict(variables, sep="/")
+    paths = flatten_paths(variables)
     for name, indices in owned.items():
         if name not in by_name:
             raise ValueError(f"no such filter group: {name!r}; known: {', '.join(by_name)}")
@@ -229,7 +228,7 @@ def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indic
 
 
 def _check_compact(expected: Variables, compact: Variables) -> None:
-    wanted, given = (flatten_dict(tree, sep="/") for tree in (expected, compact))
+    wanted, given = (flatten_paths(tree) for tree in (expected, compact))
     for path in sorted(wanted.keys() | given.keys()):
         there = np.shape(given[path]) if path in given else "missing"
         right = wanted[path].shape if path in wanted else "no variable"

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from loft_jax.filters.arrays import jit_of_any_origin, native
+from loft_jax.filters.arrays import flatten_paths, jit_of_any_origin, native
 from loft_jax.filters.groups import FilterGroup
 
 _NORM_ORDERS = {"l2": 2, "l1": 1}
@@ -40,7 +39,7 @@ def filter_scores(
     """
     if norm not in _NORM_ORDERS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
-    flat = flatten_dict(variables, sep="/")
+    flat = flatten_paths(variables)
     return _norms(native({group.name: flat[_kernel_path(flat, group)] for group in groups}), norm)
 
 

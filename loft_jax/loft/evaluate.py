@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
 from loft_jax.devices import DATA, PER_DEVICE, REPLICATED, WORKER, DeviceLoop, settle, shapes_on, vary
+from loft_jax.filters import flatten_paths, unflatten_paths
 from loft_jax.loft.images import Images
 from loft_jax.loft.orders import split_test
 from loft_jax.models import Network
@@ -62,12 +62,12 @@ class NormEstimator:
 
     def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
         """The program in which devices share what they have found, for these statistics or their shapes."""
-        flat = flatten_dict(batch_stats, sep="/")
+        flat = flatten_paths(batch_stats)
         found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
         return self._combine.lower(shapes_on(NamedSharding(self._mesh, PER_DEVICE), found))
 
     def _begin(self, variables: Tree, *_: jax.Array) -> Tree:
-        moments = jax.tree.map(jnp.zeros_like, flatten_dict(variables["batch_stats"], sep="/"))
+        moments = jax.tree.map(jnp.zeros_like, flatten_paths(variables["batch_stats"]))
         same = {"moments": moments, "images": self._batches.begin()}
         return vary(same, (WORKER, DATA)) | {"batch": jax.lax.axis_index((WORKER, DATA))}
 
@@ -139,7 +139,7 @@ class Evaluator:
 
 def _moments(batch_stats: Tree) -> Tree:
     """First and second raw moments, flat, under the paths of "mean" and "var"."""
-    flat = flatten_dict(batch_stats, sep="/")
+    flat = flatten_paths(batch_stats)
     return {p: flat[p] if p.endswith("mean") else flat[p] + flat[_mean_of(p)] ** 2 for p in flat}
 
 
@@ -147,7 +147,7 @@ def _statistics(moments: Tree) -> Tree:
     """Sum the moments over devices (their leading axis); back to means and variances."""
     total = {path: leaf.sum(axis=0) for path, leaf in moments.items()}
     flat = {p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_of(p)] ** 2, 0) for p in total}
-    return unflatten_dict(flat, sep="/")
+    return unflatten_paths(flat)
 
 
 def _mean_of(var_path: str) -> str:

@@ -12,12 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, settle, shapes_with_specs, vary
-from loft_jax.filters import FilterGroup, ascending, deal_partition, filter_axes, with_momentum
+from loft_jax.filters import (
+    FilterGroup,
+    ascending,
+    deal_partition,
+    filter_axes,
+    flatten_paths,
+    unflatten_paths,
+    with_momentum,
+)
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.psum import summed
 from loft_jax.loft.state import State
@@ -89,11 +96,11 @@ class Exchange:
     def compact(self, state: ExchangeState, masks: Masks, slot: jax.Array) -> State:
         """Inside shard_map: the compact state of a device's worker, from the state at rest."""
         own = {path: jax.lax.dynamic_index_in_dim(s, slot, keepdims=False) for path, s in state.slices.items()}
-        return State.of_collections(unflatten_dict(own | vary(state.shared, WORKER), sep="/"))
+        return State.of_collections(unflatten_paths(own | vary(state.shared, WORKER)))
 
     def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
         """Inside shard_map: the next state at rest, from the compact states of a device's workers."""
-        flat = [flatten_dict(compact.collections, sep="/") for compact in compacts]
+        flat = [flatten_paths(compact.collections) for compact in compacts]
         shared = summed([{path: compact[path] for path in state.shared} for compact in flat])
         following = state.round + 1
         owners = deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
@@ -169,7 +176,7 @@ class Exchange:
         return math.ceil(self._shares[name] / self._workers)
 
     def _deal_out(self, full: State) -> ExchangeState:
-        flat = flatten_dict(full.collections, sep="/")
+        flat = flatten_paths(full.collections)
         slices = {}
         for name, axes in self._axes.items():
             owned = ascending(full.owners[name], self._shares[name])
@@ -187,7 +194,7 @@ class Exchange:
                 if path in state.slices:
                     slices = jax.lax.with_sharding_constraint(state.slices[path], everywhere)
                     flat[path] = jnp.take(jnp.concatenate(list(slices), axis=axis), order, axis=axis)
-        return State.of_collections(unflatten_dict(flat, sep="/"), owners=state.owners, round=state.round)
+        return State.of_collections(unflatten_paths(flat), owners=state.owners, round=state.round)
 
 
 def check_exchangeable(split: Sequence[FilterGroup]) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
@@ -17,8 +16,10 @@ from loft_jax.filters import (
     extract,
     filter_axes,
     filter_axes_present,
+    flatten_paths,
     merge,
     owned_indices,
+    unflatten_paths,
     with_momentum,
 )
 from loft_jax.loft.program import RoundProgram
@@ -73,8 +74,8 @@ class Psum:
             merge(zeros, self._groups, self._owned(masks, slot), compact.collections)
             for slot, compact in enumerate(compacts)
         ]
-        total = flatten_dict(summed(deposits), sep="/")
-        before = flatten_dict(full, sep="/")
+        total = flatten_paths(summed(deposits))
+        before = flatten_paths(full)
         axes = filter_axes_present(total, [g for g in self._groups if g.partitioned])
         covered: dict[Any, jax.Array] = {}
         for path, leaf in total.items():
@@ -86,7 +87,7 @@ class Psum:
                 if which not in covered:
                     covered[which] = self._covered(masks, axes[path], leaf.ndim)
                 total[path] = jnp.where(covered[which], leaf, before[path])
-        return State.of_collections(unflatten_dict(total, sep="/"), round=state.round + 1)
+        return State.of_collections(unflatten_paths(total), round=state.round + 1)
 
     def traffic(self, full: State) -> Traffic:
         """Count the ring that sums everything, and in int32 which pairs of filters of two split groups are held."""
@@ -113,7 +114,7 @@ class Psum:
     @staticmethod
     def _covered(masks: Masks, pairs: list[tuple[int, str]], ndim: int) -> jax.Array:
         """Which entries of a variable of two split groups some worker holds; the rest keep their old value."""
-        held = True
+        held = jnp.array(True)
         for axis, name in pairs:
             mask = masks[name]
             held = held & mask.reshape(mask.shape[0], *(mask.shape[1] if a == axis else 1 for a in range(ndim)))

@@ -5,11 +5,10 @@ Each sync counts its own (`psum.py`, `exchange.py`); here is what they count wit
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict
 
+from loft_jax.filters import flatten_paths
 from loft_jax.loft.state import State
 
 BYTES_OF_FLOAT = 4
@@ -75,5 +74,4 @@ def norm_traffic(state: State, devices: int) -> Traffic:
 
 def variable_sizes(state: State) -> dict[str, int]:
     """Path -> number of floats of every variable that workers train. `state` may hold arrays or their shapes."""
-    collections: dict[str, Any] = flatten_dict(state.collections, sep="/")
-    return {path: leaf.size for path, leaf in collections.items()}
+    return {path: leaf.size for path, leaf in flatten_paths(state.collections).items()}

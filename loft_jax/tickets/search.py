@@ -9,17 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
 from loft_jax.files import write_aside, write_table
-from loft_jax.filters import (
-    footrule,
-    kept_overlaps,
-    over_chance,
-    prune,
-)
+from loft_jax.filters import Norm, Scope, flatten_paths, footrule, kept_overlaps, over_chance, prune
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
 from loft_jax.tickets.ticket import Ticket, ratio_text
@@ -61,8 +55,8 @@ class TicketSearch:
         snapshots: Snapshots,
         reference: "Reference",
         ratios: Iterable[float],
-        scope: str,
-        norm: str,
+        scope: Scope,
+        norm: Norm,
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> "TicketSearch":
         """Search a run, with one snapshot in memory at a time.
@@ -111,7 +105,7 @@ def distance_rows(
       reference: group name -> int32 [n].
     """
     metrics = {row["round"]: row for row in directory.rows()}
-    rows = []
+    rows: list[Row] = []
     for name, ranks in rankings.items():
         n = ranks.shape[1]
         to_reference = jax.vmap(footrule, in_axes=(None, 0))(reference[name], ranks).tolist()
@@ -173,7 +167,7 @@ def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
     The norm statistics are the full CNN's, pruned: re-estimate them, or train, before evaluating.
     """
     compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
-    arrays = {path: np.ascontiguousarray(values) for path, values in flatten_dict(compact, sep="/").items()}
+    arrays = {path: np.ascontiguousarray(values) for path, values in flatten_paths(compact).items()}
     content = to_safetensors(arrays, {"model": snapshots.config.model.name, "ticket": ticket.name})
     write_aside(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
     return len(content)
@@ -191,7 +185,7 @@ def _overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.n
     return found | {f"{ratio_text(tickets[0].ratio)}/all": kept_overlaps(joined, total)}
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_aside(path, buffer.getvalue())
@@ -213,7 +207,7 @@ def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> st
             f"--reference {reference.path}: filter group {name!r} has {groups[1].get(name, 0)} filters there and "
             f"{groups[0].get(name, 0)} in {run.path}; use a run of the same model and width"
         )
-    starts = [flatten_dict(side.variables(0)["params"], sep="/") for side in (run, reference)]
+    starts = [flatten_paths(side.variables(0)["params"]) for side in (run, reference)]
     # Another machine or version may round the same initialisation differently.
     differing = [path for path, values in starts[0].items() if not _close(values, starts[1].get(path))]
     if not differing:

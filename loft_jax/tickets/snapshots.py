@@ -5,10 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from loft_jax.errors import UserError
-from loft_jax.filters import check_ranks, check_scores, draw_kept, filter_scores, rank_filters
+from loft_jax.filters import (
+    Norm,
+    Scope,
+    check_ranks,
+    check_scores,
+    draw_kept,
+    filter_scores,
+    flatten_paths,
+    rank_filters,
+)
 from loft_jax.models import model_of
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
@@ -25,7 +33,7 @@ class Snapshots:
         # The number of classes and the images' shape change no path and no group.
         model = model_of(self.config, 1)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_dict(shapes, sep="/").items()}
+        self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()
 
     def variables(self, round_number: int) -> Tree:
@@ -52,13 +60,15 @@ class Snapshots:
             raise UserError(f"{self.path}, round {round_number}: {error}") from None
         return scores
 
-    def ticket(self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: str, norm: str) -> Ticket:
+    def ticket(
+        self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: Scope, norm: Norm
+    ) -> Ticket:
         """The ticket that a round's scores, by this norm, give. Raises ValueError on a ratio or scope out of range."""
         kept = draw_kept(scores, ratio, scope)
         return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash())
 
     def _check(self, variables: Tree, round_number: int) -> None:
-        flat = flatten_dict(variables, sep="/")
+        flat = flatten_paths(variables)
         name = f"{self.path}, round {round_number}: holds a snapshot of another model than {self.config.model.name}"
         kernels = {path: leaf.shape[:-2] for path, leaf in flat.items()}
         if differing := sorted(
