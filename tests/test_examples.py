@@ -1,0 +1,79 @@
+"""The programs of examples/ run, and use public names only."""
+
+import ast
+import runpy
+import sys
+
+import pytest
+from helpers import ROOT
+
+import loft_jax
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def example(monkeypatch, capsys, tmp_path):
+    """Run an example in an empty directory; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_ranking_of_checkpoints_from_elsewhere(example, tmp_path):
+    import numpy as np
+
+    first = np.random.default_rng(0).normal(size=(8, 3, 3, 3))
+    for name, kernel in {"a": first, "b": first + 1.0, "c": first}.items():
+        np.savez(tmp_path / f"{name}.npz", conv=kernel)
+    printed = example("ranking_of_any_checkpoint", "a.npz", "b.npz", "c.npz", "--layer", "conv", "--out", "map.png")
+    assert "conv: 8 filters, 3 checkpoints" in printed
+    first, second, last = (float(line.split()[2]) for line in printed.splitlines()[1:4])
+    assert first == last == 0 < second
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_the_ranking_settles_in_the_made_up_checkpoints(example):
+    lines = example("ranking_of_any_checkpoint").splitlines()
+    distances = [float(line.split()[2]) for line in lines if line.startswith("  checkpoint")]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.5 > distances[-1] == 0
+
+
+def test_a_partition_by_hand(example):
+    printed = example("partition_by_hand")
+    assert "every owned slice is in the full network, to the bit" in printed
+    assert printed.count("worker") >= 4
+
+
+def test_a_ticket_by_hand(example, finished):
+    printed = example("prune_and_evaluate", finished[0], "--ratio", 0.5)
+    assert "full network 17,414 parameters" in " ".join(printed.split())
+    assert f"{finished[1]['test/accuracy']:.2%}" in printed
+    assert printed.count("8,978 parameters") == 4
+
+
+def test_a_directory_without_a_run_is_one_message(example, tmp_path):
+    with pytest.raises(SystemExit, match="holds no checkpoints or snapshots"):
+        example("prune_and_evaluate", tmp_path)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_uses_public_names_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "loft_jax":
+            assert node.module == "loft_jax"
+            assert {alias.name for alias in node.names} <= set(loft_jax.__all__)
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("loft_jax.") for alias in node.names)
+
+
+def test_the_documentation_names_every_example():
+    text = (ROOT / "docs/guides/python.md").read_text(encoding="utf-8")
+    for path in EXAMPLES:
+        assert f"examples/{path.name}" in text, path.name
