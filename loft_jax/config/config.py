@@ -205,6 +205,7 @@ RESUMABLE = SNAPSHOT_CADENCE | frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.eval_batch_size",
+        "train.trackers",
         "mesh.worker",
         "mesh.data",
         "mesh.cpu_devices",

@@ -19,6 +19,12 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_MINUS_ZERO]
 
 
+def joined(value: Any) -> Any:
+    """Names given as a list, or as text with spaces between them, as text with commas; any other value as it is."""
+    names = value.split(",") if isinstance(value, str) else value
+    return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, and neither a boolean nor bytes are a number or text."""
 
@@ -120,6 +126,9 @@ class Optimizer(Section):
     label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
 
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
+
+
 class Train(Section):
     rounds: PositiveInt = Field(100, description="rounds of the run")
     eval_every: PositiveInt = Field(10, description="rounds between evaluations; the last round always is evaluated")
@@ -144,6 +153,35 @@ class Train(Section):
     )
     eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
     deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")
+    trackers: str = Field(
+        "tensorboard",
+        description="what receives the metrics beside metrics.jsonl: tensorboard, wandb, mlflow, several of them "
+        "joined by commas, or none",
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers_joined(cls, value: Any) -> Any:
+        return joined(value)
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_known(cls, value: str) -> str:
+        names = value.split(",")
+        for name in names:
+            if name not in TRACKERS:
+                hint = did_you_mean(name, TRACKERS, "try tensorboard")
+                raise ValueError(f"{name!r} is none of {', '.join(TRACKERS)}{hint}")
+        if len(set(names)) < len(names):
+            raise ValueError("names a tracker twice; name each once")
+        if "none" in names and len(names) > 1:
+            raise ValueError("none goes with no other tracker; leave none or the others out")
+        return value
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers beside metrics.jsonl, as they were named."""
+        return () if self.trackers == "none" else tuple(self.trackers.split(","))
 
     def snapshot_is_due(self, done: int) -> bool:
         """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
@@ -226,8 +264,7 @@ class GPipe(Section):
     @field_validator("cuts", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
+        return joined(value)
 
     @field_validator("cuts")
     @classmethod

@@ -3,34 +3,37 @@
 Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 """
 
-import errno
-import fcntl
+import atexit
 import json
 import os
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Collection
-from contextlib import suppress
+import weakref
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loft_jax.config import Config, flatten, overridden, read_yaml, validated
 from loft_jax.errors import UserError, path_problem, shown
 from loft_jax.files import make_writable, write_aside, writing
-from loft_jax.storage.events import PATTERN as EVENTS, row_event, start_file
+from loft_jax.storage.metrics import JsonLines, Row
+from loft_jax.storage.trackers import EVENTS, Tracker, check_installed, create_trackers
 
-CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
+if TYPE_CHECKING:
+    import filelock
+
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+# The lock, and who holds it: some versions of filelock empty the lock's own file when they ask for it.
+LOCK, OWNER = ".lock", ".lock.owner"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
 
 _FEW = 20
-
-Row = dict[str, Any]
 
 
 class RunDirectory:
@@ -47,7 +50,7 @@ class RunDirectory:
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
         self.path, self.writes, self._label = Path(path), True, label
-        self._lock: IO[str] | None = None
+        self._lock: filelock.BaseFileLock | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
         self.rankings = self.path / RANKINGS
@@ -57,13 +60,15 @@ class RunDirectory:
         self.tickets = self.path / TICKETS
         self.retrain = self.path / RETRAIN
         self._metrics = self.path / METRICS
-        self._events: Path | None = None
+        self._trackers: list[Tracker] = []
+        self._close_trackers: weakref.finalize | None = None
 
     @property
     def started(self) -> bool:
         """Whether anything is there but a config, which is all that a start that failed leaves."""
         return self.path.is_dir() and any(
-            path.name not in (CONFIG, LOCK) and not path.name.startswith(f".{CONFIG}.") for path in self.path.iterdir()
+            path.name not in (CONFIG, LOCK, OWNER) and not path.name.startswith(f".{CONFIG}.")
+            for path in self.path.iterdir()
         )
 
     def open(self, config: Config) -> None:
@@ -72,51 +77,69 @@ class RunDirectory:
         It is this process's until `close`, or until the process ends.
 
         Raises:
-          UserError: it cannot be written, is no run directory, was made with another config, or is another process's.
+          UserError: it cannot be written, is no run directory, was made with another config, or is another process's,
+            or the library of a tracker is not installed.
         """
         make_writable(self.path, self._label)
         if self.started and not (self.path / CONFIG).exists():
             raise UserError(f"{self._label} {self.path}: is not empty and holds no run; use another")
         if self.started:
             self.check_same(config)
+        finished = self.summary() is not None
+        if not finished:
+            check_installed(config.train)
         self._claim()
         for name in (CONFIG, METRICS, SUMMARY, EVENTS):
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
                 left_by_a_crash.unlink()
-        if self.summary() is None:
+        if not finished:
             write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+        if self._close_trackers is None:
+            self._trackers = create_trackers(config, self.path)
 
     def close(self) -> None:
-        """Let another process open the directory."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        """Close the trackers, and let another process open the directory."""
+        try:
+            if self._close_trackers:
+                atexit.unregister(self._close_trackers)
+                self._close_trackers()
+        finally:
+            self._close_trackers = None
+            if self._lock:
+                self._lock.release()
+                self._lock = None
 
     def _claim(self) -> None:
+        """Lock the directory until `close`, or until the process ends, however it ends."""
         if self._lock:
             return
+        import filelock
+
         with writing(self.path / LOCK):
-            lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+            (self.path / LOCK).touch()
+        # Where the system has no locks, filelock would make a file instead, and a killed process would leave it behind.
+        lock = filelock.FileLock(self.path / LOCK, thread_local=False, fallback_to_soft=False)
         try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise UserError(
+                f"{self._label} {self.path}: another process is at work there ({self._owner()}); wait for it, stop it, "
+                "or use another directory"
+            ) from None
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                lock.seek(0)
-                raise UserError(
-                    f"{self._label} {self.path}: another process is at work there ({lock.read().strip()}); wait for "
-                    "it, stop it, or use another directory"
-                ) from None
             print(
                 f"warning: {self._label} {self.path}: cannot be locked ({error.strerror}); see that nothing else "
                 "trains there",
                 file=sys.stderr,
             )
-        with writing(self.path / LOCK):
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()}\n")
-            lock.flush()
+        with writing(self.path / OWNER):
+            (self.path / OWNER).write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         self._lock = lock
+
+    def _owner(self) -> str:
+        with suppress(OSError):
+            return (self.path / OWNER).read_text(encoding="utf-8").strip()
+        return "which has not said its name yet"
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
@@ -152,31 +175,29 @@ class RunDirectory:
         return rounds
 
     def append(self, row: Row) -> None:
-        """Add one row of metrics, and its event for TensorBoard. Raises RunStopped if it cannot be written."""
+        """Add one row of metrics, to metrics.jsonl and then to the trackers. Raises RunStopped if it is not written."""
         if not self.writes:
             return
-        with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._events is None:
-            self._events = start_file(self.path, self.rows())
+        JsonLines(self._metrics).append(row)
+        if self._close_trackers is None:
+            self._start_trackers(self.rows())
             return
-        with writing(self._events), open(self._events, "ab") as file:
-            file.write(row_event(row, time.time()))
+        for tracker in self._trackers:
+            tracker.append(row)
+
+    def _start_trackers(self, rows: Sequence[Row]) -> None:
+        if self._close_trackers is None:
+            # A service waits to be told that the run is over, also when the process forgets this object, or ends.
+            self._close_trackers = weakref.finalize(self, _close, self._trackers, self.path / SUMMARY)
+        for tracker in self._trackers:
+            tracker.start(rows)
+        # What is registered last is called first: before the libraries themselves shut down.
+        atexit.unregister(self._close_trackers)
+        atexit.register(self._close_trackers)
 
     def rows(self) -> list[Row]:
-        """All rows, up to one that a crash has cut off or a disk has spoiled."""
-        if not self._metrics.exists():
-            return []
-        rows = []
-        for line in self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(row, dict) or "round" not in row:
-                break
-            rows.append(row)
-        return rows
+        """Read all rows, up to one that a crash has cut off or a disk has spoiled."""
+        return JsonLines(self._metrics).rows()
 
     def forget_after(self, round_number: int) -> None:
         """Forget rows and snapshots past the round a run resumes from, so that each round stands once.
@@ -186,8 +207,8 @@ class RunDirectory:
         if not self.writes:
             return
         kept = [row for row in self.rows() if row["round"] <= round_number]
-        write_aside(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = start_file(self.path, kept)
+        JsonLines(self._metrics).start(kept)
+        self._start_trackers(kept)
         for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
             shutil.rmtree(self.snapshots / str(later))
         for later in [r for r in saved_rounds(self.checkpoints) if r > round_number]:
@@ -220,6 +241,13 @@ class RunDirectory:
                 f"{self._label} {self.path}: holds a run with another config ({fields}); "
                 "use another directory, delete this one, or use the settings it was made with"
             )
+
+
+def _close(trackers: Sequence[Tracker], summary: Path) -> None:
+    finished = summary.exists()
+    with ExitStack() as stack:  # each of them, whatever another one raises
+        for tracker in trackers:
+            stack.callback(tracker.close, finished)
 
 
 def saved_instead(saved: Collection[int], asked: int) -> str:

@@ -1,8 +1,13 @@
 """A run's directory: rows behind a spoilt one, what a crash leaves, damaged checkpoints put aside."""
 
+import os
+import platform
+
+import pytest
 from helpers.runs import config_of, opened
 
-from loft_jax.storage.run_directory import saved_instead
+from loft_jax.errors import RunStopped, UserError
+from loft_jax.storage.run_directory import RunDirectory, saved_instead
 
 
 def test_rows_behind_a_spoilt_one_are_not_believed(tmp_path):
@@ -21,6 +26,54 @@ def test_what_a_killed_process_left_half_written_is_deleted(tmp_path):
         path.touch()
     opened(tmp_path / "run", config_of()).close()
     assert [path.name for path in left if path.exists()] == []
+
+
+def test_a_directory_is_claimed_until_it_is_closed_or_forgotten(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    directory.open(config_of())  # it may be opened twice
+    holder = rf"process {os.getpid()} on {platform.node()}"
+    with pytest.raises(
+        UserError, match=rf"another process is at work there \({holder}\); wait for it, stop it, or use "
+    ):
+        opened(tmp_path / "run", config_of())
+    lock = directory._lock
+    directory.close()
+    assert not lock.is_locked
+    directory = opened(tmp_path / "run", config_of())
+    del directory
+    opened(tmp_path / "run", config_of()).close()
+
+
+def test_the_holder_of_a_directory_may_be_unknown(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    (directory.path / ".lock.owner").unlink()
+    with pytest.raises(UserError, match=r"another process is at work there \(which has not said its name yet\)"):
+        opened(tmp_path / "run", config_of())
+
+
+def test_a_start_that_failed_leaves_nothing_that_counts_as_a_run(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    assert {path.name for path in directory.path.iterdir()} == {"config.yaml", ".lock", ".lock.owner"}
+    assert not RunDirectory(tmp_path / "run").started
+
+
+def test_a_directory_without_locks_may_be_opened_and_is_warned_of_once(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    directory = opened(tmp_path / "run", config_of())
+    directory.open(config_of())
+    said = "cannot be locked (Operation not supported); see that nothing else trains there"
+    assert capsys.readouterr().err.count(said) == 1
+    directory.close()
+
+
+def test_a_lock_that_cannot_be_written_stops_the_run(tmp_path):
+    (tmp_path / "run/.lock").mkdir(parents=True)
+    (tmp_path / "run/.lock.owner").mkdir()
+    with pytest.raises(RunStopped, match=r"run/\.lock.*: cannot be written \(Is a directory\)"):
+        opened(tmp_path / "run", config_of())
 
 
 def test_a_checkpoint_that_is_damaged_again_takes_the_place_of_the_one_before(tmp_path):

@@ -1,0 +1,59 @@
+"""Rows of metrics: the numbers in them, and the file that keeps them. Imports neither JAX nor NumPy."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loft_jax.files import write_aside, writing
+
+Row = dict[str, Any]
+
+
+class JsonLines:
+    """Rows as JSON, a line each, in a file that can also be read back and cut."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def start(self, rows: Sequence[Row]) -> None:
+        """Write the file again, of these rows."""
+        write_aside(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append(self, row: Row) -> None:
+        """Add a line."""
+        with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def close(self, finished: bool) -> None:
+        """Do nothing: every line has been written."""
+
+    def rows(self) -> list[Row]:
+        """Read all rows, up to one that a crash has cut off or a disk has spoiled."""
+        if not self._path.exists():
+            return []
+        rows = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or "round" not in row:
+                break
+            rows.append(row)
+        return rows
+
+
+def scalars(row: Row) -> Row:
+    """The numbers of a row but its round, which is their step."""
+    return {key: value for key, value in row.items() if key != "round" and isinstance(value, int | float)}
+
+
+def with_times(rows: Sequence[Row]) -> list[tuple[Row, float]]:
+    """Each row and when it was measured, in seconds since 1970, if the last was now and rounds follow each other."""
+    measured, timed = time.time(), []
+    for row in reversed(rows):
+        timed.append((row, measured))
+        measured -= sum(seconds for key, seconds in row.items() if key.startswith("seconds/"))
+    return timed[::-1]
