@@ -1,12 +1,13 @@
 from .batches import (
     Augmentation as Augmentation,
-    Preparation as Preparation,
     normalise as normalise,
     worker_order as worker_order,
 )
 from .dataset import Dataset as Dataset
+from .digits import read_digits as read_digits
 from .facts import Facts as Facts, dataset_facts as dataset_facts, facts_to_compile_for as facts_to_compile_for
 from .load import load_dataset as load_dataset
+from .preparation import Preparation as Preparation
 from .streaming.dataset import AnyDataset as AnyDataset, StreamedDataset as StreamedDataset
 from .streaming.schedule import FixedPlan as FixedPlan, TrainingPlan as TrainingPlan
 from .streaming.stream import Stream as Stream, chunk_size as chunk_size
