@@ -17,3 +17,5 @@ from .filters import (
 )
 from .models import create_model as create_model
 from .storage import load_checkpoint as load_checkpoint
+
+__version__: str

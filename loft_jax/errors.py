@@ -21,7 +21,8 @@ class Preempted(Exception):  # noqa: N818
 
 def exit_code(stop: Exception) -> int:
     """Of a command that one of these has stopped."""
-    return {UserError: 2, RunStopped: 1, Preempted: 0}[type(stop)]
+    codes: dict[type[Exception], int] = {UserError: 2, RunStopped: 1, Preempted: 0}
+    return codes[type(stop)]
 
 
 # YAML's anchors make values of a few lines whose text would fill the memory.

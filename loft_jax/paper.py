@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-_CUTS_34 = {2: ("stage3/block1",), 4: ("stage2/block1", "stage3/block1", "stage4/block1")}
-_CUTS_18 = {2: ("stage2/block2",), 4: ("stage2/block1", "stage2/block2", "stage3/block2")}
+Cuts = dict[int, tuple[str, ...]]
+_CUTS_34: Cuts = {2: ("stage3/block1",), 4: ("stage2/block1", "stage3/block1", "stage4/block1")}
+_CUTS_18: Cuts = {2: ("stage2/block2",), 4: ("stage2/block1", "stage2/block2", "stage3/block2")}
 CUTS = {"preresnet18": _CUTS_18, "preresnet34": _CUTS_34, "resnet34": _CUTS_34}
 RATIOS = (0.8, 0.5, 0.3)
 Accuracies = tuple[float | None, float | None, float | None]
@@ -34,7 +35,7 @@ class Setting:
     images_counted: int
     batch_size: int
     syncs: int
-    cuts: dict[int, tuple[str, ...]]
+    cuts: Cuts
     published: dict[str, float]
     no_prune: float
     accuracies: dict[str, Accuracies]

@@ -7,8 +7,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Generic, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Literal, NoReturn
 
 from pydantic.fields import FieldInfo
 
@@ -63,7 +63,8 @@ class CommandLine(Generic[Settings]):
             self.parser.add_argument(
                 "--config",
                 metavar="FILE",
-                help="YAML file of settings, or the name of a packaged config (digits, ...); what it leaves out is default",
+                help="YAML file of settings, or the name of a packaged config (digits, ...); what it leaves out is "
+                "default",
             )
         self._fields = dict(fields_of(settings))
         overrides = "the run's own" if reads_run else "the file"
@@ -96,14 +97,14 @@ class Parser(argparse.ArgumentParser):
         # As in Python 3.14: "-1e-3" is a value, not an option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
-    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """The options. Raises UserError, naming the nearest option where one is unknown."""
-        arguments, unknown = self.parse_known_args(argv)
+        arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UserError(self._unknown_argument(unknown[0]))
         return arguments
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
     def _unknown_argument(self, argument: str) -> str:

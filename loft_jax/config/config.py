@@ -122,10 +122,11 @@ class Config(Section):
             raise ValueError(f"{given[0]}: goes with {' and '.join(missing)}; give all three, or distributed.mode=auto")
         if given and settings.mode == "auto":
             raise ValueError(f"distributed.mode=auto: finds out what {given[0]} states; leave one of them out")
-        if given and settings.process_id >= settings.processes:
+        number, count = settings.process_id, settings.processes
+        if number is not None and count is not None and number >= count:
             raise ValueError(
-                f"distributed.process_id={settings.process_id}: must be below distributed.processes="
-                f"{settings.processes}, for it counts from 0; try {settings.processes - 1}"
+                f"distributed.process_id={number}: must be below distributed.processes={count}, for it counts from 0; "
+                f"try {count - 1}"
             )
 
     def stopping_is_judged(self, done: int) -> bool:

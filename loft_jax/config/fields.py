@@ -33,6 +33,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None  # Pydantic names it to the validators of fields.
         annotation = str(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and "bool" not in annotation:
             raise ValueError("a boolean is not valid here")

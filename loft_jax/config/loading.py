@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from loft_jax.config.config import Config, spelt_out
 from loft_jax.config.fields import Section
@@ -156,7 +157,7 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[leaf] = value
 
 
-def _key(error: dict[str, Any], model: type[Section]) -> str:
+def _key(error: ErrorDetails, model: type[Section]) -> str:
     """The dotted key that an error is about; "" where it is about several together."""
     path, known = [str(part) for part in error["loc"]], dict(fields_of(model))
     # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
@@ -165,7 +166,7 @@ def _key(error: dict[str, Any], model: type[Section]) -> str:
     return ".".join(path)
 
 
-def _explain(error: dict[str, Any], key: str, model: type[Section]) -> str:
+def _explain(error: ErrorDetails, key: str, model: type[Section]) -> str:
     fields, value = dict(fields_of(model)), error["input"]
     match error["type"]:
         case "extra_forbidden":
@@ -189,7 +190,7 @@ def _explain(error: dict[str, Any], key: str, model: type[Section]) -> str:
     return f"{key}={abridged(value)}: {rule}{_nearest_bound(error)}"
 
 
-def _nearest_bound(error: dict[str, Any]) -> str:
+def _nearest_bound(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     for bound in ("ge", "le"):
         if bound in context:

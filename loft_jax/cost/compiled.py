@@ -69,6 +69,7 @@ class Program:
     def of(cls, name: str, program: RoundProgram, compiled: jax.stages.Compiled, resident: int = 0) -> Self:
         """Read what the compiler says of a program."""
         cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        assert memory is not None, "this backend does not say what memory a program takes"
         found = tuple(collectives(compiled))
         return cls(
             name=name,

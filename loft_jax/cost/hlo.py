@@ -46,7 +46,9 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
       ValueError: one is in a loop of which the compiler does not say how often it runs, or in a conditional; or it is
         written in a way that is not known here. Nothing is guessed.
     """
-    return [found for found in parse(program.as_text()) if found.devices > 1]
+    if (text := program.as_text()) is None:
+        raise ValueError("the compiler shows no text of the program")
+    return [found for found in parse(text) if found.devices > 1]
 
 
 def payloads(program: jax.stages.Compiled) -> dict[str, int]:
@@ -137,11 +139,12 @@ def _bytes(shape: str) -> int:
 
 def _group_size(text: str, partitions: int) -> int:
     """Devices that a collective joins, in whichever way its line says it."""
-    if " collective-permute" in text:
-        return len({*re.findall(r"\d+", re.search(r"source_target_pairs=(\S+)", text)[1])})
+    permutes = " collective-permute" in text
+    if permutes and (pairs := re.search(r"source_target_pairs=(\S+)", text)):
+        return len({*re.findall(r"\d+", pairs[1])})
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(listed[1].split(","))
-    if "replica_groups={}" in text or "replica_groups=" not in text:
+    if "replica_groups={}" in text or ("replica_groups=" not in text and not permutes):
         return partitions
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text):
         return int(iota[2])
@@ -174,11 +177,11 @@ def counted_trips(name: str, text: str, computations: Computations) -> int | Non
     Returns:
       None unless all three constants are found, on the counter that the condition reads and the body raises.
     """
-    called = {role: re.search(rf"\b{role}=%?([\w.\-]+)", text) for role in ("condition", "body")}
+    tested, repeated = (re.search(rf"\b{role}=%?([\w.\-]+)", text) for role in ("condition", "body"))
     carried = _OPERAND.search(text)
-    if not all(called.values()) or not carried:
+    if not tested or not repeated or not carried:
         return None
-    condition, body = (_instructions(computations.get(called[role][1], ())) for role in ("condition", "body"))
+    condition, body = (_instructions(computations.get(called[1], ())) for called in (tested, repeated))
     test = condition.get("ROOT", "")
     counter, limit = _operands(test, "compare", condition)
     index = _read_index(counter, condition)
@@ -187,10 +190,10 @@ def counted_trips(name: str, text: str, computations: Computations) -> int | Non
     before, after = _instructions(computations[name]), body.get("ROOT", "")
     first = _element(before.get(carried[1], ""), index, before)
     raised, step = _operands(_behind(_element(after, index, body), body), "add", body)
-    constants = [_constant(first, before), _constant(step, body), _constant(limit, condition)]
-    if None in constants or constants[1] < 1 or _read_index(raised, body) != index:
+    begin, stride, end = _constant(first, before), _constant(step, body), _constant(limit, condition)
+    if begin is None or stride is None or end is None or stride < 1 or _read_index(raised, body) != index:
         return None
-    return max(0, math.ceil((constants[2] - constants[0]) / constants[1]))
+    return max(0, math.ceil((end - begin) / stride))
 
 
 def _instructions(lines: Sequence[str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from loft_jax.loft import (
     sub_cnn,
 )
 from loft_jax.methods import check_method
-from loft_jax.models import Network, model_of, parameter_count, training_flops
+from loft_jax.models import Network, counted_flops, model_of, parameter_count, training_flops
 
 COLLECTIVES = "this program's collectives"
 
@@ -163,11 +163,11 @@ class Costs:
             )
         compiled = bill.compiled() if compiles else None
         row = partial(self._cost, name, config, workers, bill.method.step.model)
-        memory = compiled and compiled.memory
+        memory = compiled.memory if compiled else None
         if workers == 1:
             return [row(None, memory)]
         rounds, due = config.train.rounds, _due(config)
-        measured = compiled and rounds * compiled.wire
+        measured = rounds * compiled.wire if compiled else None
         if config.mesh.data > 1:
             gradients = step_traffic(self._size(self._model).parameters, workers)
             moved = Bytes.of(gradients, "step", config.total_steps, measured)
@@ -196,7 +196,7 @@ class Costs:
         for program in bill.programs.values():
             # An update sees no images.
             if program.grows and program.stage is not None:
-                flops[program.stage] += program.lower().cost_analysis()["flops"] / microbatch
+                flops[program.stage] += counted_flops(program.lower()) / microbatch
         parameters = [sum(leaf.size for leaf in jax.tree.leaves(own.params)) for own in pipeline.state_shapes]
         most, steps = pipeline.microbatches * max(pipeline.sent_per_microbatch), config.total_steps
         counts = f"transfers between stages; cuts: {config.gpipe.cuts}"

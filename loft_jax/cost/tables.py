@@ -17,12 +17,12 @@ def as_rows(costs: Iterable[Cost]) -> list[Row]:
     `peak_over_plain_sgd` the device's peak memory over that of plain SGD.
     """
     costs = list(costs)
-    steps = [cost for cost in costs if cost.bytes and cost.bytes.event == "step"]
-    gpipe = {cost.workers: cost.bytes.total for cost in steps if cost.method.startswith("GPipe")}
+    steps = [(cost, cost.bytes.total) for cost in costs if cost.bytes and cost.bytes.event == "step"]
+    gpipe = {cost.workers: total for cost, total in steps if cost.method.startswith("GPipe")}
     plain = next((cost.memory for cost in costs if cost.workers == 1), None)
     rows = []
     for cost in costs:
-        moved = asdict(cost.bytes) if cost.bytes else dict.fromkeys(_BYTES)
+        moved: Row = asdict(cost.bytes) if cost.bytes else dict.fromkeys(_BYTES)
         trains = moved["event"] in ("sync", "step")
         on_the_wire = (moved["measured"] or moved["total"]) if trains else None
         memory = cost.memory

@@ -59,7 +59,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        return self.train_images.shape[1:]
+        _, height, width, channels = self.train_images.shape
+        return height, width, channels
 
     @property
     def streamed(self) -> bool:
@@ -75,7 +76,7 @@ class Dataset:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""
         chunks = np.array_split(self.train_images, math.ceil(self.examples / 4096))
-        return statistics_of(sum(map(level_counts, chunks)))
+        return statistics_of(np.sum([level_counts(chunk) for chunk in chunks], axis=0))
 
 
 def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loading: str) -> bool:
@@ -84,14 +85,15 @@ def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loa
     Raises:
       UserError: it is to be kept on the device and cannot be.
     """
-    if None in image_shape:
+    sizes = [size for size in image_shape if size is not None]
+    if len(sizes) < len(image_shape):
         if loading == "device":
             raise UserError(
                 f"data.loading=device: {name} has images of mixed sizes, which are cropped as they are needed; use "
                 "stream, or auto"
             )
         return True
-    size = math.prod(image_shape) * images
+    size = math.prod(sizes) * images
     if size > FITS_ON_DEVICE_BYTES and loading == "device":
         raise UserError(
             f"data.loading=device: {name} has {size / 2**30:.1f} GiB of pixels, which do not fit on the device (limit "

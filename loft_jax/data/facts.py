@@ -64,8 +64,8 @@ class _StreamedStandIn(StreamedDataset):
         return np.zeros(channels, np.float32), np.ones(channels, np.float32)
 
 
-# None for images of mixed sizes.
-_KNOWN = {
+# Image shape (None for what differs), classes, and numbers of training and test images.
+_KNOWN: dict[str, tuple[tuple[int | None, int | None, int], int, int, int]] = {
     "cifar10": ((32, 32, 3), 10, 50_000, 10_000),
     "cifar100": ((32, 32, 3), 100, 50_000, 10_000),
     "imagenet2012": ((None, None, 3), 1000, 1_281_167, 50_000),
@@ -75,10 +75,10 @@ _KNOWN = {
 def dataset_facts(config: Config) -> Facts:
     """Of the config's data set. Raises UserError as `load_dataset`, unless it is one of the paper's."""
     if known := _KNOWN.get(config.data.name):
-        stored, classes, *counts = known
-        streamed = is_streamed(config.data.name, stored, sum(counts), config.data.loading)
-        size = config.data.image_size
-        return Facts((size, size, 3) if None in stored else stored, classes, *counts, streamed)
+        stored, classes, examples, test_examples = known
+        streamed = is_streamed(config.data.name, stored, examples + test_examples, config.data.loading)
+        (height, width, channels), size = stored, config.data.image_size
+        return Facts((height or size, width or size, channels), classes, examples, test_examples, streamed)
     return Facts.of(load_dataset(config))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def load_tfds(settings: Data) -> AnyDataset:
 
 
 @contextmanager
-def _readable(name: str, directory: Path) -> Iterator[None]:
+def _readable(name: str, directory: Path) -> Generator[None]:
     """TFDS raises what it pleases where files are damaged or missing."""
     try:
         yield

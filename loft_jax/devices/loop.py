@@ -38,7 +38,7 @@ class DeviceLoop:
         begin: Callable[..., Tree],
         step: Callable[..., Tree],
         count: int,
-        in_specs: tuple[PartitionSpec, ...],
+        in_specs: tuple[Any, ...],
         carry_spec: PartitionSpec,
         feed_specs: tuple[PartitionSpec, ...] = (),
         step_has_collective: bool = False,
@@ -47,7 +47,6 @@ class DeviceLoop:
         self._mesh, self._count, self._carry_spec = mesh, count, carry_spec
         self._step_has_collective = step_has_collective
         self.fused = not feed_specs and (fuses_loops(mesh) if fused is None else fused)
-        self._is_fed = bool(feed_specs)
 
         def run(*args: Tree) -> Tree:
             carry, _ = jax.lax.scan(lambda carry, _: (step(carry, *args), None), begin(*args), length=count)
@@ -66,17 +65,17 @@ class DeviceLoop:
     def __call__(self, *args: Tree, feed: Iterator[tuple[Tree, ...]] | None = None) -> Tree:
         """The last carry, each leaf with a leading axis over the devices of `carry_spec`.
 
-        `feed` gives at least `count` times the further arguments of a step.
+        `feed` gives at least `count` times the further arguments of a step; None where it has none.
         """
         if self.fused:
             return self.loop(*args)
         carry, in_flight = self.begin(*args), deque()
         for _ in range(self._count):
-            batch = next(feed) if self._is_fed else ()
+            batch = next(feed) if feed is not None else ()
             carry = self.step(carry, *args, *batch)
             if self._step_has_collective:
                 settle(carry, self._mesh)
-            if self._is_fed:
+            if feed is not None:
                 self._hold_back(in_flight, carry)
         return carry
 

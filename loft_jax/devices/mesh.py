@@ -50,7 +50,7 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     return Mesh(np.array(used).reshape(-1, data), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
-def _worker_devices(config: Config, devices: list[jax.Device], processes: int, hint: str) -> int:
+def _worker_devices(config: Config, devices: Sequence[jax.Device], processes: int, hint: str) -> int:
     """How many devices, or groups of `mesh.data` of them, the workers are spread over: evenly over the processes."""
     asked, data, workers = config.mesh.worker, config.mesh.data, config.loft.workers
     fitting = [d for d in range(1, len(devices) // data + 1) if workers % d == 0 and d * data % processes == 0]
@@ -72,7 +72,7 @@ def _worker_devices(config: Config, devices: list[jax.Device], processes: int, h
     return asked or max(fitting)
 
 
-def _by_process(devices: list[jax.Device]) -> list[list[jax.Device]]:
+def _by_process(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices of each process, in their own order."""
     owners = sorted({device.process_index for device in devices})
     return [[device for device in devices if device.process_index == owner] for owner in owners]

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from types import FrameType
@@ -49,7 +49,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[Processes]:
+def connected(config: Config) -> Generator[Processes]:
     """Join the processes that `config.distributed` asks for; call before JAX sees its devices.
 
     What stops one process inside the block stops it at once, without waiting for the others to finish: they notice.
@@ -95,7 +95,7 @@ def agreed(value: int, combine: Callable[..., int] = max) -> int:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return int(combine(multihost_utils.process_allgather(np.int32(value)).tolist()))
+    return combine(multihost_utils.process_allgather(np.int32(value)).tolist())
 
 
 def check_sees(processes: Processes, path: os.PathLike) -> None:
@@ -113,8 +113,8 @@ def check_sees(processes: Processes, path: os.PathLike) -> None:
 def _join(settings: Distributed) -> Processes:
     import jax
 
-    if settings.process_id == 0:
-        _check_port(settings)
+    if settings.coordinator is not None and settings.process_id == 0:
+        _check_port(settings, int(settings.coordinator.rpartition(":")[2]))
     # JAX's own handler would take SIGTERM away from ours.
     jax.config.update("jax_enable_preemption_service", False)
     # JAX aborts with a stack trace where processes do not meet in time; a little earlier it is said what to do.
@@ -145,10 +145,10 @@ def _check_devices(counts: Mapping[int, int]) -> None:
         raise UserError(f"distributed: every process must have as many devices as the others, and {listed}")
 
 
-def _check_port(settings: Distributed) -> None:
+def _check_port(settings: Distributed, port: int) -> None:
     """JAX may crash where the coordinator's port is taken."""
     try:
-        socket.create_server(("", int(settings.coordinator.rpartition(":")[2]))).close()
+        socket.create_server(("", port)).close()
     except OSError as error:
         raise RunStopped(_not_joined(settings, f"its port: {error.strerror}")) from None
 
@@ -174,7 +174,7 @@ def _not_joined(settings: Distributed, reason: str) -> str:
 
 
 @contextlib.contextmanager
-def _witness(processes: Processes) -> Iterator[None]:
+def _witness(processes: Processes) -> Generator[None]:
     """A shell that speaks for this process where it cannot: JAX and what it sends by abort when others are gone."""
     text = (
         f"error: {processes} has ended without a word: killed, or aborted because another one has died; see above, and "
@@ -183,6 +183,7 @@ def _witness(processes: Processes) -> Iterator[None]:
     # It reads a line if all is well; its end of the pipe closes when this process is gone.
     command = ["sh", "-c", 'read -r _ || echo "$1" >&2', "sh", text]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdin is not None  # It is the pipe.
         try:
             yield
         finally:
@@ -190,7 +191,7 @@ def _witness(processes: Processes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 

@@ -14,7 +14,7 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 def configure_jax(config: Config) -> None:
     """Process-wide settings; call before JAX sees its devices. Again, with the same settings, it does nothing."""
-    if jax.config.jax_num_cpu_devices != config.mesh.cpu_devices:
+    if jax.config.values["jax_num_cpu_devices"] != config.mesh.cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     flags = os.environ.get("XLA_FLAGS", "")
     if config.train.deterministic and _DETERMINISTIC not in flags:

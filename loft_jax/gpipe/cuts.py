@@ -9,25 +9,40 @@ import jax.numpy as jnp
 
 from loft_jax.config import Config
 from loft_jax.errors import did_you_mean
-from loft_jax.models import SegmentedNetwork, flops
+from loft_jax.models import Network, SegmentedNetwork, flops
 from loft_jax.paper import CUTS
 
 Bounds = list[tuple[int, int]]
 
 
-def check_cuts(model: SegmentedNetwork, config: Config) -> None:
-    """Raise ValueError if a model cannot be cut as `gpipe` says; sees names only."""
-    names, gpipe = model.block_names(), config.gpipe
-    if gpipe.stages > len(names):
+def stage_count(config: Config) -> int:
+    """The number of stages of a config that asks for a pipeline."""
+    assert config.gpipe.stages is not None, "without stages a config is not GPipe's"
+    return config.gpipe.stages
+
+
+def segmented(model: Network, config: Config) -> SegmentedNetwork:
+    """The model as a sequence of blocks. Raises ValueError if it is none."""
+    if not isinstance(model, SegmentedNetwork):
         raise ValueError(
-            f"gpipe.stages={gpipe.stages}: must be at most the {len(names)} blocks of {config.model.name}; "
-            f"try {len(names)}"
+            f"gpipe.stages={stage_count(config)}: {config.model.name} is no sequence of blocks that could be cut into "
+            "stages; leave gpipe.stages out"
         )
-    if gpipe.cuts == "paper" and gpipe.stages > 1 and gpipe.stages not in CUTS.get(config.model.name, {}):
+    return model
+
+
+def check_cuts(model: Network, config: Config) -> None:
+    """Raise ValueError if a model cannot be cut as `gpipe` says; sees names only."""
+    names, gpipe, stages = segmented(model, config).block_names(), config.gpipe, stage_count(config)
+    if stages > len(names):
+        raise ValueError(
+            f"gpipe.stages={stages}: must be at most the {len(names)} blocks of {config.model.name}; try {len(names)}"
+        )
+    if gpipe.cuts == "paper" and stages > 1 and stages not in CUTS.get(config.model.name, {}):
         hint = "gpipe.stages=2 or 4" if config.model.name in CUTS else "balanced"
         raise ValueError(
             f"gpipe.cuts=paper: the paper cuts {', '.join(CUTS)}, each into 2 or 4 stages, and not "
-            f"{config.model.name} into {gpipe.stages}; try {hint}"
+            f"{config.model.name} into {stages}; try {hint}"
         )
     for name in gpipe.cut_blocks or ():
         if name not in names[:-1]:
@@ -48,10 +63,10 @@ def stage_bounds(model: SegmentedNetwork, config: Config, image_shape: tuple[int
       ValueError: as `check_cuts`.
     """
     check_cuts(model, config)
-    names, gpipe = model.block_names(), config.gpipe
+    names, gpipe, stages = model.block_names(), config.gpipe, stage_count(config)
     if gpipe.cuts == "balanced":
-        return balanced(*block_costs(model, image_shape), gpipe.stages)
-    cuts = gpipe.cut_blocks or CUTS.get(config.model.name, {}).get(gpipe.stages, ())
+        return balanced(*block_costs(model, image_shape), stages)
+    cuts = gpipe.cut_blocks or CUTS.get(config.model.name, {}).get(stages, ())
     return list(pairwise([0, *(names.index(name) + 1 for name in cuts), len(names)]))
 
 
@@ -97,6 +112,7 @@ def boundary_floats(model: SegmentedNetwork, image_shape: tuple[int, int, int], 
         if cut not in names[:-1]:
             raise ValueError(f"cut {cut!r}: must be a block with another behind it: {', '.join(names[:-1])}")
         segment = model.with_segment(0, names.index(cut) + 1)
-        activations, _ = jax.eval_shape(segment.init_with_output, jax.random.key(0), image)
+        variables = jax.eval_shape(segment.init, jax.random.key(0), image)
+        activations = jax.eval_shape(segment.apply, variables, image)
         floats.append(math.prod(activations.shape))
     return floats

@@ -20,10 +20,10 @@ from loft_jax.config import Config
 from loft_jax.console import megabytes
 from loft_jax.data import AnyDataset
 from loft_jax.devices import REPLICATED, shapes_on
-from loft_jax.gpipe.cuts import stage_bounds
+from loft_jax.gpipe.cuts import segmented, stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
 from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
-from loft_jax.models import SegmentedNetwork
+from loft_jax.models import Network, SegmentedNetwork
 from loft_jax.randomness import Purpose, key_for
 
 Tree = dict[str, Any]
@@ -77,7 +77,8 @@ class GPipe:
 
     holds_full = False
 
-    def __init__(self, config: Config, model: SegmentedNetwork, dataset: AnyDataset, mesh: Mesh, images: Images):
+    def __init__(self, config: Config, model: Network, dataset: AnyDataset, mesh: Mesh, images: Images):
+        model = segmented(model, config)
         self._config, self._mesh, self._batches = config, mesh, images.training
         self._names = model.block_names()
         self._examples = dataset.examples
@@ -153,10 +154,10 @@ class GPipe:
             ]
         return None, {"stages": stages, "loss": total}
 
-    def finish(self, state: PipelineState, masks: None, parts: Tree) -> tuple[PipelineState, jax.Array]:
+    def finish(self, state: PipelineState, masks: None, workers: Tree) -> tuple[PipelineState, jax.Array]:
         """The next state, and the mean loss of the round's steps: nothing is left to sync."""
-        loss = parts["loss"] / self._config.loft.local_steps
-        return PipelineState(stages=parts["stages"], round=state.round + 1), loss
+        loss = workers["loss"] / self._config.loft.local_steps
+        return PipelineState(stages=workers["stages"], round=state.round + 1), loss
 
     def gradients(
         self, stages: Sequence[State], inputs: Sequence[jax.Array], targets: Sequence[jax.Array]
@@ -172,7 +173,7 @@ class GPipe:
         """
         last = len(stages) - 1
         arrived: list[list[Any]] = [list(inputs), *([None] * self.microbatches for _ in range(last))]
-        sums = [stage.zeros(state) for stage, state in zip(self._stages, stages, strict=True)]
+        sums: list[Tree] = [stage.zeros(state) for stage, state in zip(self._stages, stages, strict=True)]
         # At each tick of the clock stage s works on the micro-batch that is s behind the first one.
         for clock in range(self.microbatches + last - 1):
             for s in range(max(0, clock - self.microbatches + 1), min(last, clock + 1)):

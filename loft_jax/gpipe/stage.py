@@ -70,5 +70,5 @@ class PipelineStage:
         own, back = gradients
         return None if self._first else back, sums | {"gradients": self._add(sums["gradients"], own)}
 
-    def _add(self, total: Tree, value: Tree) -> Tree:
+    def _add(self, total: Any, value: Any) -> Any:
         return jax.tree.map(lambda t, v: t + v / self._parts, total, value)

@@ -9,7 +9,7 @@ import optax
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
 from loft_jax.devices import DATA
-from loft_jax.loft.optimizer import learning_rate_schedule, make_sgd, sgd_step
+from loft_jax.loft.optimizer import Schedule, learning_rate_schedule, make_sgd, sgd_step
 from loft_jax.loft.state import State
 from loft_jax.models import Network
 
@@ -28,7 +28,7 @@ class LocalStep:
 
     model: Network
     sgd: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: Schedule
     label_smoothing: float
     preparation: Preparation
     data_shards: int

@@ -1,5 +1,6 @@
 """Local SGD's update rule and its learning-rate schedule over the global local step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ from loft_jax.config import Config, Optimizer
 
 _DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
 
+# Local step of the run -> learning rate. Optax's own type of it has complex numbers too.
+Schedule = Callable[[Any], Any]
 
-def learning_rate_schedule(config: Config) -> optax.Schedule:
+
+def learning_rate_schedule(config: Config) -> Schedule:
     """Local step of the run (int) -> learning rate; it never restarts at a round."""
     settings, warmup = config.optimizer, config.optimizer.warmup_steps
     # At least one, though a run that ends in its warm-up never gets there.
@@ -39,7 +43,7 @@ def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def sgd_step(
-    sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.Array
+    sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.typing.ArrayLike
 ) -> tuple[Any, Any]:
     """One update; returns (params, momentum). The momentum trace, a tree like params, is all the state there is."""
     state = optax.tree_utils.tree_set(sgd.init(params), trace=momentum)

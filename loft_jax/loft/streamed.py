@@ -1,7 +1,7 @@
 """Images that readers decode when they are needed: see `loft_jax.loft.images`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -150,7 +150,7 @@ class ListedBatches(_Streamed):
         self._plan = FixedPlan(order, own, chunk_size(self._part, dataset.image_shape))
 
     @contextmanager
-    def feed(self, round_number: Any = 0) -> Iterator[Iterator[Batch]]:
+    def feed(self, round_number: Any = 0) -> Generator[Iterator[Batch]]:
         """Open the batch of each step; readers live as long as the block."""
         ahead = BATCHES_AHEAD * len(self._plan) // self._steps
         with self._dataset.stream(self._split, self._plan, crop=self._crop, ahead=ahead) as stream:

@@ -1,7 +1,5 @@
 """From a config to the method that it names, checked against model, devices and data."""
 
-from typing import cast
-
 import jax
 from jax.sharding import Mesh
 
@@ -10,7 +8,7 @@ from loft_jax.data import AnyDataset, Facts
 from loft_jax.errors import UserError
 from loft_jax.gpipe import GPipe, check_cuts
 from loft_jax.loft import Images, Method, Round, check_exchangeable, exchanges, split_groups
-from loft_jax.models import Network, SegmentedNetwork
+from loft_jax.models import Network
 
 
 def check_method(model: Network, config: Config) -> None:
@@ -23,7 +21,7 @@ def check_method(model: Network, config: Config) -> None:
         if exchanges(config, groups):
             check_exchangeable([group for group in groups if group.partitioned])
         if config.gpipe.stages is not None:
-            check_cuts(cast(SegmentedNetwork, model), config)
+            check_cuts(model, config)
     except ValueError as error:
         raise UserError(str(error)) from None
     if config.gpipe.stages is not None and jax.process_count() > 1:
@@ -58,4 +56,4 @@ def make_method(
     """
     if config.gpipe.stages is None:
         return Round(config, model, dataset, mesh, images, fused=fused)
-    return GPipe(config, cast(SegmentedNetwork, model), dataset, mesh, images)
+    return GPipe(config, model, dataset, mesh, images)

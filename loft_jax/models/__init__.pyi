@@ -1,4 +1,9 @@
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
 from .registry import create_model as create_model, model_of as model_of, published_width as published_width
 from .resnet import ResNet as ResNet
-from .sizes import flops as flops, parameter_count as parameter_count, training_flops as training_flops
+from .sizes import (
+    counted_flops as counted_flops,
+    flops as flops,
+    parameter_count as parameter_count,
+    training_flops as training_flops,
+)

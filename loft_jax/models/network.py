@@ -1,7 +1,7 @@
 """What a network must offer to be trained by LoFT, and apart from it what only the pipeline needs."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 
@@ -47,6 +47,7 @@ class Network(Protocol):
         ...
 
 
+@runtime_checkable
 class SegmentedNetwork(Network, Protocol):
     """A network that is a sequence of blocks, and can be cut between them into the stages of a pipeline."""
 

@@ -54,8 +54,8 @@ class ResNet(nn.Module):
     width: int
     preactivation: bool
     stem: str = "cifar"
-    widths: FrozenDict[str, int] = FrozenDict()
-    branch_scales: FrozenDict[str, float] = FrozenDict()
+    widths: Mapping[str, int] = FrozenDict()
+    branch_scales: Mapping[str, float] = FrozenDict()
     dtype: jnp.dtype = jnp.float32
     norm_momentum: float = 0.9
     norm_axis: str | None = None

@@ -27,4 +27,11 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
 
 def flops(program: jax.stages.Wrapped, *arguments: object) -> float:
     """Of one call of a jitted function with these arguments, or their shapes."""
-    return program.lower(*arguments).cost_analysis()["flops"]
+    return counted_flops(program.lower(*arguments))
+
+
+def counted_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    """Operations of one run, as XLA counts them: before it optimises, or as it has compiled them."""
+    counts = program.cost_analysis()
+    assert counts is not None, "this backend counts no operations"
+    return counts["flops"]

@@ -12,9 +12,10 @@ from loft_jax.errors import UserError
 from loft_jax.plan.topology import GB, Chip, Topology
 
 
-def peak_seconds(program: Program, chip: Chip) -> float:
-    """Time of one run at the chip's peak: that of its arithmetic or of its memory, whichever takes longer."""
-    return max(program.flops / (chip.tflops * 1e12), program.accessed / (chip.memory_gbps * GB))
+def peak_seconds(program: Program, peaks: tuple[float, float]) -> float:
+    """Time of one run at `Chip.peaks`: that of its arithmetic or of its memory, whichever takes longer."""
+    flops, bandwidth = peaks
+    return max(program.flops / flops, program.accessed / bandwidth)
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class Plan:
 
     def compute_seconds(self, chip: Chip) -> float | None:
         """Of a round at the chip's peaks, nothing at the same time on one device; None where peaks are not stated."""
-        if chip.tflops is None or chip.memory_gbps is None:
+        if chip.peaks is None:
             return None
         by_stage: dict[int | None, float] = defaultdict(float)
         for program in self.programs:
-            by_stage[program.stage] += program.ticks * program.runs * peak_seconds(program, chip)
+            by_stage[program.stage] += program.ticks * program.runs * peak_seconds(program, chip.peaks)
         return max(by_stage.values())
 
     def sending_seconds(self, chip: Chip) -> float | None:

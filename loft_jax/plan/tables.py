@@ -34,10 +34,11 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
         yield "collective", f"{program} {kind} of {devices}", "payload bytes declared", payload
     yield "round", "", "flops of all devices", plan.flops
     yield "round", "", "bytes sent", plan.sent
-    times = {"compute": plan.compute_seconds(chip), "sending": plan.sending_seconds(chip)}
-    if None not in times.values():
-        yield from (("round", name, "seconds", seconds) for name, seconds in times.items())
-        yield "round", "images a second", "all devices", plan.config.images_per_round / sum(times.values())
+    compute, sending = plan.compute_seconds(chip), plan.sending_seconds(chip)
+    if compute is not None and sending is not None:
+        yield "round", "compute", "seconds", compute
+        yield "round", "sending", "seconds", sending
+        yield "round", "images a second", "all devices", plan.config.images_per_round / (compute + sending)
 
 
 def _moved(program: Program) -> list[tuple[str, int, int, float]]:
@@ -72,12 +73,11 @@ def print_plan(plan: Plan, chip: Chip) -> None:
 
 
 def _print_programs(plan: Plan, chip: Chip) -> None:
-    known = plan.compute_seconds(chip) is not None
     table = titled_table(
         "programs of a round, on one device", "program", "runs", "GFLOPs a run", "GB accessed a run", "at peak"
     )
     for program in plan.programs:
-        seconds = f"{peak_seconds(program, chip) * 1e3:,.2f} ms" if known else ""
+        seconds = f"{peak_seconds(program, chip.peaks) * 1e3:,.2f} ms" if chip.peaks else ""
         table.add_row(program.name, f"{program.runs}", _billions(program.flops), _billions(program.accessed), seconds)
     console().print(table)
 

@@ -33,6 +33,13 @@ class Chip:
     memory_gbps: float | None = None
     link_gbps: float | None = None
 
+    @property
+    def peaks(self) -> tuple[float, float] | None:
+        """Operations a second, and bytes a second between the chip and its memory; None unless both are stated."""
+        if self.tflops is None or self.memory_gbps is None:
+            return None
+        return self.tflops * 1e12, self.memory_gbps * GB
+
     def stated(self, **figures: float | None) -> "Chip":
         """With those of these figures that are not None."""
         return replace(self, **{name: figure for name, figure in figures.items() if figure is not None})

@@ -22,16 +22,16 @@ def distance_maps(name: str, run: int, title: str, search: SearchFiles) -> Chart
         "changed."
     )
     chart, axes = _panels(name, f"{title}: filter distance between snapshots", caption, run, list(search.rankings))
-    labels = _epoch_labels(search)
+    labels, images = _epoch_labels(search), []
     for ax, (group, ranks) in zip(axes, search.rankings.items(), strict=False):
         matrix = over_chance(np.asarray(footrule_matrix(ranks)), ranks.shape[1])
-        image = _image(ax, matrix)
+        images.append(_image(ax, matrix))
         _epoch_ticks(ax.xaxis, search)
         _epoch_ticks(ax.yaxis, search)
         ax.set_title(group)
         chart.note_cells(ax, np.minimum(matrix, 2), labels, labels, f"{group}: {{column}} from {{row}}: {{value}}")
     _label_outer(chart, axes, len(search.rankings), "epoch", "reference: epoch")
-    bar = chart.figure.colorbar(image, ax=axes.tolist(), shrink=0.6, extend="max", aspect=30)
+    bar = chart.figure.colorbar(images[-1], ax=axes.tolist(), shrink=0.6, extend="max", aspect=30)
     bar.set_label("filter distance / chance")
     return chart
 

@@ -45,18 +45,20 @@ def settling(name: str, section: Section) -> Chart:
 
 def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Chart:
     """One run's distance from the winning ticket, a line for each stage of the network, over its training loss."""
-    own = " It falls to 0 by construction, for the ticket is the run's own end." if run.search.own_end else ""
+    search = run.search
+    assert search is not None, "drawn of runs whose tickets have been searched"
+    own = " It falls to 0 by construction, for the ticket is the run's own end." if search.own_end else ""
     caption = (
         f"The stages of the network and their mean; dashed: the initialisation's distance; dotted: chance.{own} {_RULE}"
     )
     chart = Chart(name, f"{title}: distance by stage, and loss", caption, size=(4.6, 4.4), run=number)
     above, below = chart.figure.subplots(2, 1, sharex=True)
-    stages = stage_distances(run.search)
+    stages = stage_distances(search)
     mean = stages.pop("mean")
     for i, (stage, values) in enumerate(stages.items()):
         look = {"color": COLOURS[i % 6], "linestyle": DASHES[1 + i % 3], "linewidth": 1}
-        _curve(chart, above, number, stage, run.search.epochs, values, look, "distance")
-    _curve(chart, above, number, "mean", run.search.epochs, mean, {"color": INK, "linewidth": 2}, "distance")
+        _curve(chart, above, number, stage, search.epochs, values, look, "distance")
+    _curve(chart, above, number, "mean", search.epochs, mean, {"color": INK, "linewidth": 2}, "distance")
     above.axhline(mean[0], color=INK, linestyle="--", linewidth=0.8)
     above.annotate("initialisation", (1, mean[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
     _chance(above)

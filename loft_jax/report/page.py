@@ -78,7 +78,7 @@ def render(title: str, parts: Sequence[Part]) -> str:
     """The whole file."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"svg": Markup, "json": _json, "cell": cell}
-    assets = files(__package__) / "assets"
+    assets = files("loft_jax.report") / "assets"
     style, script = (Markup(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     template = environment.from_string(assets.joinpath("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(title=title, parts=parts, style=style, script=script)

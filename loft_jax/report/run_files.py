@@ -149,8 +149,10 @@ class RunFiles:
         T is that of the search.
         """
         search = self.search
-        masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()} if search else {}
-        for t, round_number in enumerate(search.rounds if search else ()):
+        if search is None:
+            return {}
+        masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()}
+        for t, round_number in enumerate(search.rounds):
             name = ticket_name(int(round_number), search.asked["scope"], search.asked["norm"], ratio)
             try:
                 kept = read_ticket(self.directory.tickets / name).kept

@@ -1,7 +1,7 @@
 """All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -70,7 +70,7 @@ def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
         print("note      these rows were trained with different settings; results.csv has a column of them")
 
 
-def _row(summaries: list[Row], epochs: dict[int, float]) -> Row:
+def _row(summaries: list[Row], epochs: Mapping[int, float | None]) -> Row:
     summaries = sorted(summaries, key=lambda summary: summary["seed"])
     first, accuracies = summaries[0], [summary["test/accuracy"] for summary in summaries]
     return {

@@ -14,7 +14,7 @@ from loft_jax.data import load_dataset
 from loft_jax.devices import Preemption, jit_once, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
-from loft_jax.loft import starting_state
+from loft_jax.loft import State, starting_state
 from loft_jax.models import Network, parameter_count
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import Stage
@@ -88,7 +88,7 @@ class Retraining:
             return ticket.drawn_anew(self.snapshots.scores(0, ticket.norm), 0)
         return ticket
 
-    def _start(self, experiment: Experiment, stage: Stage, ticket: Ticket) -> Tree:
+    def _start(self, experiment: Experiment, stage: Stage, ticket: Ticket) -> State:
         if stage.mode == "reinit":
             # The full network's initialisation, pruned: weights of the distribution that the ticket's own came from.
             full = experiment.model.with_widths(self._full_widths)
@@ -123,14 +123,16 @@ class Retraining:
 
 def _costs(experiment: Experiment, full: Network) -> Costs:
     batch_size, dataset = experiment.config.data.batch_size, experiment.dataset
-    loops = [StepLoop(experiment.method.step, model, dataset, batch_size) for model in (experiment.model, full)]
-    speeds = images_per_second(*loops)
+    compact, unpruned = (
+        StepLoop(experiment.method.step, model, dataset, batch_size) for model in (experiment.model, full)
+    )
+    speeds = images_per_second(compact, unpruned)
     shape = dataset.image_shape
     return {
         "parameters": parameter_count(experiment.model, shape),
         "parameters_unpruned": parameter_count(full, shape),
-        "flops_per_image": loops[0].flops / batch_size,
-        "flops_per_image_unpruned": loops[1].flops / batch_size,
+        "flops_per_image": compact.flops / batch_size,
+        "flops_per_image_unpruned": unpruned.flops / batch_size,
         "steps_images_per_second": speeds[0],
         "steps_images_per_second_unpruned": speeds[1],
     }

@@ -86,6 +86,7 @@ class Theory(Section):
     @field_validator(*SWEPT)
     @classmethod
     def _are_numbers(cls, value: str, info: ValidationInfo) -> str:
+        assert info.field_name is not None  # Pydantic names it to the validators of fields.
         least, most, kind = SWEPT[info.field_name]
         rule = f"must be {'whole ' if kind is int else ''}numbers from {least} to {most}, as in 1,2,4"
         for text in value.split(","):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loft_jax.data import read_digits
 from loft_jax.theory.config import TheoryConfig
 
 
@@ -48,9 +49,7 @@ def patches(images: np.ndarray, window: int) -> np.ndarray:
 
 
 def _digits(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    import sklearn.datasets
-
-    digits = sklearn.datasets.load_digits()
-    chosen = rng.choice(len(digits.target), size=samples, replace=False)
+    images, labels = read_digits()
+    chosen = rng.choice(len(labels), size=samples, replace=False)
     # With their mean left in, all digits are nearly parallel and the kernel is nearly singular.
-    return digits.images[chosen] - digits.images.mean(axis=0), np.where(digits.target[chosen] % 2, 1.0, -1.0)
+    return images[chosen] - images.mean(axis=0), np.where(labels[chosen] % 2, 1.0, -1.0)

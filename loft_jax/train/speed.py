@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from loft_jax.data import Dataset
+from loft_jax.data import AnyDataset
 from loft_jax.devices import DATA, WORKER
 from loft_jax.loft import LocalStep, State
-from loft_jax.models import Network
+from loft_jax.models import Network, counted_flops
 
 _SECONDS_A_TURN = 0.3
 
@@ -26,7 +26,7 @@ class StepLoop:
       batch_size: images of one step.
     """
 
-    def __init__(self, step: LocalStep, model: Network, dataset: Dataset, batch_size: int):
+    def __init__(self, step: LocalStep, model: Network, dataset: AnyDataset, batch_size: int):
         device = jax.devices()[0]
         self.batch_size = batch_size
         shape = dataset.image_shape
@@ -43,7 +43,7 @@ class StepLoop:
             replace(step, model=model, data_shards=1), mesh=alone, in_specs=spec, out_specs=(spec, spec)
         )
         self._program = jax.jit(program, donate_argnums=0).lower(self._state, *self._arguments).compile()
-        self.flops = self._program.cost_analysis()["flops"]
+        self.flops = counted_flops(self._program)
 
     def __call__(self, steps: int) -> None:
         """Run so many steps, and wait for them."""
@@ -59,12 +59,13 @@ def images_per_second(first: StepLoop, second: StepLoop, pairs: int = 5) -> tupl
     second(1)
     steps = max(1, round(_SECONDS_A_TURN / (time.perf_counter() - start)))
     seconds = interleaved(lambda: first(steps), lambda: second(steps), pairs)
-    return tuple(
+    one, other = (
         steps * loop.batch_size / statistics.median(s) for loop, s in zip((first, second), seconds, strict=True)
     )
+    return one, other
 
 
-def interleaved(a: Callable[[], None], b: Callable[[], None], pairs: int) -> tuple[list[float], list[float]]:
+def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
     """Seconds of a and of b, called in turn, after one call of each that is not counted."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs + 1):

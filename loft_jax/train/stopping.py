@@ -21,7 +21,8 @@ class TicketWatch:
     """
 
     def __init__(self, settings: Train, groups: Sequence[FilterGroup]):
-        self._settings, self._groups = settings, tuple(groups)
+        assert settings.stop_when is not None, "there is nothing to follow"
+        self._settings, self._groups, self._stop_when = settings, tuple(groups), settings.stop_when
         self._figure = f"distance/{settings.stop_groups}"
         self._previous: dict[str, jax.Array] | None = None
         self._figures: list[float] = []
@@ -47,12 +48,12 @@ class TicketWatch:
         """Why the run ends here, with the figures; None while it goes on."""
         settings = self._settings
         last = self._figures[-settings.stop_snapshots :]
-        if len(last) < settings.stop_snapshots or max(last) >= settings.stop_when:
+        if len(last) < settings.stop_snapshots or max(last) >= self._stop_when:
             return None
         which = "the group that moved most" if settings.stop_groups == "worst" else "the mean over groups"
         return (
             f"the ticket has appeared: over {settings.snapshot_every} rounds the filter distance ({which}, 1 is "
-            f"chance) was {', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={settings.stop_when:g}"
+            f"chance) was {', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={self._stop_when:g}"
         )
 
     def _rankings(self, variables: Any) -> dict[str, jax.Array]:

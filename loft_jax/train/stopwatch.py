@@ -1,7 +1,7 @@
 """Where the time of a run goes: compile, train, sync, evaluation."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import jax
@@ -21,7 +21,7 @@ class Stopwatch:
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """Count the block's wall time, less compilation, under a name."""
         compiled, start = self._seconds.get("compile", 0.0), time.perf_counter()
         yield
@@ -37,6 +37,6 @@ class Stopwatch:
         """Stop listening."""
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
-    def _on_event(self, event: str, seconds: float, **_: str) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in _COMPILE_EVENTS:
-            self._seconds["compile"] = self._seconds.get("compile", 0.0) + seconds
+            self._seconds["compile"] = self._seconds.get("compile", 0.0) + duration_secs

@@ -181,8 +181,8 @@ class Trainer:
     def _conclude(self, metrics: Row) -> Row:
         """Evaluate, write the row, save: what is due after `self.done` rounds."""
         due = self._config.train
-        snapshots = self._snapshots is not None and due.snapshot_is_due(self.done)
-        full = None
+        snapshots = self._snapshots if due.snapshot_is_due(self.done) else None
+        full = variables = None
         if self._ticket_watch and self._config.stopping_is_judged(self.done):
             full = self._full()
             metrics |= self._ticket_watch.observe(full.variables)
@@ -201,16 +201,21 @@ class Trainer:
                 self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
         row = self._row(metrics)
         self._directory.append(row)
+        if full is not None and variables is not None:
+            self._save(full, variables, snapshots, checkpoint=saves)
+        if self.finished or self.stop_requested:
+            self._checkpoints.wait()
+        return row
+
+    def _save(self, full: State, variables: Tree, snapshots: Store | None, *, checkpoint: bool) -> None:
+        """Save what is due: a snapshot where its store is given, a checkpoint, of a state ready to evaluate."""
         if snapshots:
-            self._snapshots.save(self.done, {"variables": variables, "round": full.round})
-        if saves:
+            snapshots.save(self.done, {"variables": variables, "round": full.round})
+        if checkpoint:
             # A snapshot must not be missing where a later start resumes past it.
             if self._snapshots:
                 self._snapshots.wait()
             self._checkpoints.save(self.done, full.checkpoint(variables))
-        if self.finished or self.stop_requested:
-            self._checkpoints.wait()
-        return row
 
     def _full(self) -> State:
         with self._watch.phase("evaluation"):

@@ -15,7 +15,7 @@ from helpers.tiny import Run, config, flat
 from loft_jax.config.config import Config
 from loft_jax.cost.prediction import gpipe_bytes
 from loft_jax.errors import UserError
-from loft_jax.gpipe.cuts import balanced, boundary_floats, stage_bounds
+from loft_jax.gpipe.cuts import balanced, boundary_floats, check_cuts, stage_bounds
 from loft_jax.models.resnet import ResNet
 from loft_jax.retrain.__main__ import retrain_config
 from loft_jax.storage.checkpoints import read_state
@@ -194,6 +194,12 @@ def test_cuts_are_balanced_the_papers_or_ones_own():
 def test_cuts_that_the_model_does_not_have_are_refused(name, gpipe, message):
     with pytest.raises(UserError, match=re.escape(message)):
         Experiment.build(Config.model_validate({"model": {"name": name}, "gpipe": gpipe}))
+
+
+def test_a_network_that_is_no_sequence_of_blocks_is_refused():
+    message = "gpipe.stages=2: preresnet20 is no sequence of blocks that could be cut into stages"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_cuts(object(), Config.model_validate({"gpipe": {"stages": 2}}))
 
 
 def test_a_stage_without_a_device_is_refused():

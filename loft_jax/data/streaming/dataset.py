@@ -98,7 +98,8 @@ class StreamedDataset:
         plan = FixedPlan(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
         images, labels = np.empty((plan.chunk_size, *self.image_shape), np.uint8), np.empty(plan.chunk_size, np.int32)
         with self.stream("train", plan) as stream:
-            counts = sum(level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan)))
+            found = [level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan))]
+        counts = np.sum(found, axis=0)
         cache_array(path, counts)
         return statistics_of(counts)
 

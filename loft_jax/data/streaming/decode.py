@@ -36,7 +36,7 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """(left, top, right, bottom) of `training_crop` in an image of so many pixels."""
     for _ in range(_TRIES):
         area = width * height * rng.uniform(*_SCALE)
-        ratio = math.exp(rng.uniform(*map(math.log, _RATIO)))
+        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.integers(width - w, endpoint=True), rng.integers(height - h, endpoint=True)
@@ -53,11 +53,12 @@ def _resampled(image: Image.Image, box: Box, size: int, channels: int) -> np.nda
     # A JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size; of these the smallest at which the box still has as
     # many pixels as are asked for. Other formats ignore it.
     sides = (box[2] - box[0], box[3] - box[1])
-    image.draft(None, tuple(math.ceil(f * size / side) for f, side in zip(full, sides, strict=True)))
-    across, down = (now / before for now, before in zip(image.size, full, strict=True))
+    across, down = (math.ceil(f * size / side) for f, side in zip(full, sides, strict=True))
+    image.draft(None, (across, down))
+    scale_x, scale_y = (now / before for now, before in zip(image.size, full, strict=True))
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
-    box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    box = (box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y)
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return pixels.reshape(size, size, channels)

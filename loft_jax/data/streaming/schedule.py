@@ -33,7 +33,8 @@ class Chunk:
 class Plan(Protocol):
     """`len(plan)` chunks, `plan.chunk(n)` the n-th; `chunk_size` images, but for the last of a device's part."""
 
-    chunk_size: int
+    @property
+    def chunk_size(self) -> int: ...
 
     def __len__(self) -> int: ...
 

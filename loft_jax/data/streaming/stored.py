@@ -32,7 +32,7 @@ class StoredImages:
 
     def read(
         self,
-        indices: Sequence[int],
+        indices: Sequence[int] | np.ndarray,
         images: np.ndarray,
         labels: np.ndarray,
         generators: Sequence[np.random.Generator] | None = None,
@@ -95,5 +95,5 @@ def _source(directory: str, split: str, raw: bool) -> Any:
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of the missing OpenCV, which it does not need.
     import tensorflow_datasets as tfds
 
-    decoders = {"image": tfds.decode.SkipDecoding()} if raw else None
+    decoders: dict[str, Any] | None = {"image": tfds.decode.SkipDecoding()} if raw else None
     return tfds.builder_from_directory(directory).as_data_source(split=split, decoders=decoders)

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -52,10 +52,10 @@ class Reading:
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((self.plan.chunk_size, *self.images.image_shape), np.uint8)
         labels = np.empty(self.plan.chunk_size, np.int32)
-        count = self.fill(number, images, labels)
+        count = self.fill(index, images, labels)
         return images[:count], labels[:count]
 
     def fill(self, number: int, images: np.ndarray, labels: np.ndarray) -> int:
@@ -83,10 +83,10 @@ class _SlottedReading:
     def __len__(self) -> int:
         return len(self.reading)
 
-    def __getitem__(self, number: int) -> int:
+    def __getitem__(self, index: int) -> int:
         # Grain gives every reader each so many-th chunk.
-        nth, reader = divmod(number - self.start, self.readers)
-        return self.reading.fill(number, *self.slots.free(reader, nth))
+        nth, reader = divmod(index - self.start, self.readers)
+        return self.reading.fill(index, *self.slots.free(reader, nth))
 
 
 class Stream:
@@ -140,11 +140,11 @@ class Stream:
             chunk = self._next_chunk()
         if self._slots is None:
             count = len(chunk[0])
+            images[:count], labels[:count] = chunk
         else:
             count, (nth, reader) = chunk, divmod(self._next, self._readers)
-            chunk = self._slots.filled(reader, nth)
-        images[:count], labels[:count] = chunk[0][:count], chunk[1][:count]
-        if self._slots is not None:
+            filled = self._slots.filled(reader, nth)
+            images[:count], labels[:count] = filled[0][:count], filled[1][:count]
             self._slots.take_out(reader)
         self._next += 1
         return count
@@ -168,7 +168,7 @@ class Stream:
 
 
 @contextmanager
-def _children_without_signals() -> Iterator[None]:
+def _children_without_signals() -> Generator[None]:
     """Processes started here never see Ctrl-C or SIGTERM, which reach a terminal's or a job's processes all at once.
 
     What ends them is the run, which does what such a signal asks for, and its end. Blocked rather than ignored by the
@@ -193,8 +193,9 @@ def _prepare_reader(slots: Slots) -> None:
 def _end_with_the_run(slots: Slots) -> None:
     """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end."""
     # Not `is_alive` or `join`: they import, and while TFDS is imported what other threads import is not what they get.
-    run = multiprocessing.parent_process().sentinel
-    while not slots.closed and not wait([run], _WATCH_SECONDS):
+    run = multiprocessing.parent_process()
+    assert run is not None  # This is a reader's process.
+    while not slots.closed and not wait([run.sentinel], _WATCH_SECONDS):
         pass
     # Killed, the run could not do this.
     slots.unlink()
