@@ -5,6 +5,7 @@ They are made when the site is built, so they cannot differ from `--help`. Loads
 
 import argparse
 import os
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from loft_jax.config import Config, Parser, Section
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 2**31 - 1
 TITLES = {
-    "": "Of the run",
+    "": "The run",
     "model": "The network",
     "data": "Images",
     "loft": "LoFT",
@@ -111,7 +112,7 @@ def command_page(name: str) -> str:
         lines += [f"| `{a.dest}` | {_choices(a.metavar)} | {_cell(_help(a, parser))} |" for a in settings]
     with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
         text = parser.format_help().rstrip()
-    lines += ["", "## The whole of `--help`", "", "```text", text, "```"]
+    lines += ["", '??? note "The whole of `--help`"', "", "    ```text", textwrap.indent(text, "    "), "    ```"]
     return "\n".join(lines) + "\n"
 
 

@@ -120,7 +120,7 @@ class _ParsedError(Exception):
 
 
 def parse(command, arguments):
-    """Hold arguments against a command's own parser, and against the settings and the file that they name."""
+    """Check arguments against a command's own parser, and against the settings and the file that they name."""
     original = Parser.parse_args
 
     def stop(self, argv=None):
@@ -171,7 +171,7 @@ def commands_of(script, place):
 
 
 def check(words):
-    """Hold one call against the parser of the command that it starts, if it is one of ours."""
+    """Check one call against the parser of the command that it starts, if it is one of ours."""
     match words:
         case ["python", "-m", module, *arguments] if module.partition(".")[0] == "loft_jax":
             parse(module.removeprefix("loft_jax").removeprefix("."), arguments)
