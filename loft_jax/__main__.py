@@ -10,7 +10,7 @@ from importlib import import_module
 
 from loft_jax import __version__
 from loft_jax.config import Parser, run_command
-from loft_jax.errors import UserError, did_you_mean, shown
+from loft_jax.errors import UserError, did_you_mean, format_value
 
 # In the order in which a study uses them.
 COMMANDS = ("train", "tickets", "retrain", "report", "cost", "plan", "theory", "bench")
@@ -29,7 +29,7 @@ def _main() -> None:
         return
     if name is not None and not name.startswith("-"):
         hint = did_you_mean(name, COMMANDS, f"there are {', '.join(COMMANDS)}")
-        raise UserError(f"command {shown(name)}: no such command{hint}")
+        raise UserError(f"command {format_value(name)}: no such command{hint}")
     parser = Parser("python -m loft_jax", __doc__)
     parser.add_argument("--version", action="version", version=f"loft_jax {__version__}")
     parser.epilog = "commands:\n" + "\n".join(f"  {command:<9} {_summary(command)}" for command in COMMANDS)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class ShownProgress:
+class ProgressBar:
     """What shows progress as a bar on a terminal, while it is used as a context manager."""
 
     _bar: "Progress | None" = None
@@ -26,7 +26,7 @@ class ShownProgress:
             self._bar.stop()
 
 
-def titled_table(title: str, *headings: str, left: int = 1) -> "Table":
+def make_table(title: str, *headings: str, left: int = 1) -> "Table":
     """An empty table whose first columns, `left` of them, hold text, and the others numbers."""
     from rich.table import Table
 

@@ -32,14 +32,14 @@ _short.maxlevel = 2
 _short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in a message: on one line, not too long, and with quotes where one would not see where it ends."""
     if isinstance(value, str) and value.isprintable() and value == value.strip() != "" and len(value) <= _LONGEST:
         return value
-    return abridged(value)
+    return format_literal(value)
 
 
-def abridged(value: Any) -> str:
+def format_literal(value: Any) -> str:
     """A value as Python writes it, cut where it is long or deep; but null, true and false."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def writing(path: Path) -> Generator[None]:
+def stop_on_write_error(path: Path) -> Generator[None]:
     """What the system says against writing a file becomes RunStopped, which says what to do."""
     try:
         yield
@@ -28,7 +28,7 @@ def writing(path: Path) -> Generator[None]:
         ) from error
 
 
-def make_writable(directory: Path, label: str) -> None:
+def ensure_writable(directory: Path, label: str) -> None:
     """Make a directory, and see that files can be written there.
 
     Raises:
@@ -42,11 +42,11 @@ def make_writable(directory: Path, label: str) -> None:
         raise UserError(f"{label} {directory}: cannot be written ({error.strerror}); use another") from None
 
 
-def write_aside(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, replacing one that is there. Raises RunStopped if it cannot be written."""
     # The process is in the name, for two retrainings of one run may collect their results at once.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with stop_on_write_error(path):
         try:
             with open(aside, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -64,7 +64,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_aside(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def cache_directory() -> Path:

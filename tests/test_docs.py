@@ -24,8 +24,8 @@ from safetensors.numpy import load_file
 
 import loft_jax
 from loft_jax.__main__ import COMMANDS
-from loft_jax.config import Config, Parser, overridden, read_config
-from loft_jax.config.loading import fields_of
+from loft_jax.config import Config, Parser, apply_overrides, read_config
+from loft_jax.config.loading import iterate_fields
 from loft_jax.storage import Store
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.tickets import __main__ as tickets
@@ -139,9 +139,9 @@ def parse(command, arguments):
                 raise
             return  # --version
     settings = TheoryConfig if command == "theory" else Config
-    known = dict(fields_of(settings))
+    known = dict(iterate_fields(settings))
     given = {key: value for key, value in vars(options).items() if key in known}
-    overridden(config_named(getattr(options, "config", None)), given, "documentation", settings)
+    apply_overrides(config_named(getattr(options, "config", None)), given, "documentation", settings)
 
 
 def config_named(name):
@@ -218,7 +218,7 @@ def spans(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_and_setting_in_the_text_exists(page):
-    known = {key for settings in (Config, TheoryConfig) for key, _ in fields_of(settings)}
+    known = {key for settings in (Config, TheoryConfig) for key, _ in iterate_fields(settings)}
     sections = "|".join(sorted({key.split(".")[0] for key in known if "." in key}))
     for span in spans(page):
         if re.match(r"--\w+\.\w+ \S", span):
@@ -283,7 +283,7 @@ def test_readme_and_the_picture_of_the_house_name_every_folder():
 
 
 def test_the_reference_has_every_setting_option_and_name():
-    for key, field in fields_of(Config):
+    for key, field in iterate_fields(Config):
         assert f"| `{key}` |" in GENERATED["reference/settings.md"], key
         assert field.description
     for command in COMMANDS:

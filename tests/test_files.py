@@ -9,18 +9,18 @@ from helpers.settings_helpers import refusal
 
 from loft_jax.devices.setup import keep_compiled_programs
 from loft_jax.errors import RunStopped
-from loft_jax.files import cache_array, make_writable, write_aside
+from loft_jax.files import cache_array, ensure_writable, write_atomically
 
 
 def test_what_could_not_be_put_in_place_leaves_nothing_aside(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(RunStopped, match=r"a: cannot be written \(Is a directory\)"):
-        write_aside(tmp_path / "a", "text")
+        write_atomically(tmp_path / "a", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_directory_that_is_there_and_takes_no_files_is_refused():
-    assert refusal(make_writable, Path("/proc"), "--workdir").startswith("--workdir /proc: cannot be written (")
+    assert refusal(ensure_writable, Path("/proc"), "--workdir").startswith("--workdir /proc: cannot be written (")
 
 
 def test_what_cannot_be_cached_leaves_nothing_behind(tmp_path, caplog):

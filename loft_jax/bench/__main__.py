@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loft_jax.config import Config, Parser, run_command, whole_number
-from loft_jax.errors import UserError, path_problem, shown
-from loft_jax.files import write_aside
+from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.files import write_atomically
 
 SETTING = Config.model_validate(
     {
@@ -45,13 +45,13 @@ def main() -> None:
     report = {"setting": SETTING.model_dump(), "machine": machine(), "rows": rows}
     print_table(report)
     if arguments.json is not None:
-        write_aside(Path(arguments.json), json.dumps(report, indent=2) + "\n")
+        write_atomically(Path(arguments.json), json.dumps(report, indent=2) + "\n")
 
 
 def check_writable(file: str) -> None:
     """Raise UserError, before minutes are spent, if the table cannot be written there."""
     if problem := path_problem(file):
-        raise UserError(f"--json {shown(file)}: {problem}; use the name of a file")
+        raise UserError(f"--json {format_value(file)}: {problem}; use the name of a file")
     if not Path(file).absolute().parent.is_dir():
         raise UserError(f"--json {file}: its directory does not exist; make it first")
     if Path(file).is_dir():

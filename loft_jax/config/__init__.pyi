@@ -21,8 +21,8 @@ from .fields import (
     Train as Train,
 )
 from .loading import (
-    overridden as overridden,
+    apply_overrides as apply_overrides,
     read_config as read_config,
     read_yaml as read_yaml,
-    validated as validated,
+    validate_settings as validate_settings,
 )

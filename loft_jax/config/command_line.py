@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from loft_jax.config.config import Config
 from loft_jax.config.fields import MOST
-from loft_jax.config.loading import Settings, fields_of, overridden, read_config, type_name
-from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, shown
+from loft_jax.config.loading import Settings, apply_overrides, iterate_fields, read_config, type_name
+from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value
 
 
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
@@ -66,7 +66,7 @@ class CommandLine(Generic[Settings]):
                 help="YAML file of settings, or the name of a packaged config (digits, ...); what it leaves out is "
                 "default",
             )
-        self._fields = dict(fields_of(settings))
+        self._fields = dict(iterate_fields(settings))
         overrides = "the run's own" if reads_run else "the file"
         group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
         for key, field in self._fields.items():
@@ -80,7 +80,7 @@ class CommandLine(Generic[Settings]):
         arguments, given = self.parse_overrides(argv)
         settings = {} if arguments.config is None else read_config(arguments.config)
         source = arguments.config or "command line"
-        return arguments, overridden(settings, given, source, self._settings)
+        return arguments, apply_overrides(settings, given, source, self._settings)
 
     def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
         """The command's own options, and the text given for each dotted key. Raises UserError."""
@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         if not name.startswith("-"):
             return f"argument {argument!r} is not expected here; options start with --, see --help"
-        return f"unknown option {shown(name)}{did_you_mean(name, known)}; see --help"
+        return f"unknown option {format_value(name)}{did_you_mean(name, known)}; see --help"
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
@@ -126,7 +126,7 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
         above = number is not None and number > most
         limit = f" and at most {most}" if above or most < MOST else ""
         rule = f"must be a whole number of at least {least}{limit}"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {rule}; try {most if above else least}")
+        raise argparse.ArgumentTypeError(f"{format_value(text)}: {rule}; try {most if above else least}")
 
     return parse
 

@@ -43,7 +43,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _distributed_may_be_its_mode(cls, settings: Any) -> Any:
-        return spelt_out(settings) if isinstance(settings, dict) else settings
+        return expand_short_form(settings) if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -129,7 +129,7 @@ class Config(Section):
                 f"try {count - 1}"
             )
 
-    def stopping_is_judged(self, done: int) -> bool:
+    def stop_check_is_due(self, done: int) -> bool:
         """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""
         return done % self.train.snapshot_every == 0 and done * self.loft.local_steps >= self.optimizer.warmup_steps
 
@@ -171,10 +171,10 @@ class Config(Section):
         A new field leaves the hashes of old configs as they are, as long as its default changes nothing.
         """
         defaults, settings = flatten(Config()), flatten(self)
-        named = {k: v for k, v in settings.items() if k not in self.resumable() and v != defaults[k]}
+        named = {k: v for k, v in settings.items() if k not in self.resumable_keys() and v != defaults[k]}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
-    def resumable(self) -> frozenset[str]:
+    def resumable_keys(self) -> frozenset[str]:
         """Dotted keys that may differ between a run's first start and its resume: they leave the result as it is."""
         keys = RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
         return keys | {"gpipe.microbatches"} if self.gpipe.stages is None else keys
@@ -185,7 +185,7 @@ class Config(Section):
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
 
 
-def spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
+def expand_short_form(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with `distributed: auto` as `distributed: {mode: auto}`; YAML reads a bare off as false."""
     given = settings.get("distributed")
     if isinstance(given, str) or given is False:

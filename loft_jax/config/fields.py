@@ -19,7 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_MINUS_ZERO]
 
 
-def joined(value: Any) -> Any:
+def join_names(value: Any) -> Any:
     """Names given as a list, or as text with spaces between them, as text with commas; any other value as it is."""
     names = value.split(",") if isinstance(value, str) else value
     return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
@@ -163,7 +163,7 @@ class Train(Section):
     @field_validator("trackers", mode="before")
     @classmethod
     def _trackers_joined(cls, value: Any) -> Any:
-        return joined(value)
+        return join_names(value)
 
     @field_validator("trackers")
     @classmethod
@@ -242,7 +242,7 @@ class Distributed(Section):
         return value
 
     @property
-    def is_asked_for(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether the run has, or may have, several processes."""
         return self.mode == "auto" or self.coordinator is not None
 
@@ -265,7 +265,7 @@ class GPipe(Section):
     @field_validator("cuts", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:
-        return joined(value)
+        return join_names(value)
 
     @field_validator("cuts")
     @classmethod

@@ -12,24 +12,24 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from loft_jax.config.config import Config, spelt_out
+from loft_jax.config.config import Config, expand_short_form
 from loft_jax.config.fields import Section
-from loft_jax.errors import UserError, abridged, did_you_mean, path_problem, shown
+from loft_jax.errors import UserError, did_you_mean, format_literal, format_value, path_problem
 
 Settings = TypeVar("Settings", bound=Section)
 
 
-def overridden(
+def apply_overrides(
     settings: dict[str, Any], given: dict[str, str], source: str, model: type[Settings] = Config
 ) -> Settings:
     """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
-    settings = spelt_out(settings)
+    settings = expand_short_form(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
-    return validated(settings, source, model, given)
+    return validate_settings(settings, source, model, given)
 
 
-def validated(
+def validate_settings(
     settings: dict[str, Any], source: str, model: type[Settings] = Config, overrides: Container[str] = ()
 ) -> Settings:
     """The config of nested settings, which are from a source but for those of the dotted keys that are overrides.
@@ -58,7 +58,7 @@ def read_config(name: str) -> dict[str, Any]:
         return read_yaml(packaged[name], f"--config {name}")
     if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():
         hint = did_you_mean(name, packaged, f"packaged are {', '.join(packaged)}")
-        raise UserError(f"--config {shown(name)}: neither a file nor a packaged config{hint}")
+        raise UserError(f"--config {format_value(name)}: neither a file nor a packaged config{hint}")
     return read_yaml(name)
 
 
@@ -76,7 +76,7 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
     Raises:
       UserError: it is missing, does not parse or is no mapping.
     """
-    label = label or f"--config {shown(str(path))}"
+    label = label or f"--config {format_value(str(path))}"
     if problem := path_problem(str(path)):
         raise UserError(f"{label}: {problem}; use the name of a YAML file")
     try:
@@ -100,11 +100,11 @@ def yaml_scalar(text: str) -> Any:
     return {"null": None, "true": True, "false": False}.get(text.lower(), text)
 
 
-def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def iterate_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Dotted key and field of every setting in a section and in those inside it."""
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields_of(field.annotation, f"{prefix}{key}.")
+            yield from iterate_fields(field.annotation, f"{prefix}{key}.")
         else:
             yield prefix + key, field
 
@@ -159,7 +159,7 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
 
 def _key(error: ErrorDetails, model: type[Section]) -> str:
     """The dotted key that an error is about; "" where it is about several together."""
-    path, known = [str(part) for part in error["loc"]], dict(fields_of(model))
+    path, known = [str(part) for part in error["loc"]], dict(iterate_fields(model))
     # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
     while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
         path.pop()
@@ -167,27 +167,31 @@ def _key(error: ErrorDetails, model: type[Section]) -> str:
 
 
 def _explain(error: ErrorDetails, key: str, model: type[Section]) -> str:
-    fields, value = dict(fields_of(model)), error["input"]
+    fields, value = dict(iterate_fields(model)), error["input"]
     match error["type"]:
         case "extra_forbidden":
             siblings = [k for k in fields if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
             top = list(model.model_fields) if "." not in key else []
-            return f"unknown key {shown(key)}{did_you_mean(key, [*siblings, *top, *fields])}; see --help"
+            return f"unknown key {format_value(key)}{did_you_mean(key, [*siblings, *top, *fields])}; see --help"
         case "invalid_key":
-            return f"unknown key {shown(key)}: keys are text; see --help"
+            return f"unknown key {format_value(key)}: keys are text; see --help"
         case "literal_error":
             choices = type_name(fields[key]).split("|")
-            return f"{key}={shown(value)}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+            return (
+                f"{key}={format_value(value)}: must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+            )
         case "model_type":
-            return f"{key}={abridged(value)}: must be a mapping of keys to values; leave {key} out for its defaults"
+            return (
+                f"{key}={format_literal(value)}: must be a mapping of keys to values; leave {key} out for its defaults"
+            )
         case "value_error":
             rule = str(error["ctx"]["error"])
-            return f"{key}={shown(value)}: {rule}" if key else rule
+            return f"{key}={format_value(value)}: {rule}" if key else rule
         case "string_type":
-            return f"{key}={abridged(value)}: must be text; put it in quotes"
+            return f"{key}={format_literal(value)}: must be text; put it in quotes"
     rule = error["msg"][0].lower() + error["msg"][1:].replace("Input should", "should")
     rule = rule.replace("input should", "must")
-    return f"{key}={abridged(value)}: {rule}{_nearest_bound(error)}"
+    return f"{key}={format_literal(value)}: {rule}{_nearest_bound(error)}"
 
 
 def _nearest_bound(error: ErrorDetails) -> str:

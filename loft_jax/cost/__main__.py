@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loft_jax.config import CommandLine, Config, overridden, read_config, run_command, whole_number
+from loft_jax.config import CommandLine, Config, apply_overrides, read_config, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def main() -> None:
         rows = communication_table()
         print_csv(COLUMNS, rows) if options.format == "csv" else print_paper(rows)
         return
-    config = overridden(read_config(options.config), overrides, source=options.config)
+    config = apply_overrides(read_config(options.config), overrides, source=options.config)
     numbers = options.workers or (*WORKERS, config.loft.workers, config.gpipe.stages or 1)
     costs, notes = costs_of(config, numbers, compiles=not options.no_compile)
     from loft_jax.cost.tables import as_rows, print_setting

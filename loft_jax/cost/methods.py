@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from loft_jax.config import Config, validated
+from loft_jax.config import Config, validate_settings
 from loft_jax.cost.compiled import RoundBill, nbytes, wire_bytes
 from loft_jax.cost.memory import PeakMemory, data_bytes
 from loft_jax.cost.prediction import ParameterSplit
@@ -107,7 +107,7 @@ class Costs:
     def __init__(self, config: Config, facts: Facts, *, compiles: bool):
         self._config, self._facts, self._compiles = config, facts, compiles
         self._model = model_of(config, facts.num_classes)
-        self._dataset = facts.stand_in()
+        self._dataset = facts.placeholder()
         self._sizes: dict[Network, Size] = {}
         self.notes: list[str] = []
 
@@ -232,7 +232,7 @@ class Costs:
         settings["gpipe"]["stages"], settings["mesh"] = None, {"cpu_devices": self._config.mesh.cpu_devices}
         for name, changes in sections.items():
             settings[name] |= changes
-        config = validated(settings, source="this setting with other methods")
+        config = validate_settings(settings, source="this setting with other methods")
         check_method(self._model, config)
         return config
 

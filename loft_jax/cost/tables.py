@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loft_jax.console import console, megabytes, titled_table
+from loft_jax.console import console, make_table, megabytes
 from loft_jax.cost.methods import Cost
 
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ _BYTES = ("counts", "event", "sent", "received", "events", "total", "measured")
 
 def print_setting(rows: Sequence[Row]) -> None:
     """Three tables: size and compute, bytes, memory."""
-    table = titled_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
+    table = make_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
     seen = set()
     for row in rows:
         size = (row["parameters_worker"], row["flops_worker"])
@@ -64,7 +64,7 @@ def print_setting(rows: Sequence[Row]) -> None:
         seen.add(size)
     console().print(table)
     headings = ("at each", "a worker sends", "receives", "times", "in all", "compiled", "GPipe / it")
-    table = titled_table("bytes over the whole run", "method", "momentum", *headings, left=3)
+    table = make_table("bytes over the whole run", "method", "momentum", *headings, left=3)
     table.caption = (
         "server: what the paper counts, up and down; other rows of LoFT and SGD: this program's collectives, on all "
         "devices, sums in rings (data-parallel: gradients and loss; compiled, norm statistics too); GPipe: activations "
@@ -80,7 +80,7 @@ def print_setting(rows: Sequence[Row]) -> None:
     console().print(table)
     if any(row["memory_peak"] for row in rows):
         headings = ("resident", "program", "peak", "over plain SGD")
-        table = titled_table("peak memory of a device", "method", "momentum", *headings, left=2)
+        table = make_table("peak memory of a device", "method", "momentum", *headings, left=2)
         for row in (row for row in rows if row["memory_peak"]):
             sizes = [megabytes(row[f"memory_{what}"]) for what in ("resident", "program", "peak")]
             over = row["peak_over_plain_sgd"]
@@ -91,7 +91,7 @@ def print_setting(rows: Sequence[Row]) -> None:
 def print_paper(rows: Sequence[Row]) -> None:
     """The paper's communication table, printed and predicted."""
     headings = ("setting", "method", "published", "predicted", "error", "as printed", "GPipe over LoFT")
-    table = titled_table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
+    table = make_table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
     for row in rows:
         figures = [f"{row[key]:,.2f}" for key in ("published_gb", "predicted_gb", "predicted_gb_as_printed")]
         times = f"{row['improvement']:.2f}x" if row["improvement"] else ""

@@ -76,7 +76,7 @@ class Dataset:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""
         chunks = np.array_split(self.train_images, math.ceil(self.examples / 4096))
-        return statistics_of(np.sum([level_counts(chunk) for chunk in chunks], axis=0))
+        return compute_statistics(np.sum([count_levels(chunk) for chunk in chunks], axis=0))
 
 
 def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loading: str) -> bool:
@@ -102,14 +102,14 @@ def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loa
     return loading == "stream" or size > FITS_ON_DEVICE_BYTES
 
 
-def level_counts(images: np.ndarray) -> np.ndarray:
+def count_levels(images: np.ndarray) -> np.ndarray:
     """How many pixels of uint8 images [n, height, width, channels] have each level: int [channels, 256]."""
     # Counting takes eight bytes a pixel, so give it some images at a time.
     return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
 
 
-def statistics_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel from its `level_counts`, exact: float32 [channels], in uint8 units."""
+def compute_statistics(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel from its `count_levels`, exact: float32 [channels], in uint8 units."""
     levels, shares = np.arange(256.0), counts / counts[0].sum()
     mean = shares @ levels
     variance = shares @ levels**2 - mean**2

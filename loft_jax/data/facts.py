@@ -42,11 +42,11 @@ class Facts:
         return image * kept
 
     @classmethod
-    def of(cls, data: AnyDataset) -> "Facts":
+    def from_dataset(cls, data: AnyDataset) -> "Facts":
         """Of a data set that is there."""
         return cls(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
 
-    def stand_in(self, images: int = _STAND_IN_IMAGES) -> AnyDataset:
+    def placeholder(self, images: int = _STAND_IN_IMAGES) -> AnyDataset:
         """So many black images of this kind, to compile programs for; they take the memory of one."""
         if self.streamed:
             stored = StoredImages("stand-in", "", "", self.image_shape, self.num_classes, mixed=True)
@@ -79,7 +79,7 @@ def dataset_facts(config: Config) -> Facts:
         streamed = is_streamed(config.data.name, stored, examples + test_examples, config.data.loading)
         (height, width, channels), size = stored, config.data.image_size
         return Facts((height or size, width or size, channels), classes, examples, test_examples, streamed)
-    return Facts.of(load_dataset(config))
+    return Facts.from_dataset(load_dataset(config))
 
 
 def facts_to_compile_for(config: Config) -> tuple[Facts, AnyDataset]:
@@ -89,6 +89,6 @@ def facts_to_compile_for(config: Config) -> tuple[Facts, AnyDataset]:
     """
     if config.data.name not in _KNOWN:
         dataset = load_dataset(config)
-        return Facts.of(dataset), dataset
+        return Facts.from_dataset(dataset), dataset
     facts = dataset_facts(config)
-    return facts, facts.stand_in(facts.examples)
+    return facts, facts.placeholder(facts.examples)

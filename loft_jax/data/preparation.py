@@ -24,7 +24,7 @@ class Preparation:
     std: Any
 
     @classmethod
-    def of(cls, dataset: AnyDataset, *, augment: bool) -> "Preparation":
+    def from_dataset(cls, dataset: AnyDataset, *, augment: bool) -> "Preparation":
         """Make the preparation of a data set's images."""
         augmentation = Augmentation(dataset.crop_padding, dataset.flip) if augment else None
         return cls(augmentation, *dataset.channel_statistics)

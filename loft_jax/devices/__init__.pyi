@@ -9,16 +9,16 @@ from .mesh import (
     distribute as distribute,
     make_mesh as make_mesh,
     replicate as replicate,
-    settle as settle,
-    shapes_on as shapes_on,
+    shapes_with_sharding as shapes_with_sharding,
     shapes_with_specs as shapes_with_specs,
+    wait_for_collective as wait_for_collective,
 )
 from .processes import (
     Preemption as Preemption,
-    agreed as agreed,
-    check_sees as check_sees,
-    connected as connected,
-    on_first as on_first,
+    check_visible as check_visible,
+    connect_processes as connect_processes,
+    reduce_over_processes as reduce_over_processes,
+    run_on_first as run_on_first,
 )
 from .setup import (
     configure_jax as configure_jax,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from loft_jax.devices.mesh import fuses_loops, settle
+from loft_jax.devices.mesh import fuses_loops, wait_for_collective
 
 Tree = Any
 
@@ -74,7 +74,7 @@ class DeviceLoop:
             batch = next(feed) if feed is not None else ()
             carry = self.step(carry, *args, *batch)
             if self._step_has_collective:
-                settle(carry, self._mesh)
+                wait_for_collective(carry, self._mesh)
             if feed is not None:
                 self._hold_back(in_flight, carry)
         return carry

@@ -100,7 +100,7 @@ def distribute(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), hosted)
 
 
-def shapes_on(sharding: Sharding, tree: Any) -> Any:
+def shapes_with_sharding(sharding: Sharding, tree: Any) -> Any:
     """Shapes and dtypes of a tree of arrays or shapes, with this sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
@@ -108,7 +108,7 @@ def shapes_on(sharding: Sharding, tree: Any) -> Any:
 def shapes_with_specs(specs: Any, tree: Any, mesh: Mesh) -> Any:
     """Shapes and dtypes of a tree, sharded over a mesh as a prefix of the tree says."""
     return jax.tree.map(
-        lambda spec, part: shapes_on(NamedSharding(mesh, spec), part),
+        lambda spec, part: shapes_with_sharding(NamedSharding(mesh, spec), part),
         specs,
         tree,
         is_leaf=lambda node: isinstance(node, PartitionSpec),
@@ -129,7 +129,7 @@ def fuses_loops(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform != "cpu"
 
 
-def settle(tree: Any, mesh: Mesh) -> Any:
+def wait_for_collective(tree: Any, mesh: Mesh) -> Any:
     """Call on the result of every program that holds a collective, before dispatching the next one.
 
     Virtual CPU devices share one thread pool: a collective dispatched while another is in flight can starve it, and XLA

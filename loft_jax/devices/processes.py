@@ -49,7 +49,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Generator[Processes]:
+def connect_processes(config: Config) -> Generator[Processes]:
     """Join the processes that `config.distributed` asks for; call before JAX sees its devices.
 
     What stops one process inside the block stops it at once, without waiting for the others to finish: they notice.
@@ -58,7 +58,7 @@ def connected(config: Config) -> Generator[Processes]:
       UserError: there is no job whose processes JAX knows, or they have unequal numbers of devices.
       RunStopped: they do not meet in time, or the coordinator's port is taken.
     """
-    if not config.distributed.is_asked_for:
+    if not config.distributed.is_enabled:
         yield Processes()
         return
     processes = _join(config.distributed)
@@ -71,7 +71,7 @@ def connected(config: Config) -> Generator[Processes]:
         _leave(processes, stop)
 
 
-def on_first(processes: Processes, action: Callable[[], bool]) -> bool:
+def run_on_first(processes: Processes, action: Callable[[], bool]) -> bool:
     """Do something on the first process alone; its answer is everyone's. If it refuses, every process stops."""
     answer, refusal = 0, None
     if processes.is_first:
@@ -80,13 +80,13 @@ def on_first(processes: Processes, action: Callable[[], bool]) -> bool:
         except (UserError, RunStopped) as stop:
             answer, refusal = -exit_code(stop), stop
     if processes.count > 1:
-        answer = agreed(answer, itemgetter(0))
+        answer = reduce_over_processes(answer, itemgetter(0))
     if answer < 0:
         raise refusal or SystemExit(-answer)
     return bool(answer)
 
 
-def agreed(value: int, combine: Callable[..., int] = max) -> int:
+def reduce_over_processes(value: int, combine: Callable[..., int] = max) -> int:
     """What all processes make of a number that each has: the largest, or what else `combine` says. All must call."""
     import jax
 
@@ -98,7 +98,7 @@ def agreed(value: int, combine: Callable[..., int] = max) -> int:
     return combine(multihost_utils.process_allgather(np.int32(value)).tolist())
 
 
-def check_sees(processes: Processes, path: os.PathLike) -> None:
+def check_visible(processes: Processes, path: os.PathLike) -> None:
     """Raise RunStopped unless this process sees what the first one has written; waits a little for it."""
     deadline = time.monotonic() + _SECONDS_TO_SEE
     while not os.path.exists(path):

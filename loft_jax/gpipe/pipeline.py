@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from loft_jax.config import Config
 from loft_jax.console import megabytes
 from loft_jax.data import AnyDataset
-from loft_jax.devices import REPLICATED, shapes_on
+from loft_jax.devices import REPLICATED, shapes_with_sharding
 from loft_jax.gpipe.cuts import segmented, stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
 from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
@@ -268,7 +268,7 @@ class _StageLowering:
         self._behind = self._there([*pipeline.inputs[1:], targets][number])
 
     def _there(self, shapes: Any) -> Any:
-        return shapes_on(SingleDeviceSharding(self._device), shapes)
+        return shapes_with_sharding(SingleDeviceSharding(self._device), shapes)
 
     def forward(self) -> jax.stages.Lowered:
         return self._stage.forward.lower(self._state, self._sums, self._input)

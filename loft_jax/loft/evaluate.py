@@ -10,7 +10,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
-from loft_jax.devices import DATA, PER_DEVICE, REPLICATED, WORKER, DeviceLoop, settle, shapes_on, vary
+from loft_jax.devices import (
+    DATA,
+    PER_DEVICE,
+    REPLICATED,
+    WORKER,
+    DeviceLoop,
+    shapes_with_sharding,
+    vary,
+    wait_for_collective,
+)
 from loft_jax.filters import flatten_paths, unflatten_paths
 from loft_jax.loft.images import Images
 from loft_jax.loft.orders import split_test
@@ -40,7 +49,7 @@ class NormEstimator:
         # Weight 0 for the old value: the updated statistics are those of the batch.
         self._model = model.with_norms(momentum=0.0)
         self._seed, self._mesh, self._count = config.seed, mesh, config.train.norm_batches
-        self._preparation = Preparation.of(dataset, augment=config.data.augment)
+        self._preparation = Preparation.from_dataset(dataset, augment=config.data.augment)
         self._batches = images.norms
         self._loop = DeviceLoop(
             mesh,
@@ -57,14 +66,17 @@ class NormEstimator:
     def __call__(self, variables: Tree) -> Tree:
         """Re-estimate: {"params", "batch_stats"} on the mesh -> the same with new "batch_stats"."""
         with self._batches.feed() as feed:
-            carry = settle(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
-        return {"params": variables["params"], "batch_stats": settle(self._combine(carry["moments"]), self._mesh)}
+            carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
+        return {
+            "params": variables["params"],
+            "batch_stats": wait_for_collective(self._combine(carry["moments"]), self._mesh),
+        }
 
     def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
         """The program in which devices share what they have found, for these statistics or their shapes."""
         flat = flatten_paths(batch_stats)
         found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
-        return self._combine.lower(shapes_on(NamedSharding(self._mesh, PER_DEVICE), found))
+        return self._combine.lower(shapes_with_sharding(NamedSharding(self._mesh, PER_DEVICE), found))
 
     def _begin(self, variables: Tree, *_: jax.Array) -> Tree:
         moments = jax.tree.map(jnp.zeros_like, flatten_paths(variables["batch_stats"]))
@@ -97,7 +109,7 @@ class Evaluator:
     ):
         steps, *_ = split_test(config, dataset.test_examples, mesh)
         self._model, self._mesh, self._examples = model, mesh, dataset.test_examples
-        self._preparation = Preparation.of(dataset, augment=False)
+        self._preparation = Preparation.from_dataset(dataset, augment=False)
         self._batches = images.test
         self._loop = DeviceLoop(
             mesh,
@@ -114,7 +126,7 @@ class Evaluator:
     def __call__(self, variables: Tree) -> dict[str, float]:
         """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
         with self._batches.feed() as feed:
-            carry = settle(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
+            carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
         total = jax.device_get(self._total(carry))
         return {
             "test/loss": float(total["loss"]) / self._examples,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
-from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, settle, shapes_with_specs, vary
+from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, shapes_with_specs, vary, wait_for_collective
 from loft_jax.filters import (
     FilterGroup,
     ascending,
@@ -86,7 +86,7 @@ class Exchange:
 
     def full(self, state: ExchangeState) -> State:
         """The state at rest -> the full state, on every device of the mesh: an all-gather of the slices."""
-        return settle(self._full(state), self._mesh)
+        return wait_for_collective(self._full(state), self._mesh)
 
     def partition(self, state: ExchangeState) -> Masks:
         """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""

@@ -80,6 +80,6 @@ def make_local_step(config: Config, model: Network, dataset: AnyDataset, data_sh
         sgd=make_sgd(config.optimizer),
         learning_rate=learning_rate_schedule(config),
         label_smoothing=config.optimizer.label_smoothing,
-        preparation=Preparation.of(dataset, augment=config.data.augment),
+        preparation=Preparation.from_dataset(dataset, augment=config.data.augment),
         data_shards=data_shards,
     )

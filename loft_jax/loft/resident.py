@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.data import Dataset
-from loft_jax.devices import DATA, PER_DEVICE, REPLICATED, distribute, replicate, shapes_on
+from loft_jax.devices import DATA, PER_DEVICE, REPLICATED, distribute, replicate, shapes_with_sharding
 from loft_jax.loft.orders import norm_order, split_test, training_order
 
 
@@ -27,7 +27,9 @@ class ResidentImages:
         self._config, self._dataset, self._mesh, self._shapes_only = config, dataset, mesh, shapes_only
         arrays = (dataset.train_images, dataset.train_labels)
         everywhere = NamedSharding(mesh, REPLICATED)
-        self._arrays = shapes_on(everywhere, arrays) if shapes_only else tuple(replicate(a, mesh) for a in arrays)
+        self._arrays = (
+            shapes_with_sharding(everywhere, arrays) if shapes_only else tuple(replicate(a, mesh) for a in arrays)
+        )
 
     @cached_property
     def training(self) -> "_Picked":

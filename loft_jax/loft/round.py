@@ -23,10 +23,10 @@ from loft_jax.devices import (
     DeviceLoop,
     bytes_on_device,
     replicate,
-    settle,
     shapes_with_specs,
     unstack,
     vary,
+    wait_for_collective,
 )
 from loft_jax.loft.exchange import Exchange
 from loft_jax.loft.images import Batches, Images
@@ -119,8 +119,8 @@ class Round:
 
     def finish(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
         """Step 3: the next state, and the mean loss of all local steps. `state` is donated."""
-        settle(workers, self._mesh)
-        return settle(self._finish(state, masks, workers), self._mesh)
+        wait_for_collective(workers, self._mesh)
+        return wait_for_collective(self._finish(state, masks, workers), self._mesh)
 
     def programs(self, full: State) -> dict[str, RoundProgram]:
         """Name the programs of a round; each slot trains one worker after another."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from loft_jax.console import console, megabytes, titled_table
+from loft_jax.console import console, make_table, megabytes
 from loft_jax.cost import Program
 from loft_jax.devices import DATA, WORKER
 from loft_jax.plan.plan import Plan, peak_seconds
@@ -73,7 +73,7 @@ def print_plan(plan: Plan, chip: Chip) -> None:
 
 
 def _print_programs(plan: Plan, chip: Chip) -> None:
-    table = titled_table(
+    table = make_table(
         "programs of a round, on one device", "program", "runs", "GFLOPs a run", "GB accessed a run", "at peak"
     )
     for program in plan.programs:
@@ -84,7 +84,7 @@ def _print_programs(plan: Plan, chip: Chip) -> None:
 
 def _print_collectives(plan: Plan) -> None:
     headings = ("devices", "handed in", "as declared", "sent")
-    table = titled_table("sent in a round, by one device", "program", "collective", *headings, left=2)
+    table = make_table("sent in a round, by one device", "program", "collective", *headings, left=2)
     for program in plan.programs:
         for kind, devices, payload, sent in _moved(program):
             declared = plan.declared.get((program.name, kind, devices))
@@ -99,7 +99,7 @@ def _print_collectives(plan: Plan) -> None:
 
 
 def _print_memory(plan: Plan, chip: Chip) -> None:
-    table = titled_table("memory of the device that holds most", "of", "")
+    table = make_table("memory of the device that holds most", "of", "")
     table.add_row("state, data, workers' states", megabytes(plan.memory.resident))
     table.add_row(f"the program {plan.memory.name}", megabytes(plan.memory.program))
     if plan.compiled.code:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loft_jax.errors import UserError, did_you_mean, shown
+from loft_jax.errors import UserError, did_you_mean, format_value
 
 GB = 1e9
 MOST_CPU_DEVICES = 1024
@@ -99,13 +99,16 @@ class Topology:
             if not re.fullmatch(r"[0-9]{1,6}", shape) or not 1 <= int(shape) <= MOST_CPU_DEVICES:
                 nearest = min(max(int(shape), 1), MOST_CPU_DEVICES) if shape.isascii() and shape.isdecimal() else 4
                 raise UserError(
-                    f"--topology {shown(name)}: must be cpu:N, 1 to {MOST_CPU_DEVICES} devices; try cpu:{nearest}"
+                    f"--topology {format_value(name)}: must be cpu:N, 1 to {MOST_CPU_DEVICES} devices; try "
+                    f"cpu:{nearest}"
                 )
             return cls(name, Chip("cpu"), (int(shape),))
         if kind not in _CHIPS:
             kinds = [*_CHIPS, "cpu"]
             hint = did_you_mean(kind, kinds, "try v5e:4x4 or cpu:4")
-            raise UserError(f"--topology {shown(name)}: {shown(kind)!r} is none of {', '.join(kinds)}{hint}")
+            raise UserError(
+                f"--topology {format_value(name)}: {format_value(kind)!r} is none of {', '.join(kinds)}{hint}"
+            )
         return cls(name, _CHIPS[kind], _sides(name, kind, shape))
 
     def devices(self) -> list[Any]:
@@ -145,14 +148,15 @@ def _sides(name: str, kind: str, shape: str) -> tuple[int, ...]:
             wanted = math.prod(numbers) if numbers else 16
             nearest = min(_PLANES, key=lambda plane: abs(math.log((math.prod(_numbers(plane))) / max(1, wanted))))
             raise UserError(
-                f"--topology {shown(name)}: slices of {kind} are {', '.join(_PLANES)} chips; try {kind}:{nearest}"
+                f"--topology {format_value(name)}: slices of {kind} are {', '.join(_PLANES)} chips; "
+                f"try {kind}:{nearest}"
             )
         return sides
     most = _MOST_CHIPS[kind]
     if len(sides) != 3 or not all(sides) or math.prod(sides) > most:
         raise UserError(
-            f"--topology {shown(name)}: a slice of {kind} has three sides of chips, at most {most:,} in all; try "
-            f"{kind}:2x2x2"
+            f"--topology {format_value(name)}: a slice of {kind} has three sides of chips, at most {most:,} in all; "
+            f"try {kind}:2x2x2"
         )
     return sides
 

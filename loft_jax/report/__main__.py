@@ -14,8 +14,8 @@ from pathlib import Path
 
 from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import megabytes
-from loft_jax.errors import UserError, path_problem, shown
-from loft_jax.files import make_writable, writing
+from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.files import ensure_writable, stop_on_write_error
 from loft_jax.storage import RunDirectory
 
 # What imports JAX, NumPy or matplotlib is imported where it is needed: a typo is told before they are loaded.
@@ -39,7 +39,7 @@ def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
     for path in paths:
         directory = RunDirectory(path)
         if before := directories.get(directory.path.resolve()):
-            raise UserError(f"{shown(path)}: is the same run as {shown(str(before.path))}; name it once")
+            raise UserError(f"{format_value(path)}: is the same run as {format_value(str(before.path))}; name it once")
         directories[directory.path.resolve()] = directory
     return list(directories.values())
 
@@ -47,14 +47,14 @@ def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
 def open_out(path: str) -> Path:
     """The report's directory, made if it is not there. Raises UserError where no report can be written there."""
     if problem := path_problem(path):
-        raise UserError(f"--out {shown(path)}: {problem}; use the name of a directory")
+        raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
     out = Path(path)
     for name in (FIGURES, TABLES):
         if (out / name).exists() and not (out / REPORT).exists():
             raise UserError(
                 f"--out {path}: holds {name}, and no {REPORT}; use another directory, for this one would be replaced"
             )
-    make_writable(out, "--out")
+    ensure_writable(out, "--out")
     return out
 
 
@@ -71,7 +71,7 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
     runs = [RunFiles.read(directory, config) for directory, config in zip(directories, configs, strict=True)]
     aside = out / f".report.{os.getpid()}.tmp"
     try:
-        with writing(out / REPORT):
+        with stop_on_write_error(out / REPORT):
             for name in (FIGURES, TABLES):
                 (aside / name).mkdir(parents=True)
             parts = parts_of(runs, aside / FIGURES)

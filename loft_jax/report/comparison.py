@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loft_jax.errors import shown
+from loft_jax.errors import format_value
 from loft_jax.models import published_width
 from loft_jax.report.run_files import RunFiles
 
@@ -51,7 +51,7 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
     methods = [run.config.method for run in runs]
     names = []
     for run, method in zip(runs, methods, strict=True):
-        directory = shown(run.directory.path.resolve().name)
+        directory = format_value(run.directory.path.resolve().name)
         if len(directory) > _LONGEST_NAME:
             directory = f"{directory[: _LONGEST_NAME // 2]}…{directory[-_LONGEST_NAME // 2 :]}"
         name = method if methods.count(method) == 1 else f"{method} ({directory})"

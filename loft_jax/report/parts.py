@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import track
 
-from loft_jax.files import write_aside, write_table
+from loft_jax.files import write_atomically, write_table
 from loft_jax.report import heat, lines
 from loft_jax.report.chart import Chart, run_style, style
 from loft_jax.report.comparison import Section, sections_of
@@ -49,7 +49,7 @@ def write_tables(parts: Sequence[Part], directory: Path) -> None:
     """Each table as CSV and Markdown."""
     for table in (table for part in parts for table in part.tables):
         write_table(directory / f"{table.name}.csv", table.columns, table.rows)
-        write_aside(directory / f"{table.name}.md", markdown(table))
+        write_atomically(directory / f"{table.name}.md", markdown(table))
 
 
 def _picture(draw: Any, directory: Path) -> Picture | None:

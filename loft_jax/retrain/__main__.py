@@ -20,7 +20,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 
-from loft_jax.config import CommandLine, Config, GPipe, overridden, run_command, whole_number
+from loft_jax.config import CommandLine, Config, GPipe, apply_overrides, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
@@ -116,7 +116,7 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
     settings["loft"] |= {"workers": 1, "sync": "psum", "momentum": "carry"}
     settings["gpipe"] = GPipe().model_dump()
     settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
-    return overridden(settings, dict(overrides), source="command line")
+    return apply_overrides(settings, dict(overrides), source="command line")
 
 
 def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]) -> list[str]:

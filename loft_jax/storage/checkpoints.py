@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from loft_jax.devices import agreed
+from loft_jax.devices import reduce_over_processes
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, saved_instead, saved_rounds
 
@@ -102,7 +102,7 @@ def newest_sound(directory: Path) -> tuple[int, Tree] | None:
         except UserError as error:
             damage.append(str(error))
     own = found[0] if found else -1
-    newest, most = agreed(own, min), agreed(own, max)
+    newest, most = reduce_over_processes(own, min), reduce_over_processes(own, max)
     if newest < 0 <= most:
         raise UserError(
             f"{directory}: not every process can read what is saved there; nothing was changed. Use a run directory on "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loft_jax.files import write_aside, writing
+from loft_jax.files import stop_on_write_error, write_atomically
 
 Row = dict[str, Any]
 
@@ -19,11 +19,11 @@ class JsonLines:
 
     def start(self, rows: Sequence[Row]) -> None:
         """Write the file again, of these rows."""
-        write_aside(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: Row) -> None:
         """Add a line."""
-        with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
+        with stop_on_write_error(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def close(self, finished: bool) -> None:

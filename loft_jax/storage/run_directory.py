@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from loft_jax.config import Config, flatten, overridden, read_yaml, validated
-from loft_jax.errors import UserError, path_problem, shown
-from loft_jax.files import make_writable, write_aside, writing
+from loft_jax.config import Config, apply_overrides, flatten, read_yaml, validate_settings
+from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.files import ensure_writable, stop_on_write_error, write_atomically
 from loft_jax.storage.metrics import JsonLines, Row
 from loft_jax.storage.trackers import EVENTS, Tracker, check_installed, create_trackers
 
@@ -48,7 +48,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, label: str = "run directory"):
         if problem := path_problem(str(path)):
-            raise UserError(f"{label} {shown(str(path))}: {problem}; use the name of a directory")
+            raise UserError(f"{label} {format_value(str(path))}: {problem}; use the name of a directory")
         self.path, self.writes, self._label = Path(path), True, label
         self._lock: filelock.BaseFileLock | None = None
         self.checkpoints = self.path / CHECKPOINTS
@@ -80,7 +80,7 @@ class RunDirectory:
           UserError: it cannot be written, is no run directory, was made with another config, or is another process's,
             or the library of a tracker is not installed.
         """
-        make_writable(self.path, self._label)
+        ensure_writable(self.path, self._label)
         if self.started and not (self.path / CONFIG).exists():
             raise UserError(f"{self._label} {self.path}: is not empty and holds no run; use another")
         if self.started:
@@ -93,7 +93,7 @@ class RunDirectory:
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
                 left_by_a_crash.unlink()
         if not finished:
-            write_aside(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+            write_atomically(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
         if self._close_trackers is None:
             self._trackers = create_trackers(config, self.path)
 
@@ -115,7 +115,7 @@ class RunDirectory:
             return
         import filelock
 
-        with writing(self.path / LOCK):
+        with stop_on_write_error(self.path / LOCK):
             (self.path / LOCK).touch()
         # Where the system has no locks, filelock would make a file instead, and a killed process would leave it behind.
         lock = filelock.FileLock(self.path / LOCK, thread_local=False, fallback_to_soft=False)
@@ -132,7 +132,7 @@ class RunDirectory:
                 "trains there",
                 file=sys.stderr,
             )
-        with writing(self.path / OWNER):
+        with stop_on_write_error(self.path / OWNER):
             (self.path / OWNER).write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         self._lock = lock
 
@@ -146,7 +146,7 @@ class RunDirectory:
         path = self.path / CONFIG
         if not path.exists():
             raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
-        return validated(read_yaml(path, label=str(path)), source=str(path))
+        return validate_settings(read_yaml(path, label=str(path)), source=str(path))
 
     def config_with(self, overrides: dict[str, str]) -> Config:
         """The config of the run with the text given for dotted keys, for commands that cannot change what it was.
@@ -155,13 +155,13 @@ class RunDirectory:
           UserError: there is no config, or an override would change the result of the run.
         """
         config = self.read_config()
-        changed = overridden(config.model_dump(), overrides, source="command line")
+        changed = apply_overrides(config.model_dump(), overrides, source="command line")
         before, now = flatten(config), flatten(changed)
         for key in overrides:
-            if now[key] != before[key] and key not in config.resumable():
+            if now[key] != before[key] and key not in config.resumable_keys():
                 raise UserError(
-                    f"--{key} {shown(now[key])}: the run was made with {shown(before[key])}; leave it out, or train "
-                    "another run"
+                    f"--{key} {format_value(now[key])}: the run was made with {format_value(before[key])}; leave it "
+                    "out, or train another run"
                 )
         return changed
 
@@ -219,7 +219,7 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
         if self.writes:
-            write_aside(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+            write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run; None where there is none, or one that lacks what every summary has.
@@ -234,9 +234,11 @@ class RunDirectory:
     def check_same(self, config: Config) -> None:
         """Raise UserError, naming the fields, if the run there was made with other settings."""
         before, now = flatten(self.read_config()), flatten(config)
-        differing = [key for key in now if key not in config.resumable() and now[key] != before[key]]
+        differing = [key for key in now if key not in config.resumable_keys() and now[key] != before[key]]
         if differing:
-            fields = "; ".join(f"{key}: {shown(before[key])} there, {shown(now[key])} now" for key in differing)
+            fields = "; ".join(
+                f"{key}: {format_value(before[key])} there, {format_value(now[key])} now" for key in differing
+            )
             raise UserError(
                 f"{self._label} {self.path}: holds a run with another config ({fields}); "
                 "use another directory, delete this one, or use the settings it was made with"

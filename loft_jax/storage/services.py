@@ -13,7 +13,7 @@ from typing import Any
 
 from loft_jax.config import Config, flatten
 from loft_jax.errors import RunStopped, UserError
-from loft_jax.files import write_aside
+from loft_jax.files import write_atomically
 from loft_jax.storage.metrics import Row, scalars, with_times
 
 
@@ -71,7 +71,7 @@ class WandbRun:
 
     def _keep(self, open_part: str | None) -> None:
         self._kept["open"] = open_part
-        write_aside(self._directory / "wandb.json", json.dumps(self._kept) + "\n")
+        write_atomically(self._directory / "wandb.json", json.dumps(self._kept) + "\n")
 
     def _remove_open_part(self) -> None:
         part = self._directory / "wandb" / Path(self._kept.get("open") or "none").name
@@ -105,7 +105,7 @@ class MlflowRun:
             client = MlflowClient()
             if kept is None:
                 kept = {"id": self._create(client)}
-                write_aside(path, json.dumps(kept) + "\n")
+                write_atomically(path, json.dumps(kept) + "\n")
             client.update_run(kept["id"], status="RUNNING")
             self._logged = int(client.get_run(kept["id"]).data.tags.get(self._TAG, -1))
         self._id, self._client, self._try_at = kept["id"], client, 0.0

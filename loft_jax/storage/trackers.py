@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from loft_jax.config import Config, Train
 from loft_jax.errors import UserError
-from loft_jax.files import writing
+from loft_jax.files import stop_on_write_error
 from loft_jax.storage.metrics import Row, scalars, with_times
 from loft_jax.storage.services import MlflowRun, WandbRun
 
@@ -81,7 +81,7 @@ class TensorBoardEvents:
         # TensorBoard goes on with the file whose name comes last.
         self._path = self._directory / EVENTS.replace("*", f"{time.time_ns() // 1000:017d}.loft_jax")
         aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        with writing(self._path), self._closed_on_error(unfinished=aside):
+        with stop_on_write_error(self._path), self._closed_on_error(unfinished=aside):
             self._writer = RecordWriter(str(aside))
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
             for row, measured in with_times(rows):
@@ -93,7 +93,7 @@ class TensorBoardEvents:
 
     def append(self, row: Row) -> None:
         """Add a row's event; it is on disk when this returns."""
-        with writing(self._path), self._closed_on_error():
+        with stop_on_write_error(self._path), self._closed_on_error():
             self._write(_event(row, time.time()))
             self._writer.flush()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from loft_jax.config import CommandLine, run_command
-from loft_jax.errors import UserError, path_problem, shown
-from loft_jax.files import make_writable, write_aside, write_table
+from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.files import ensure_writable, write_atomically, write_table
 from loft_jax.storage import CONFIG, RESULTS, SUMMARY
 from loft_jax.theory.config import TheoryConfig
 
@@ -59,12 +59,14 @@ def results_directory(name: str) -> Path:
       UserError: it cannot be written, or holds something other than an earlier experiment, which would be replaced.
     """
     if problem := path_problem(name):
-        raise UserError(f"--out {shown(name)}: {problem}; use the name of a directory")
+        raise UserError(f"--out {format_value(name)}: {problem}; use the name of a directory")
     path = Path(name)
-    make_writable(path, "--out")
+    ensure_writable(path, "--out")
     held = {entry.name for entry in path.iterdir()}
     if held and RESULTS not in held:
-        raise UserError(f"--out {shown(name)}: is not empty and holds no {RESULTS} of an experiment; use another")
+        raise UserError(
+            f"--out {format_value(name)}: is not empty and holds no {RESULTS} of an experiment; use another"
+        )
     return path
 
 
@@ -83,10 +85,10 @@ def run(config: TheoryConfig, directory: Path) -> None:
         sweep.run(progress.update)
     rows, summary = result_rows(sweep), result_summary(sweep)
     write_table(directory / RESULTS, COLUMNS, rows)
-    write_aside(directory / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
-    write_aside(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    write_atomically(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
     for name, content in draw_figures(rows).items():
-        write_aside(directory / name, content)
+        write_atomically(directory / name, content)
     print_results(rows, summary)
     print(f"written   {directory}: {RESULTS}, {SUMMARY}, {CONFIG}, figures", flush=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loft_jax.console import SECONDS_BETWEEN_LINES, ShownProgress, console, duration, titled_table
+from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, console, duration, make_table
 from loft_jax.theory.rows import Row
 from loft_jax.theory.sweep import Setting, TheoremSweep
 
@@ -24,7 +24,7 @@ def print_inputs(sweep: TheoremSweep) -> None:
     print(f"sweep     {count} points, {theory.draws} draws of W_0 each, {theory.rounds} rounds", flush=True)
 
 
-class SweepProgress(ShownProgress):
+class SweepProgress(ProgressBar):
     """Shows the draw that is done and the time left: a bar on a terminal, else a line now and then, on stderr."""
 
     def __init__(self, sweep: TheoremSweep):
@@ -71,7 +71,7 @@ def print_results(rows: Sequence[Row], summary: Row) -> None:
         "changed",
         "bound, masks",
     )
-    table = titled_table(
+    table = make_table(
         "left side of Theorem 1 ± standard error over W_0, its terms, its limit; bound without constant", *headings
     )
     for row in rows:

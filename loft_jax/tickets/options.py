@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from loft_jax.errors import UserError, shown
+from loft_jax.errors import UserError, format_value
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.storage import saved_instead
 
@@ -33,4 +33,4 @@ def ratio(text: str) -> float:
             return abs(float(text))  # -0 is 0
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{shown(text)}: must be in [0, 1), the share of filters removed; try 0.5")
+    raise argparse.ArgumentTypeError(f"{format_value(text)}: must be in [0, 1), the share of filters removed; try 0.5")

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
-from loft_jax.files import write_aside, write_table
+from loft_jax.files import write_atomically, write_table
 from loft_jax.filters import Norm, Scope, flatten_paths, footrule, kept_overlaps, over_chance, prune
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
@@ -89,7 +89,7 @@ class TicketSearch:
         _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
         _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
         write_table(directory.distances, COLUMNS, self.rows)
-        write_aside(directory.search, json.dumps(self.asked, indent=2) + "\n")
+        write_atomically(directory.search, json.dumps(self.asked, indent=2) + "\n")
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
                 ticket.write(directory.tickets / ticket.name)
@@ -169,7 +169,7 @@ def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
     compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
     arrays = {path: np.ascontiguousarray(values) for path, values in flatten_paths(compact).items()}
     content = to_safetensors(arrays, {"model": snapshots.config.model.name, "ticket": ticket.name})
-    write_aside(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
+    write_atomically(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
     return len(content)
 
 
@@ -188,7 +188,7 @@ def _overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.n
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_aside(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> str | None:

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loft_jax.config import Fraction
-from loft_jax.errors import UserError, did_you_mean, path_problem, shown
-from loft_jax.files import write_aside, writing
+from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
+from loft_jax.files import stop_on_write_error, write_atomically
 from loft_jax.filters import NORMS, SCOPES, Norm, Scope, draw_kept
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class Ticket:
 
     def write(self, directory: Path) -> None:
         """Write ticket.json into a directory, which is made; whole or not at all. Raises RunStopped if it cannot be."""
-        with writing(directory):
+        with stop_on_write_error(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        write_aside(directory / FILE, json.dumps(asdict(self)) + "\n")
+        write_atomically(directory / FILE, json.dumps(asdict(self)) + "\n")
 
 
 def ticket_name(round_number: int, scope: str, norm: str, ratio: float) -> str:
@@ -110,7 +110,7 @@ def load_ticket(directory: Path, name: str) -> Ticket:
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
         otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
         hint = did_you_mean(name, there, otherwise)
-        raise UserError(f"--ticket {shown(name)}: no such ticket in {directory}{hint}")
+        raise UserError(f"--ticket {format_value(name)}: no such ticket in {directory}{hint}")
     ticket = read_ticket(directory / name)
     if ticket.name != name:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import duration
-from loft_jax.devices import Preemption, check_sees, connected, on_first
+from loft_jax.devices import Preemption, check_visible, connect_processes, run_on_first
 from loft_jax.errors import UserError
 from loft_jax.storage import CONFIG, PHASES, RunDirectory
 
@@ -24,19 +24,19 @@ def main() -> None:
     )
     arguments, config = command.parse()
     if arguments.dry_run:
-        if config.distributed.is_asked_for:
+        if config.distributed.is_enabled:
             raise UserError("--dry_run looks at the devices of one process; leave out --distributed")
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
     directory = RunDirectory(Path("runs") / name if arguments.workdir is None else arguments.workdir, "--workdir")
-    if config.distributed.is_asked_for:
+    if config.distributed.is_enabled:
         # First, because processes that have found each other see their devices.
         configure(config)
-    with connected(config) as processes, Preemption() as preemption:
+    with connect_processes(config) as processes, Preemption() as preemption:
         directory.writes = processes.is_first
-        complete = on_first(processes, lambda: is_complete(directory, config))
-        check_sees(processes, directory.path / CONFIG)
+        complete = run_on_first(processes, lambda: is_complete(directory, config))
+        check_visible(processes, directory.path / CONFIG)
         if complete:
             return
         configure(config)

@@ -76,7 +76,7 @@ class Experiment:
     @cached_property
     def bill(self) -> RoundBill:
         """What a round sends, and what its programs need."""
-        data = data_bytes(Facts.of(self.dataset), self.config, self.mesh.size)
+        data = data_bytes(Facts.from_dataset(self.dataset), self.config, self.mesh.size)
         return RoundBill(self.method, self.mesh, self.state_shapes, data)
 
     def _initialise(self) -> State:

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from loft_jax.console import SECONDS_BETWEEN_LINES, ShownProgress, duration
+from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, duration
 
 
-class TrainingProgress(ShownProgress):
+class TrainingProgress(ProgressBar):
     """Shows round, epoch, loss, accuracy, images/s and time left. Use as a context manager."""
 
     def __init__(self, rounds: int, done: int):

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 class TicketWatch:
     """Follows `train.stop_when`: the normalised footrule of each snapshot's ranking from that of the one before.
 
-    To be shown only the snapshots for which `Config.stopping_is_judged`.
+    To be shown only the snapshots for which `Config.stop_check_is_due`.
     """
 
     def __init__(self, settings: Train, groups: Sequence[FilterGroup]):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from loft_jax.devices import Preemption, agreed, replicate
+from loft_jax.devices import Preemption, reduce_over_processes, replicate
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.loft import State
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
@@ -114,7 +114,7 @@ class Trainer:
             )
         directory.forget_after(self.done if found else -1)
         # All wait for the first process, which has just deleted what Orbax would find.
-        agreed(self.done)
+        reduce_over_processes(self.done)
         self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
         self._snapshots = Store(directory.snapshots) if self._takes_snapshots else None
         self._stores = [store for store in (self._checkpoints, self._snapshots) if store]
@@ -132,7 +132,7 @@ class Trainer:
 
     def _resume_ticket_watch(self) -> None:
         directory = self._directory
-        judged = [r for r in saved_rounds(directory.snapshots) if self._config.stopping_is_judged(r)]
+        judged = [r for r in saved_rounds(directory.snapshots) if self._config.stop_check_is_due(r)]
         if self._ticket_watch and judged:
             try:
                 before = read_state(directory.snapshots, judged[-1])["variables"]
@@ -147,11 +147,11 @@ class Trainer:
         """Whether no round is left: the last is done, or `train.stop_when` has ended the run; all agree."""
         if self._ticket_watch is None:
             return self.done == self._config.train.rounds
-        return bool(agreed(self.done == self._config.train.rounds or self.stop_reason is not None))
+        return bool(reduce_over_processes(self.done == self._config.train.rounds or self.stop_reason is not None))
 
     def _is_asked_to_stop(self) -> bool:
         """Whether any process is; all agree."""
-        return bool(agreed(self._preemption is not None and self._preemption.requested))
+        return bool(reduce_over_processes(self._preemption is not None and self._preemption.requested))
 
     @property
     def stop_reason(self) -> str | None:
@@ -183,7 +183,7 @@ class Trainer:
         due = self._config.train
         snapshots = self._snapshots if due.snapshot_is_due(self.done) else None
         full = variables = None
-        if self._ticket_watch and self._config.stopping_is_judged(self.done):
+        if self._ticket_watch and self._config.stop_check_is_due(self.done):
             full = self._full()
             metrics |= self._ticket_watch.observe(full.variables)
         self.finished = self._is_over()

@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 
 from loft_jax.config.config import flatten
 from loft_jax.config.fields import Section
-from loft_jax.config.loading import fields_of
+from loft_jax.config.loading import iterate_fields
 
-FIELDS = {(command, key): field for command, model in SETTINGS.items() for key, field in fields_of(model)}
+FIELDS = {(command, key): field for command, model in SETTINGS.items() for key, field in iterate_fields(model)}
 SECTIONS = [
     (command, key)
     for command, model in SETTINGS.items()

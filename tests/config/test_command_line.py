@@ -12,7 +12,7 @@ from helpers.settings_helpers import parse, refusal
 
 from loft_jax.config.command_line import CommandLine, run_command, whole_number
 from loft_jax.config.config import Config, flatten
-from loft_jax.config.loading import fields_of, read_yaml
+from loft_jax.config.loading import iterate_fields, read_yaml
 from loft_jax.errors import Preempted, RunStopped, UserError
 
 
@@ -128,8 +128,8 @@ def test_every_field_is_described_and_shown_by_help_with_type_and_default(capsys
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
-    assert [key for key, _ in fields_of(Config)] == list(flatten(Config()))
-    for key, field in fields_of(Config):
+    assert [key for key, _ in iterate_fields(Config)] == list(flatten(Config()))
+    for key, field in iterate_fields(Config):
         assert field.description, key
         default = "null" if field.default is None else field.default
         short = rf"(, --{re.escape(key.removesuffix('.mode'))} \S+)?" if key.endswith(".mode") else ""

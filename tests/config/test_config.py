@@ -4,13 +4,13 @@ import pytest
 from helpers.settings_helpers import parse
 
 from loft_jax.config.config import RESUMABLE, Config, flatten
-from loft_jax.config.loading import validated
+from loft_jax.config.loading import validate_settings
 
 
 def test_the_default_config_is_valid_and_survives_a_round_trip():
     config = Config(seed=4, mesh={"worker": 2})
-    assert validated(config.model_dump(), "test") == config
-    assert validated({}, "test") == Config()
+    assert validate_settings(config.model_dump(), "test") == config
+    assert validate_settings({}, "test") == Config()
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_the_default_config_is_valid_and_survives_a_round_trip():
     ],
 )
 def test_values_at_their_bounds_are_accepted(settings):
-    config = validated(settings, "test")
+    config = validate_settings(settings, "test")
     assert flatten(config) != flatten(Config())
 
 

@@ -5,7 +5,7 @@ from helpers import CONFIGS
 from helpers.settings_helpers import parse, refusal
 
 from loft_jax.config.config import Config
-from loft_jax.config.loading import packaged_configs, read_config, validated
+from loft_jax.config.loading import packaged_configs, read_config, validate_settings
 
 # A run directory says by this hash whether it was made with the same settings, so none may ever change.
 HASHES = {
@@ -35,7 +35,7 @@ def test_every_config_is_packaged():
 
 @pytest.mark.parametrize("name", HASHES)
 def test_a_packaged_config_is_the_run_it_was(name):
-    assert validated(read_config(name), name).hash() == HASHES[name]
+    assert validate_settings(read_config(name), name).hash() == HASHES[name]
 
 
 def test_a_name_is_a_packaged_config_and_a_path_is_a_file(tmp_path, monkeypatch):

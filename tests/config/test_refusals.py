@@ -3,7 +3,7 @@
 import pytest
 from helpers.settings_helpers import parse, refusal
 
-from loft_jax.config.loading import read_yaml, validated
+from loft_jax.config.loading import read_yaml, validate_settings
 
 MODELS = "preresnet18, preresnet20, preresnet34, resnet18, resnet34"
 
@@ -192,7 +192,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest_option(argv, message):
 
 def test_several_errors_are_reported_at_once():
     wrong = {"sede": 1, "loft": {"workers": 0, "partition": "x"}, "optimizer": {"learning_rate": "a"}}
-    lines = refusal(validated, wrong, "run.yaml").split("\n")
+    lines = refusal(validate_settings, wrong, "run.yaml").split("\n")
     assert len(lines) == 4
     for key in ("unknown key sede", "loft.workers=0", "loft.partition=x", "optimizer.learning_rate='a'"):
         assert sum(line.lstrip().startswith(f"run.yaml: {key}") for line in lines) == 1

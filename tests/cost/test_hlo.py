@@ -254,7 +254,7 @@ def test_gpipe_puts_several_times_the_bytes_of_an_exchange_on_the_wire(workers, 
     model, shape = create_model("preresnet34", 10), (32, 32, 3)
     loft = {"workers": workers, "sync": "exchange", "momentum": "reset"}
     settings = Config.model_validate({"model": {"name": "preresnet34"}, "data": {"batch_size": 128}, "loft": loft})
-    dataset, mesh = Facts(shape, 10, 50_000, 10_000).stand_in(), make_mesh(settings)
+    dataset, mesh = Facts(shape, 10, 50_000, 10_000).placeholder(), make_mesh(settings)
     round_ = Round(settings, model, dataset, mesh, make_images(settings, dataset, mesh, shapes_only=True))
     full = jax.eval_shape(lambda: initial_state(model, settings, shape))
     sync = {"sync": round_.programs(full)["sync"]}

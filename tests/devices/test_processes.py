@@ -16,7 +16,7 @@ from helpers.tiny import flat
 from loft_jax import load_checkpoint
 from loft_jax.config.config import Config
 from loft_jax.devices import mesh, processes
-from loft_jax.devices.processes import Processes, check_sees, connected, on_first
+from loft_jax.devices.processes import Processes, check_visible, connect_processes, run_on_first
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.storage.run_directory import RunDirectory, saved_rounds
 
@@ -109,7 +109,7 @@ def asked_for(**distributed):
 
 
 def test_one_process_is_not_asked_for_a_rendezvous():
-    with connected(Config()) as alone:
+    with connect_processes(Config()) as alone:
         assert (alone.index, alone.count, alone.is_first) == (0, 1, True)
 
 
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_is_refused():
         coordinator = f"127.0.0.1:{taken.getsockname()[1]}"
         with (
             pytest.raises(RunStopped, match="its port: Address already in use"),
-            connected(asked_for(coordinator=coordinator, processes=2, process_id=0)),
+            connect_processes(asked_for(coordinator=coordinator, processes=2, process_id=0)),
         ):
             pass
 
@@ -139,28 +139,28 @@ def test_no_cluster_is_found_here(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", not_found)
     with (
         pytest.raises(UserError, match=r"distributed\.mode=auto: .* are not found \(coordinator_address should"),
-        connected(asked_for(mode="auto")),
+        connect_processes(asked_for(mode="auto")),
     ):
         pass
 
 
 @pytest.mark.parametrize(("index", "stop", "code"), [(0, UserError, 2), (1, UserError, 2), (1, RunStopped, 1)])
 def test_what_the_first_process_refuses_stops_every_process(index, stop, code, monkeypatch):
-    monkeypatch.setattr(processes, "agreed", lambda value, combine: -code)
+    monkeypatch.setattr(processes, "reduce_over_processes", lambda value, combine: -code)
 
     def refuse():
         raise stop("no")
 
     with pytest.raises(stop if index == 0 else SystemExit) as stopped:
-        on_first(Processes(index, 2), refuse)
+        run_on_first(Processes(index, 2), refuse)
     assert index == 0 or stopped.value.code == code
 
 
 @pytest.mark.parametrize("answer", [False, True])
 def test_the_first_processes_answer_is_everyones(answer, monkeypatch):
-    assert on_first(Processes(), lambda: answer) is answer
-    monkeypatch.setattr(processes, "agreed", lambda value, combine: int(answer))
-    assert on_first(Processes(1, 2), lambda: not answer) is answer
+    assert run_on_first(Processes(), lambda: answer) is answer
+    monkeypatch.setattr(processes, "reduce_over_processes", lambda value, combine: int(answer))
+    assert run_on_first(Processes(1, 2), lambda: not answer) is answer
 
 
 def test_processes_with_unequal_devices_are_refused():
@@ -171,9 +171,9 @@ def test_processes_with_unequal_devices_are_refused():
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_SECONDS_TO_SEE", 0)
-    check_sees(Processes(1, 2), tmp_path)
+    check_visible(Processes(1, 2), tmp_path)
     with pytest.raises(RunStopped, match="process 1 of 2 does not see it, and the first process has written it"):
-        check_sees(Processes(1, 2), tmp_path / "config.yaml")
+        check_visible(Processes(1, 2), tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from loft_jax.config.config import Config
-from loft_jax.files import write_aside
+from loft_jax.files import write_atomically
 from loft_jax.filters.selection import draw_kept
 from loft_jax.models.registry import create_model
 from loft_jax.report.run_files import RunFiles
@@ -84,7 +84,7 @@ def fake_retraining(directory, ratio, accuracies, mode="rewind", ticket_round=12
     for seed, accuracy in enumerate(accuracies):
         path = directory.retrain / name / mode / f"seed{seed}"
         path.mkdir(parents=True)
-        write_aside(path / "summary.json", json.dumps({**facts, "seed": seed, "test/accuracy": accuracy}))
+        write_atomically(path / "summary.json", json.dumps({**facts, "seed": seed, "test/accuracy": accuracy}))
     write_results(directory)
 
 
@@ -100,7 +100,7 @@ def complete_run(path, **options):
     ]:
         fake_retraining(directory, ratio, accuracies, mode)
     fake_retraining(directory, 0.8, [0.89, 0.92], ticket_round=4)
-    write_aside(directory.path / "cost.csv", "workers,method,bytes_total\n4,LoFT-4,12.5\n4,GPipe-4,80.0\n")
+    write_atomically(directory.path / "cost.csv", "workers,method,bytes_total\n4,LoFT-4,12.5\n4,GPipe-4,80.0\n")
     return directory
 
 

@@ -8,4 +8,4 @@ from loft_jax.plan.topology import Topology
 
 def planned(topology, **settings):
     config, dataset = tiny.config(**settings), tiny.dataset()
-    return make_plan(config, Topology.parse(topology), Facts.of(dataset), dataset, model=tiny.MODEL)
+    return make_plan(config, Topology.parse(topology), Facts.from_dataset(dataset), dataset, model=tiny.MODEL)

@@ -14,12 +14,12 @@ import yaml
 
 from loft_jax.config.command_line import run_command
 from loft_jax.config.config import Config
-from loft_jax.config.loading import fields_of
+from loft_jax.config.loading import iterate_fields
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.tickets.ticket import Ticket
 
-FIELDS = dict(fields_of(Config))
+FIELDS = dict(iterate_fields(Config))
 # A command of each kind of settings, and the option for its directory.
 SETTINGS = {"train": Config, "theory": TheoryConfig}
 DIRECTORY = {"train": "--workdir", "theory": "--out"}

@@ -163,7 +163,7 @@ def test_the_command_prints_rows_and_refuses_what_does_not_fit(monkeypatch, caps
     dataset = tiny.dataset()
     monkeypatch.setattr("loft_jax.plan.planner.model_of", lambda *_: tiny.MODEL)
     monkeypatch.setattr("loft_jax.plan.planner.prepare", lambda *_: None)
-    monkeypatch.setattr("loft_jax.data.facts_to_compile_for", lambda _: (Facts.of(dataset), dataset))
+    monkeypatch.setattr("loft_jax.data.facts_to_compile_for", lambda _: (Facts.from_dataset(dataset), dataset))
     path = write(yaml.safe_dump(tiny.config().model_dump()))
     arguments = ["--config", str(path), "--topology", "cpu:4", "--format", "csv", "--link_gbps", "1"]
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])

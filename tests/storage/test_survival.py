@@ -174,10 +174,10 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
 def test_checkpoints_that_another_process_cannot_read_are_left_alone(finished, tmp_path, monkeypatch):
     directory = tmp_path / "checkpoints"
     shutil.copytree(finished[0] / "checkpoints", directory)
-    monkeypatch.setattr("loft_jax.storage.checkpoints.agreed", lambda own, combine: combine(own, -1))
+    monkeypatch.setattr("loft_jax.storage.checkpoints.reduce_over_processes", lambda own, combine: combine(own, -1))
     with pytest.raises(UserError, match="not every process can read what is saved there; nothing was changed"):
         newest_sound(directory)
-    monkeypatch.setattr("loft_jax.storage.checkpoints.agreed", lambda own, combine: combine(own, 4))
+    monkeypatch.setattr("loft_jax.storage.checkpoints.reduce_over_processes", lambda own, combine: combine(own, 4))
     assert newest_sound(directory)[0] == 4
 
 
@@ -285,7 +285,7 @@ def fill_the_disk():
 def test_a_checkpoint_that_another_process_cannot_read_is_warned_of(finished, tmp_path, monkeypatch, capsys):
     directory = tmp_path / "checkpoints"
     shutil.copytree(finished[0] / "checkpoints", directory)
-    monkeypatch.setattr("loft_jax.storage.checkpoints.agreed", lambda own, combine: combine(own, 4))
+    monkeypatch.setattr("loft_jax.storage.checkpoints.reduce_over_processes", lambda own, combine: combine(own, 4))
     assert newest_sound(directory)[0] == 4
     said = f"warning: {directory / '6'}: cannot be read by another process; going on from round 4\n"
     assert capsys.readouterr().err == said

@@ -138,8 +138,8 @@ def test_a_run_that_could_never_stop_is_refused(settings, distances):
 
 
 def test_the_cadence_of_snapshots_may_change_on_resume_unless_it_decides_the_end():
-    assert "train.snapshot_every" in config_of().resumable()
-    assert "train.snapshot_every" not in STOPPING.resumable()
+    assert "train.snapshot_every" in config_of().resumable_keys()
+    assert "train.snapshot_every" not in STOPPING.resumable_keys()
 
 
 def test_as_many_distances_as_there_are_can_be_asked_for_and_no_more():
@@ -148,7 +148,7 @@ def test_as_many_distances_as_there_are_can_be_asked_for_and_no_more():
         train = {"rounds": 8, "snapshot_every": 4, "stop_when": 0.1, "stop_snapshots": count}
         return config_of(train=train, optimizer={"warmup_steps": 1})
 
-    assert [r for r in range(9) if asking(1).stopping_is_judged(r)] == [4, 8]
+    assert [r for r in range(9) if asking(1).stop_check_is_due(r)] == [4, 8]
     with pytest.raises(ValueError, match="there are only 1 distances"):
         asking(2)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, level_counts, statistics_of
+from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, compute_statistics, count_levels
 from loft_jax.data.streaming.schedule import FixedPlan, Plan
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
@@ -93,15 +93,15 @@ class StreamedDataset:
         name = f"{Path(self.name).name}-train-{self.fingerprint}-levels-{count}-{shape}.npy"
         path = cache_directory() / "decoded" / name
         if path.exists():
-            return statistics_of(np.load(path))
+            return compute_statistics(np.load(path))
         order = np.arange(count) * self.examples // count
         plan = FixedPlan(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
         images, labels = np.empty((plan.chunk_size, *self.image_shape), np.uint8), np.empty(plan.chunk_size, np.int32)
         with self.stream("train", plan) as stream:
-            found = [level_counts(images[: stream.fill(images, labels)]) for _ in range(len(plan))]
+            found = [count_levels(images[: stream.fill(images, labels)]) for _ in range(len(plan))]
         counts = np.sum(found, axis=0)
         cache_array(path, counts)
-        return statistics_of(counts)
+        return compute_statistics(counts)
 
 
 # What runs are trained on: on the devices, or streamed.

@@ -125,7 +125,7 @@ def test_what_streamed_data_do_not_go_with_is_refused(uniform):
 @pytest.mark.parametrize("data", [1, 2])
 def test_a_streamed_round_is_lowered_from_facts_alone_and_a_step_takes_its_part_of_one_batch(data):
     settings = config(mesh__worker=2, mesh__data=data)
-    stand_in, mesh = Facts((6, 5, 3), 3, 10**6, 10**4, streamed=True).stand_in(), make_mesh(settings)
+    stand_in, mesh = Facts((6, 5, 3), 3, 10**6, 10**4, streamed=True).placeholder(), make_mesh(settings)
     images = make_images(settings, stand_in, mesh, shapes_only=True)
     round_ = Round(settings, MODEL, stand_in, mesh, images)
     full = jax.eval_shape(lambda: initial_state(MODEL, settings, (6, 5, 3)))
