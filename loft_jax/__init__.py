@@ -2,8 +2,8 @@
 
 import lazy_loader
 
-# Lazy: `python -m loft_jax.train` imports this file first, and a typo must be reported before JAX is loaded. The names
-# and their modules stand in __init__.pyi, where type checkers read them too; so it is with every package in here.
+# Imports are lazy: `python -m loft_jax.train` imports this file first, and a typo must be reported before JAX is loaded.
+# __init__.pyi lists the names and their modules; type checkers read it too. Every package in here does the same.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
 __all__ += ["__version__"]

@@ -38,7 +38,7 @@ def _main() -> None:
 
 
 def _summary(command: str) -> str:
-    """What a command does: the first line of its package's docstring, up to the colon."""
+    """Say what a command does: the first line of its package's docstring, up to the colon."""
     return (import_module(f"loft_jax.{command}").__doc__ or "").partition(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows: tables, a progress bar, sizes and times. Imports no JAX and no NumPy."""
+"""Output for a terminal: tables, a progress bar, sizes and times. Imports neither JAX nor NumPy."""
 
 import sys
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """What shows progress as a bar on a terminal, while it is used as a context manager."""
+    """Base class of what shows progress as a bar on a terminal; use it as a context manager."""
 
     _bar: "Progress | None" = None
 
@@ -27,7 +27,7 @@ class ProgressBar:
 
 
 def make_table(title: str, *headings: str, left: int = 1) -> "Table":
-    """An empty table whose first columns, `left` of them, hold text, and the others numbers."""
+    """Make an empty table with a title; the first `left` columns hold text, the others numbers."""
     from rich.table import Table
 
     table = Table(title=title)
@@ -37,19 +37,19 @@ def make_table(title: str, *headings: str, left: int = 1) -> "Table":
 
 
 def console() -> "Console":
-    """A console for tables; as wide as they need where no terminal sets a width."""
+    """Make a console for tables; if the output is no terminal, it is 120 characters wide."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def megabytes(size: float) -> str:
-    """Bytes as people say them: "1,234.50 MB", of 1e6 bytes."""
+    """Format a number of bytes: "1,234.50 MB"; 1 MB is 1e6 bytes."""
     return f"{size / 1e6:,.2f} MB"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "48 s", "3 min 20 s", "2 h 05 min"."""
+    """Format a number of seconds: "48 s", "3 min 20 s", "2 h 05 min"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""Stateless randomness: everything random is a pure function of (seed, purpose, round or step), so nothing is saved."""
+"""Stateless randomness: everything random is a pure function of (seed, purpose, round or step), so none of it is saved."""
 
 from enum import IntEnum
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for. The numbers are part of every result: never renumber."""
+    """What a stream of random numbers is used for. Results depend on these numbers: never change them."""
 
     INITIALISATION = 0
     PARTITION = 1
@@ -20,7 +20,7 @@ class Purpose(IntEnum):
 
 
 def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:
-    """The PRNG key of a purpose, folded with each index (round, worker, step, ...) in turn; indices may be traced."""
+    """Make the PRNG key of a purpose: fold in each index (round, worker, step, ...) in turn; they may be traced."""
     key = jax.random.fold_in(jax.random.key(seed), purpose)
     for index in indices:
         key = jax.random.fold_in(key, index)
