@@ -85,7 +85,7 @@ class Retraining:
         if stage.mode == "random":
             return replace(ticket, kept=random_filters(seed, self._full_widths, ticket.widths))
         if stage.mode == "init":
-            return ticket.drawn_anew(self.snapshots.scores(0, ticket.norm), 0)
+            return ticket.redraw(self.snapshots.scores(0, ticket.norm), 0)
         return ticket
 
     def _start(self, experiment: Experiment, stage: Stage, ticket: Ticket) -> State:

@@ -1,11 +1,11 @@
 """Search tickets in a run's snapshots: python -m loft_jax.tickets RUN
 
-Writes into RUN, replacing an earlier search (tickets of other names stay):
+Writes into RUN, and replaces an earlier search there (tickets with other names stay):
   rankings.npz     the rank of every filter in every snapshot (1 = largest norm)
-  distances.csv    how far each snapshot's ranking is from the reference's, and from the snapshot before
-  overlaps.npz     intersection over union of the kept filters, between all snapshots, at each ratio
+  distances.csv    how far each snapshot's ranking is from the reference's, and from the previous snapshot's
+  overlaps.npz     intersection over union of the filters that two snapshots keep, for all pairs, at each ratio
   tickets/NAME/    a ticket of each snapshot at each ratio, NAME = r{round}-{scope}-{norm}-{ratio}
-  search.json      what these files were computed from: reference, ratios, scope, norm
+  search.json      the options of the search: reference, ratios, scope, norm
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 from rich.table import Table
@@ -28,7 +28,7 @@ from loft_jax.tickets.ticket import ratio_text
 if TYPE_CHECKING:
     from loft_jax.tickets.search import TicketSearch
 
-# What imports JAX is imported where it is needed: a typo or a wrong directory is told before JAX is loaded.
+# Modules that import JAX are imported where they are needed: a typo or a wrong directory is reported before that.
 
 _MOST_LINES = 12
 
@@ -47,34 +47,35 @@ def main() -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's own options."""
+    """Add the command's own options to its parser."""
     add = parser.add_argument
     ratios = [0.8, 0.5, 0.3]
     add("--ratios", type=ratio, nargs="+", default=ratios, help="shares of the filters removed (default: 0.8 0.5 0.3)")
     add_ticket_options(parser)
-    add("--reference", metavar="RUN2[@ROUND]", help="run of the same initialisation that distances are taken from\n"
-        "(default: RUN's own last snapshot)")  # fmt: skip
-    add("--force", action="store_true", help="take a reference of another initialisation, meaningless as it is")
+    add("--reference", metavar="RUN2[@ROUND]", help="run with the same initialisation, from which distances are\n"
+        "measured (default: RUN's own last snapshot)")  # fmt: skip
+    add("--force", action="store_true", help="accept a reference with another initialisation, although its\n"
+        "distances mean nothing")  # fmt: skip
     add("--rounds", metavar="ROUND", type=whole_number(0), nargs="+",
-        help="write the tickets of these snapshots only (default: of all)")  # fmt: skip
-    add("--export", action="store_true", help="also write the compact weights, as weights.safetensors beside the\n"
-        "tickets of --rounds, or of the last snapshot")  # fmt: skip
+        help="write the tickets of these snapshots only (default: all)")  # fmt: skip
+    add("--export", action="store_true", help="also write the compact weights of the tickets of --rounds, or of the\n"
+        "last snapshot: weights.safetensors beside each ticket.json")  # fmt: skip
 
 
 def run(directory: RunDirectory, options: argparse.Namespace) -> None:
-    """Search, write, and print what was found. Nothing is written before all of it is computed."""
+    """Search, write and print the results. Nothing is written before everything is computed."""
     from loft_jax.tickets.search import Reference, TicketSearch, export_weights
     from loft_jax.tickets.snapshots import Snapshots
 
     snapshots = Snapshots(directory)
-    reference = Reference.of(options.reference, snapshots, force=options.force)
+    reference = Reference.parse(options.reference, snapshots, force=options.force)
     if reference.meaningless:
         print(f"warning: {reference.meaningless}", file=sys.stderr)
     if directory.summary() is None:
         print(f"note      the run has not finished; its last snapshot so far is that of round {snapshots.rounds[-1]}")
     tracked = partial(track, description="snapshots", disable=not sys.stdout.isatty())
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
-    found = TicketSearch.of(snapshots, reference, options.ratios, scope, norm, tracked)
+    found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked)
     rounds = sorted(set(options.rounds or snapshots.rounds))
     found.write(directory, rounds)
     print_search(found, own_end=reference.snapshots is snapshots)
@@ -86,36 +87,41 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
 
 
 def print_search(found: "TicketSearch", *, own_end: bool) -> None:
-    """A line for each snapshot, or for about a dozen of them; `own_end`: whether the reference is the run's last."""
-    reference = f"{found.asked['reference']}, round {found.asked['reference_round']}"
+    """Print a line for each snapshot, or for about a dozen of them.
+
+    Args:
+      found: the results of the search.
+      own_end: whether the reference is the run's own last snapshot.
+    """
+    reference = f"{found.options['reference']}, round {found.options['reference_round']}"
     table = Table(title=f"filter distance, mean (worst) over groups; 1 is chance; reference: {reference}")
-    for heading in ("round", "epoch", "from the reference", "from the snapshot before", "train loss", "accuracy"):
+    for heading in ("round", "epoch", "from the reference", "from the previous snapshot", "train loss", "accuracy"):
         table.add_column(heading, justify="right")
-    shares = [ratio_text(share) for share in found.asked["ratios"]]
+    shares = [ratio_text(share) for share in found.options["ratios"]]
     for share in shares:
-        table.add_column(f"kept as at the run's end, {share}", justify="right")
+        table.add_column(f"overlap with the last ticket, {share}", justify="right")
     last = len(found.rounds) - 1
     for t in sorted({*range(0, last, -(-last // (_MOST_LINES - 1)) or 1), last}):
-        of_round = [row for row in found.rows if row["round"] == found.rounds[t]]
+        round_rows = [row for row in found.rows if row["round"] == found.rounds[t]]
         facts = [("epoch", ".2f"), ("train_loss", ".4f"), ("test_accuracy", ".2%")]
-        epoch, loss, accuracy = (_shown(of_round[0][key], form) for key, form in facts)
+        epoch, loss, accuracy = (_format_number(round_rows[0][key], form) for key, form in facts)
         overlaps = [f"{found.overlaps[f'{share}/all'][t, last]:.2f}" for share in shares]
-        distances = [_spread(of_round, f"to_{which}_normalised") for which in ("reference", "previous")]
+        distances = [_format_distances(round_rows, f"to_{which}_normalised") for which in ("reference", "previous")]
         table.add_row(str(found.rounds[t]), epoch, *distances, loss, accuracy, *overlaps)
     console().print(table)
     start = [row for row in found.rows if row["round"] == 0]
     caution = ". A run's distance from its own end falls to 0 by construction" if own_end else ""
-    print(
-        f"baseline  {_spread(start, 'to_reference_normalised')}: the initialisation's ranking; 1.000: chance{caution}"
-    )
+    baseline = _format_distances(start, "to_reference_normalised")
+    print(f"baseline  {baseline}: the initialisation's ranking; 1.000: chance{caution}")
 
 
-def _spread(rows: Iterable[Mapping], column: str) -> str:
+def _format_distances(rows: Iterable[Mapping[str, Any]], column: str) -> str:
+    """Format the mean and the largest value of a column."""
     values = [row[column] for row in rows if row[column] is not None]
     return f"{fmean(values):.3f} ({max(values):.3f})" if values else ""
 
 
-def _shown(value: float | None, form: str) -> str:
+def _format_number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 

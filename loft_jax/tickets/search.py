@@ -1,4 +1,4 @@
-"""Everything that is computed from a run's snapshots to find its ticket: rankings, distances, overlaps, tickets."""
+"""The search for a run's ticket, computed from its snapshots: rankings, distances, overlaps, tickets."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
 from loft_jax.files import write_atomically, write_table
-from loft_jax.filters import Norm, Scope, flatten_paths, footrule, kept_overlaps, over_chance, prune
+from loft_jax.filters import Norm, Scope, divide_by_chance, flatten_paths, footrule, kept_overlaps, prune
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
 from loft_jax.tickets.ticket import Ticket, ratio_text
@@ -30,19 +30,19 @@ Scores = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TicketSearch:
-    """What a search found, computed and not yet written.
+    """The results of a search, computed but not yet written.
 
     Attributes:
-      asked: what was asked for, of search.json: reference, ratios, scope, norm.
-      rounds: of the T snapshots, ascending.
+      options: the options of the search, as in search.json: reference, ratios, scope, norm.
+      rounds: rounds of the T snapshots, ascending.
       rankings: group name -> int32 [T, n].
-      rows: of distances.csv, a row for each round and group.
+      rows: rows of distances.csv, one for each round and group.
       tickets: (round, ratio) -> ticket.
       overlaps: "{ratio}/{group}", and "{ratio}/all" for the groups together -> float32 [T, T], intersection over union
         of the kept filters.
     """
 
-    asked: dict[str, Any]
+    options: dict[str, Any]
     rounds: Sequence[int]
     rankings: dict[str, np.ndarray]
     rows: list[Row]
@@ -50,7 +50,7 @@ class TicketSearch:
     overlaps: dict[str, np.ndarray]
 
     @classmethod
-    def of(
+    def compute(
         cls,
         snapshots: Snapshots,
         reference: "Reference",
@@ -62,9 +62,10 @@ class TicketSearch:
         """Search a run, with one snapshot in memory at a time.
 
         Args:
-          reference: where distances are taken from.
-          ratios, scope, norm: of the tickets, as in `Ticket`.
-          progress: told of every snapshot as it is read.
+          snapshots: snapshots of the run.
+          reference: snapshot from which distances are measured.
+          ratios, scope, norm: how tickets are drawn, as in `Ticket`.
+          progress: wraps the rounds, to show progress while their snapshots are read.
         """
         rounds, ratios = snapshots.rounds, list(dict.fromkeys(ratios))
         scores = [snapshots.scores(round_number, norm) for round_number in progress(rounds)]
@@ -75,21 +76,21 @@ class TicketSearch:
             for r, values in zip(rounds, scores, strict=True)
             for ratio in ratios
         }
-        overlaps = {}
+        overlaps: dict[str, np.ndarray] = {}
         for ratio in ratios:
-            overlaps |= _overlaps([tickets[r, ratio] for r in rounds], snapshots)
+            overlaps |= _compute_overlaps([tickets[r, ratio] for r in rounds], snapshots)
         rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm))
-        asked = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
-        asked |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
-        return cls(asked, rounds, rankings, rows, tickets, overlaps)
+        options = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
+        options |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
+        return cls(options, rounds, rankings, rows, tickets, overlaps)
 
     def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
-        """Write all of it, the tickets of these rounds only; each file aside, then renamed."""
+        """Write all results, but tickets of `ticket_rounds` only. Each file is written whole or not at all."""
         rounds = np.array(self.rounds, np.int32)
         _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
         _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
         write_table(directory.distances, COLUMNS, self.rows)
-        write_atomically(directory.search, json.dumps(self.asked, indent=2) + "\n")
+        write_atomically(directory.search, json.dumps(self.options, indent=2) + "\n")
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
                 ticket.write(directory.tickets / ticket.name)
@@ -98,7 +99,7 @@ class TicketSearch:
 def distance_rows(
     directory: RunDirectory, rounds: Sequence[int], rankings: Scores, reference: Mapping[str, np.ndarray]
 ) -> list[Row]:
-    """The rows of distances.csv: every group at every snapshot, in the order of rounds.
+    """Return the rows of distances.csv: every group at every snapshot, in the order of rounds.
 
     Args:
       rankings: group name -> int32 [T, n], T = len(rounds).
@@ -109,11 +110,11 @@ def distance_rows(
     for name, ranks in rankings.items():
         n = ranks.shape[1]
         to_reference = jax.vmap(footrule, in_axes=(None, 0))(reference[name], ranks).tolist()
-        # The first snapshot has none before it.
+        # The first snapshot has no previous one.
         to_previous = [None, *jax.vmap(footrule)(ranks[:-1], ranks[1:]).tolist()]
         for round_number, at, step in zip(rounds, to_reference, to_previous, strict=True):
             metric = metrics.get(round_number, {})
-            distances = (at, over_chance(at, n), step, None if step is None else over_chance(step, n))
+            distances = (at, divide_by_chance(at, n), step, None if step is None else divide_by_chance(step, n))
             facts = (metric.get("train/loss"), metric.get("test/accuracy"))
             values = (str(directory.path), name, round_number, metric.get("epoch"), *distances, *facts)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -122,11 +123,12 @@ def distance_rows(
 
 @dataclass(frozen=True)
 class Reference:
-    """The snapshot that distances are taken from.
+    """The snapshot from which distances are measured.
 
     Attributes:
-      snapshots, round: of its run.
-      meaningless: why the distances from it mean nothing, where it was taken by force; else None.
+      snapshots: snapshots of its run.
+      round: its round.
+      meaningless: why distances from it mean nothing, if it was accepted by --force; otherwise None.
     """
 
     snapshots: Snapshots
@@ -134,37 +136,37 @@ class Reference:
     meaningless: str | None
 
     @classmethod
-    def of(cls, text: str | None, run: Snapshots, *, force: bool) -> "Reference":
-        """RUN2 or RUN2@ROUND, by default its last; None for the run's own last snapshot.
+    def parse(cls, text: str | None, run: Snapshots, *, force: bool) -> "Reference":
+        """Parse RUN2@ROUND, or RUN2 for its last snapshot. None means the run's own last snapshot.
 
         Raises:
-          UserError: there is no such run or snapshot, or its filters cannot be held against the run's.
+          UserError: there is no such run or snapshot, or its filters cannot be compared with the run's.
         """
         if text is None:
             return cls(run, run.rounds[-1], None)
-        named = "@" in text and not Path(text).is_dir()
-        path, _, round_text = text.rpartition("@") if named else (text, "", "")
+        has_round = "@" in text and not Path(text).is_dir()
+        path, _, round_text = text.rpartition("@") if has_round else (text, "", "")
         try:
             other = Snapshots(RunDirectory(path))
         except UserError as error:
             raise UserError(f"--reference {text}: {error}") from None
-        if named and round_text not in map(str, other.rounds):
+        if has_round and round_text not in map(str, other.rounds):
             raise UserError(
                 f"--reference {text}: {path} has no snapshot of round {round_text}; "
                 f"there are {', '.join(map(str, other.rounds))}"
             )
         meaningless = check_comparable(run, other, force=force)
-        return cls(other, int(round_text) if named else other.rounds[-1], meaningless)
+        return cls(other, int(round_text) if has_round else other.rounds[-1], meaningless)
 
     def ranks(self, norm: str) -> dict[str, np.ndarray]:
-        """Group name -> int32 [n]."""
+        """Return group name -> int32 [n], the rank of each filter."""
         return rank_groups(self.snapshots.scores(self.round, norm))
 
 
 def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
-    """Write a ticket's compact variables of the snapshot it was drawn from beside it. Returns their size in bytes.
+    """Write the compact variables of a ticket, of its own snapshot, beside its ticket.json. Returns the file's bytes.
 
-    The norm statistics are the full CNN's, pruned: re-estimate them, or train, before evaluating.
+    The norm statistics are those of the full CNN, pruned: re-estimate them, or train, before evaluating.
     """
     compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
     arrays = {path: np.ascontiguousarray(values) for path, values in flatten_paths(compact).items()}
@@ -173,8 +175,8 @@ def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
     return len(content)
 
 
-def _overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.ndarray]:
-    """Of one ratio's tickets, one a snapshot."""
+def _compute_overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.ndarray]:
+    """Compute the overlaps between tickets of one ratio, one ticket for each snapshot."""
     found, joined, total = {}, [[] for _ in tickets], 0
     for group in snapshots.groups:
         kept = [ticket.kept[group.name] for ticket in tickets]
@@ -192,10 +194,10 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> str | None:
-    """Whether filter k of one run can be held against filter k of another.
+    """Check that filter k of one run can be compared with filter k of another.
 
     Returns:
-      What makes the comparison meaningless, if it is forced all the same; else None.
+      Why the comparison is meaningless, if it is forced; otherwise None.
 
     Raises:
       UserError: the groups differ; or, unless forced, the runs started from different parameters.
@@ -209,19 +211,19 @@ def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> st
         )
     starts = [flatten_paths(side.variables(0)["params"]) for side in (run, reference)]
     # Another machine or version may round the same initialisation differently.
-    differing = [path for path, values in starts[0].items() if not _close(values, starts[1].get(path))]
+    differing = [path for path, values in starts[0].items() if not _are_close(values, starts[1].get(path))]
     if not differing:
         return None
     meaning = (
         f"{reference.path} started from other parameters than {run.path} (params/{differing[0]}): filter k of one has "
-        "nothing to do with filter k of the other, and the distance between them is that of chance"
+        "nothing to do with filter k of the other, so the distance between them is that of chance"
     )
     if not force:
         raise UserError(
-            f"--reference {meaning}; use a run of the same seed, data and model, or --force to compare all the same"
+            f"--reference {meaning}; use a run of the same seed, data and model, or --force to compare anyway"
         )
     return meaning
 
 
-def _close(one: np.ndarray, other: np.ndarray | None) -> bool:
+def _are_close(one: np.ndarray, other: np.ndarray | None) -> bool:
     return other is not None and other.shape == one.shape and np.allclose(one, other, rtol=1e-4, atol=1e-6)

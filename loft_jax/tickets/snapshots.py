@@ -30,14 +30,14 @@ class Snapshots:
     def __init__(self, directory: RunDirectory):
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
-        # The number of classes and the images' shape change no path and no group.
+        # Paths and groups do not depend on the number of classes or on the shape of the images.
         model = model_of(self.config, 1)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()
 
     def variables(self, round_number: int) -> Tree:
-        """{"params", "batch_stats"} of the full CNN at the snapshot of a round, as numpy arrays.
+        """Read {"params", "batch_stats"} of the full CNN from the snapshot of a round, as numpy arrays.
 
         Raises:
           UserError: it cannot be read, is damaged or is of another model.
@@ -47,7 +47,7 @@ class Snapshots:
         return variables
 
     def scores(self, round_number: int, norm: str) -> dict[str, np.ndarray]:
-        """`filter_scores` of a round, float32 [n] each.
+        """Compute `filter_scores` at a round: float32 [n] for each group.
 
         Raises:
           UserError: as `variables`, or a score is not finite.
@@ -63,7 +63,7 @@ class Snapshots:
     def ticket(
         self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: Scope, norm: Norm
     ) -> Ticket:
-        """The ticket that a round's scores, by this norm, give. Raises ValueError on a ratio or scope out of range."""
+        """Draw a ticket from a round's scores, given by `norm`. Raises ValueError on a ratio or scope out of range."""
         kept = draw_kept(scores, ratio, scope)
         return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash())
 
@@ -74,7 +74,7 @@ class Snapshots:
         if differing := sorted(
             path for path in self._kernels | kernels if self._kernels.get(path) != kernels.get(path)
         ):
-            raise UserError(f"{name} ({differing[0]!r} is not alike in both); use the config it was made with")
+            raise UserError(f"{name} ({differing[0]!r} differs between them); use the config it was made with")
         for group in self.groups:
             for path, axis in group.axes.items():
                 if flat[path].ndim <= axis or flat[path].shape[axis] != group.width:
@@ -85,7 +85,7 @@ class Snapshots:
 
 
 def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`rank_filters` of every group's scores: int32 [n] each. Raises UserError unless they are permutations."""
+    """Rank the filters of every group by score: int32 [n] each. Raises UserError unless ranks are permutations."""
     rankings = {name: np.asarray(rank_filters(values)) for name, values in scores.items()}
     try:
         for name, ranks in rankings.items():

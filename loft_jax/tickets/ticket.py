@@ -1,6 +1,6 @@
 """Tickets: which filters of each group are kept. Drawn from scores, named, written and read back.
 
-Imports no JAX: a ticket's file and its refusals need none.
+Imports no JAX: reading or refusing a ticket does not need it.
 """
 
 import json
@@ -25,7 +25,7 @@ FILE = "ticket.json"
 
 
 class Pruning(NamedTuple):
-    """Which filters tickets lack: a share of them, the lowest of a group or of all together, by a norm."""
+    """Which filters tickets remove: the share with the lowest scores by a norm, in each group or over all groups."""
 
     ratio: float
     scope: str = SCOPES[0]
@@ -33,32 +33,32 @@ class Pruning(NamedTuple):
 
     @property
     def share(self) -> str:
-        """For people: "50%", and where the filters are not chosen as the paper does, how: "50% (global, l1)"."""
-        return f"{100 * self.ratio:.12g}%{self._way}"
+        """Human-readable share: "50%", or "50% (global, l1)" if filters are not chosen as in the paper."""
+        return f"{100 * self.ratio:.12g}%{self._choice}"
 
     @property
     def removed(self) -> str:
-        """For people: "50% removed", "50% removed (global, l1)"."""
-        return f"{100 * self.ratio:.12g}% removed{self._way}"
+        """Human-readable text: "50% removed", or "50% removed (global, l1)"."""
+        return f"{100 * self.ratio:.12g}% removed{self._choice}"
 
     @property
-    def _way(self) -> str:
-        way = [given for given, papers in ((self.scope, SCOPES[0]), (self.norm, NORMS[0])) if given != papers]
-        return f" ({', '.join(way)})" if way else ""
+    def _choice(self) -> str:
+        choice = [mine for mine, papers in ((self.scope, SCOPES[0]), (self.norm, NORMS[0])) if mine != papers]
+        return f" ({', '.join(choice)})" if choice else ""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Ticket:
-    """The kept filters of every group, and where they come from.
+    """The kept filters of every group, and how they were chosen.
 
     Attributes:
       kept: group name -> ascending filter indices.
       ratio: share of the filters removed, in [0, 1).
       scope: "group" (the same ratio in every group, the paper's) or "global" (over all groups together).
-      norm: "l1" or "l2", of the scores it was drawn by.
-      round: of the snapshot it was drawn from.
+      norm: "l1" or "l2", the norm that gave the scores.
+      round: round of the snapshot from which it was drawn.
       run: directory of the run.
-      config_hash: of the run's config.
+      config_hash: hash of the run's config.
     """
 
     kept: dict[str, list[int]]
@@ -79,24 +79,24 @@ class Ticket:
         """Group name -> number of kept filters."""
         return {group: len(kept) for group, kept in self.kept.items()}
 
-    def drawn_anew(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
-        """The ticket that the scores of another round give at the same ratio and scope."""
+    def redraw(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
+        """Draw a ticket from the scores of another round, at the same ratio and scope."""
         return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
 
     def write(self, directory: Path) -> None:
-        """Write ticket.json into a directory, which is made; whole or not at all. Raises RunStopped if it cannot be."""
+        """Write ticket.json, whole or not at all, and make its directory if needed. Raises RunStopped on failure."""
         with stop_on_write_error(directory):
             directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / FILE, json.dumps(asdict(self)) + "\n")
 
 
 def ticket_name(round_number: int, scope: str, norm: str, ratio: float) -> str:
-    """r{round}-{scope}-{norm}-{ratio}, as r40-group-l2-0.5."""
+    """Return r{round}-{scope}-{norm}-{ratio}, for example r40-group-l2-0.5."""
     return f"r{round_number}-{scope}-{norm}-{ratio_text(ratio)}"
 
 
 def ratio_text(ratio: float) -> str:
-    """A ratio in names: 0.5, and 0 for 0.0."""
+    """Format a ratio for names: 0.5, and 0 for 0.0."""
     return f"{ratio:.12g}"
 
 
@@ -104,7 +104,7 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     """Read tickets/NAME of a run's directory of tickets.
 
     Raises:
-      UserError: there is no such ticket, or its file holds none, or one of another name.
+      UserError: there is no such ticket, or its file does not hold a ticket of that name.
     """
     if "/" in name or path_problem(name) or not (directory / name / FILE).is_file():
         there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
@@ -114,14 +114,15 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     ticket = read_ticket(directory / name)
     if ticket.name != name:
         raise UserError(
-            f"--ticket {name}: holds {ticket.name}; a ticket goes by that name, in a directory of that name"
+            f"--ticket {name}: holds the ticket {ticket.name}, and a directory must have the name of its ticket; "
+            f"rename the directory to {ticket.name}, and give that name"
         )
     return ticket
 
 
 def read_ticket(directory: Path) -> Ticket:
     """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
-    path, advice = directory / FILE, "draw it anew with python -m loft_jax.tickets"
+    path, advice = directory / FILE, "draw it again with python -m loft_jax.tickets"
     try:
         return Ticket(**json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -133,12 +134,12 @@ def read_ticket(directory: Path) -> Ticket:
 
 
 def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -> None:
-    """Raise UserError, naming the group, unless the ticket is of this run and keeps filters its model has."""
+    """Raise UserError, naming the group, unless the ticket is of this run and keeps filters that its model has."""
     label = f"ticket {ticket.name}"
     if ticket.config_hash != run_hash:
         raise UserError(
-            f"{label}: was drawn from a run of config {ticket.config_hash}, and this run's is {run_hash}; draw it anew "
-            "with python -m loft_jax.tickets"
+            f"{label}: was drawn from a run of config {ticket.config_hash}, and this run's is {run_hash}; "
+            "draw it again with python -m loft_jax.tickets"
         )
     declared = {group.name: group.width for group in groups}
     if differing := sorted(declared.keys() ^ ticket.kept.keys()):
@@ -149,5 +150,5 @@ def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -
         if outside := [i for i in kept if not 0 <= i < declared[name]]:
             raise UserError(
                 f"{label}: filter group {name!r} keeps filter {outside[0]}, and the model has {declared[name]}; "
-                "draw it anew with python -m loft_jax.tickets"
+                "draw it again with python -m loft_jax.tickets"
             )

@@ -71,7 +71,7 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
         meaningless=None,
         ranks=lambda norm: rank_groups(scores(rounds[-1], norm)),
     )
-    TicketSearch.of(stand_in, reference, ratios, "group", "l2").write(directory, rounds)
+    TicketSearch.compute(stand_in, reference, ratios, "group", "l2").write(directory, rounds)
 
 
 def fake_retraining(directory, ratio, accuracies, mode="rewind", ticket_round=12, scope="group", norm="l2"):

@@ -145,9 +145,9 @@ def test_a_tickets_widths_are_the_numbers_it_keeps():
     assert TICKET.widths == {"one": 2, "two": 1}
 
 
-def test_a_ticket_drawn_anew_differs_in_its_filters_and_round_alone():
-    anew = TICKET.drawn_anew(arrays({"one": [1, 2, 3, 4], "two": [2, 1]}), 60)
-    assert anew == replace(TICKET, kept={"one": [2, 3], "two": [0]}, round=60)
+def test_a_ticket_drawn_again_differs_only_in_its_filters_and_round():
+    again = TICKET.redraw(arrays({"one": [1, 2, 3, 4], "two": [2, 1]}), 60)
+    assert again == replace(TICKET, kept={"one": [2, 3], "two": [0]}, round=60)
 
 
 @pytest.mark.compat
@@ -208,7 +208,7 @@ def test_a_file_that_holds_no_ticket_is_refused(tmp_path, write, text):
     path = write(text, "mine/ticket.json")
     message = refusal(load_ticket, tmp_path, "mine")
     assert message.startswith(f"{path}: holds no ticket (")
-    assert "draw it anew" in message
+    assert "draw it again" in message
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_ticket_that_does_not_fit_the_model_is_refused_by_group(kept, message)
 
 
 def test_a_ticket_of_another_config_is_refused_with_both():
-    with pytest.raises(UserError, match="run of config c0ffee, and this run's is decaf; draw it anew"):
+    with pytest.raises(UserError, match="run of config c0ffee, and this run's is decaf; draw it again"):
         check_fits(TICKET, GROUPS, "decaf")
 
 
