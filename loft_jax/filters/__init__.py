@@ -1,4 +1,4 @@
-"""What a group of filters is, and every pure function of that declaration: partition, ranking, selection."""
+"""Filter groups, and every pure function of their declaration: partition, ranking, selection."""
 
 import lazy_loader
 

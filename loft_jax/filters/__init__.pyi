@@ -1,7 +1,7 @@
 from .arrays import flatten_paths as flatten_paths, unflatten_paths as unflatten_paths
 from .groups import FilterGroup as FilterGroup, filter_axes as filter_axes, with_momentum as with_momentum
 from .partition import (
-    ascending as ascending,
+    ascending_indices as ascending_indices,
     deal_partition as deal_partition,
     draw_partition as draw_partition,
     extract as extract,
@@ -13,12 +13,12 @@ from .partition import (
 from .ranking import (
     check_ranks as check_ranks,
     check_scores as check_scores,
+    divide_by_chance as divide_by_chance,
     expected_footrule as expected_footrule,
     filter_scores as filter_scores,
     footrule as footrule,
     footrule_matrix as footrule_matrix,
     normalised_footrule as normalised_footrule,
-    over_chance as over_chance,
     rank_filters as rank_filters,
 )
 from .selection import (

@@ -1,4 +1,4 @@
-"""Arrays of any origin, as JAX takes them; and nested dicts of them as paths, which is how filter groups name them."""
+"""Arrays of any origin in the byte order that JAX accepts, and nested dicts of arrays as the paths of filter groups."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -10,22 +10,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def flatten_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> leaf of nested dicts, slash-joined from the root: "params/stage2_block2/conv1/kernel"."""
+    """Map nested dicts to {path: leaf}; paths are slash-joined from the root: "params/stage2_block2/conv1/kernel"."""
     return flatten_dict(tree, sep="/")
 
 
 def unflatten_paths(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten_paths`."""
+    """Invert `flatten_paths`."""
     return unflatten_dict(flat, sep="/")
 
 
 def native(tree: Any) -> Any:
-    """The tree with its numpy arrays in this machine's byte order, which is the only one that JAX knows."""
-    return jax.tree.map(_native, tree)
+    """Return the tree with its numpy arrays in this machine's byte order, the only one that JAX supports."""
+    return jax.tree.map(_native_leaf, tree)
 
 
-def jit_of_any_origin(function: Callable[..., Any]) -> Callable[..., Any]:
-    """jit, for a function of arrays in either byte order."""
+def jit_any_byte_order(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Jit a function whose numpy arguments may have either byte order."""
     jitted = jax.jit(function)
 
     @wraps(function)
@@ -35,7 +35,7 @@ def jit_of_any_origin(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _native(leaf: Any) -> Any:
+def _native_leaf(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray) and not leaf.dtype.isnative:
         return leaf.astype(leaf.dtype.newbyteorder("="))
     return leaf

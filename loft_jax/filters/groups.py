@@ -1,4 +1,4 @@
-"""The declaration that everything else is a function of: which variables a group of filters touches."""
+"""Filter groups: they declare which variables a group of filters touches. Everything else is a function of this."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class FilterGroup:
 
 
 def filter_axes(groups: Iterable[FilterGroup]) -> dict[str, list[tuple[int, str]]]:
-    """Path of each variable that some group touches -> its (axis, group name) pairs, axes ascending."""
+    """Map the path of each variable that a group touches to its (axis, group name) pairs, axes ascending."""
     axes: dict[str, list[tuple[int, str]]] = {}
     for group in groups:
         for path, axis in group.axes.items():
@@ -42,7 +42,7 @@ def filter_axes(groups: Iterable[FilterGroup]) -> dict[str, list[tuple[int, str]
 
 
 def with_momentum(groups: Iterable[FilterGroup]) -> tuple[FilterGroup, ...]:
-    """The same groups, touching in a collection "momentum" what they touch in "params"."""
+    """Return the same groups, which in the collection "momentum" also touch what they touch in "params"."""
     return tuple(
         replace(group, axes={**group.axes, **{_momentum_path(p): a for p, a in group.axes.items() if _is_param(p)}})
         for group in groups

@@ -1,9 +1,9 @@
 """Who owns which filter: draw or deal a partition, extract a compact sub-CNN, merge it back.
 
-All are pure functions of the models' declaration.
+All functions here are pure functions of the declared filter groups.
 
 "Variables" are nested dicts of arrays, collection first: {"params": ..., "batch_stats": ...}. Any further collection
-whose paths the groups name (momentum, say) is sliced the same way; a collection that is absent is passed over.
+whose paths the groups name (momentum, for example) is sliced the same way; a collection that is absent is skipped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Indices = Mapping[str, Any]
 
 
 def draw_partition(key: jax.Array, groups: Sequence[FilterGroup], workers: int) -> dict[str, jax.Array]:
-    """A uniformly random partition of every group that is `partitioned` (paper, step 1).
+    """Draw a uniformly random partition of every group that is `partitioned` (paper, step 1).
 
     Args:
       key: JAX PRNG key; the partition is a pure function of it.
@@ -30,7 +30,7 @@ def draw_partition(key: jax.Array, groups: Sequence[FilterGroup], workers: int) 
       workers: number S of workers.
 
     Returns:
-      Group name -> bool [S, n]. Row s is what worker s owns: exactly n/S filters; the rows are a disjoint cover.
+      Group name -> bool [S, n]. Row s is what worker s owns, exactly n/S filters; each filter has exactly one owner.
 
     Raises:
       ValueError: S does not divide the width of a partitioned group.
@@ -43,21 +43,21 @@ def draw_partition(key: jax.Array, groups: Sequence[FilterGroup], workers: int) 
 
 
 def deal_partition(key: jax.Array, owned: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The partition that follows another under `loft.sync: exchange`: every worker deals its filters to all workers.
+    """Make the next partition from the last one (`loft.sync: exchange`): every worker deals its filters to all workers.
 
-    Each worker's k = n/S filters are shuffled and dealt in S hands, so that every filter is equally likely to go to any
-    worker and every ordered pair of workers exchanges the same number, k/S. Where S does not divide k, hands differ by
-    one filter, and chance decides which pairs exchange the larger ones.
+    Each worker's k = n/S filters are shuffled and dealt in S shares, so that every filter is equally likely to go to
+    any worker and every ordered pair of workers exchanges the same number, k/S. Where S does not divide k, shares
+    differ by one filter, and which pairs exchange the larger shares is random.
 
     Args:
-      key: JAX PRNG key; the new partition is a pure function of it and the old one.
-      owned: group name -> bool [S, n], as `draw_partition` gives it: row s is what worker s owns.
+      key: JAX PRNG key; the new partition is a pure function of the key and the old partition.
+      owned: group name -> bool [S, n], as `draw_partition` returns it: row s is what worker s owns.
 
     Returns:
       Group name -> bool [S, n], a partition again.
 
     Raises:
-      ValueError: a group's rows are no disjoint cover of its filters in equal parts.
+      ValueError: the rows of a group do not own equally many filters, or a filter has no owner or several.
     """
     for name, masks in owned.items():
         if isinstance(masks, jax.core.Tracer):
@@ -66,13 +66,13 @@ def deal_partition(key: jax.Array, owned: Mapping[str, Any]) -> dict[str, jax.Ar
         even = masks.ndim == 2 and masks.dtype == bool and (masks.sum(axis=0) == 1).all()
         if not even or len(set(masks.sum(axis=1).tolist())) != 1:
             raise ValueError(
-                f"filter group {name!r}: rows must own equally many filters, and each filter be owned once"
+                f"filter group {name!r}: rows must own equally many filters, and each filter must have one owner"
             )
     return _deal(key, dict(owned))
 
 
 def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices) -> dict[str, Any]:
-    """The compact variables that hold only the owned filters.
+    """Return the compact variables, which hold only the owned filters.
 
     Args:
       variables: full variables, numpy or JAX arrays.
@@ -88,7 +88,7 @@ def extract(variables: Variables, groups: Sequence[FilterGroup], owned: Indices)
         not as wide as its group.
     """
     groups, variables = tuple(groups), native(variables)
-    return _extract(variables, groups, _checked(variables, groups, owned))
+    return _extract(variables, groups, _check_indices(variables, groups, owned))
 
 
 def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, compact: Variables) -> dict[str, Any]:
@@ -104,27 +104,27 @@ def merge(variables: Variables, groups: Sequence[FilterGroup], owned: Indices, c
       group in `owned` touches) from `compact`.
 
     Raises:
-      ValueError: as `extract`, or the compact variables are not those that it would return.
+      ValueError: as `extract`, or the compact variables do not have the paths and shapes that it would return.
     """
     groups, variables, compact = tuple(groups), native(variables), native(compact)
-    indices = _checked(variables, groups, owned)
+    indices = _check_indices(variables, groups, owned)
     _check_compact(jax.eval_shape(partial(_extract, groups=groups), variables, owned=indices), compact)
     return _merge(variables, groups, indices, compact)
 
 
 def prune(variables: Variables, groups: Sequence[FilterGroup], kept: Indices) -> dict[str, Any]:
-    """The compact variables of a ticket: `extract`, under its field name. `kept`: group name -> [k] indices."""
+    """Return the compact variables of a ticket: `extract` by the name that pruning has. `kept`: group name -> [k]."""
     return extract(variables, groups, kept)
 
 
-def ascending(mask: jax.Array, size: int) -> jax.Array:
-    """Where a mask [..., n] is true, in ascending order: int32 [..., size]; n fills what is left."""
+def ascending_indices(mask: jax.Array, size: int) -> jax.Array:
+    """Return the indices at which a mask [..., n] is true, ascending: int32 [..., size]; unused places hold n."""
     n = mask.shape[-1]
     return jnp.sort(jnp.where(mask, jnp.arange(n, dtype=jnp.int32), n), axis=-1)[..., :size]
 
 
 def owned_indices(masks: Mapping[str, jax.Array], widths: Mapping[str, int], worker: Any) -> dict[str, jax.Array]:
-    """One worker's row of a partition as ascending indices.
+    """Return one worker's row of a partition as ascending indices.
 
     Args:
       masks: group name -> bool [rows, n].
@@ -134,15 +134,15 @@ def owned_indices(masks: Mapping[str, jax.Array], widths: Mapping[str, int], wor
     Returns:
       Group name -> int32 [k].
     """
-    return {name: ascending(mask[worker], widths[name]) for name, mask in masks.items()}
+    return {name: ascending_indices(mask[worker], widths[name]) for name, mask in masks.items()}
 
 
 @partial(jax.jit, static_argnames=("groups", "workers"))
 def _draw(key: jax.Array, groups: tuple[FilterGroup, ...], workers: int) -> dict[str, jax.Array]:
     masks = {}
     for i, group in enumerate(groups):
-        hands = jax.random.permutation(jax.random.fold_in(key, i), group.width).reshape(workers, -1)
-        masks[group.name] = jnp.zeros((workers, group.width), bool).at[jnp.arange(workers)[:, None], hands].set(True)
+        shares = jax.random.permutation(jax.random.fold_in(key, i), group.width).reshape(workers, -1)
+        masks[group.name] = jnp.zeros((workers, group.width), bool).at[jnp.arange(workers)[:, None], shares].set(True)
     return masks
 
 
@@ -153,13 +153,13 @@ def _deal(key: jax.Array, owned: dict[str, jax.Array]) -> dict[str, jax.Array]:
         workers, n = masks.shape
         even, extra = divmod(n // workers, workers)
         shuffle, source, target = jax.random.split(jax.random.fold_in(key, i), 3)
-        filters = jax.random.permutation(shuffle, ascending(masks, n // workers), axis=1, independent=True)
-        # Left over are `extra` filters of each worker. They go round a circle on which chance has placed the workers:
-        # each gives to `extra` others and gets from as many.
+        filters = jax.random.permutation(shuffle, ascending_indices(masks, n // workers), axis=1, independent=True)
+        # `extra` filters of each worker are left over. Givers and receivers are each put on a circle in random order; a
+        # giver sends one filter to each of the `extra` receivers from its own place on. So every worker gets `extra`.
         places = jax.random.permutation(source, workers)[:, None] + jnp.arange(extra)
         others = jax.random.permutation(target, workers)[places % workers]
-        hands = jnp.broadcast_to(jnp.repeat(jnp.arange(workers), even), (workers, workers * even))
-        receivers = jnp.concatenate([hands, others], axis=1)
+        equal = jnp.broadcast_to(jnp.repeat(jnp.arange(workers), even), (workers, workers * even))
+        receivers = jnp.concatenate([equal, others], axis=1)
         dealt[name] = jnp.zeros((workers, n), bool).at[receivers, filters].set(True)
     return dealt
 
@@ -185,8 +185,8 @@ def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices
                 jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, flat[path].shape, strict=True)
             ]
             indices = jnp.ix_(*full)
-        slots = flat[path].at[tuple(indices)]
-        merged[path] = slots.set(merged[path], unique_indices=True, indices_are_sorted=len(pairs) == 1)
+        target = flat[path].at[tuple(indices)]
+        merged[path] = target.set(merged[path], unique_indices=True, indices_are_sorted=len(pairs) == 1)
     return unflatten_paths(merged)
 
 
@@ -197,11 +197,11 @@ def _sliced_axes(
 
 
 def filter_axes_present(paths: Mapping[str, Any], groups: Sequence[FilterGroup]) -> dict[str, list[tuple[int, str]]]:
-    """`filter_axes`, for those variables that are there."""
+    """Return `filter_axes` of the variables that are present."""
     return {path: pairs for path, pairs in filter_axes(groups).items() if path in paths}
 
 
-def _checked(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, jax.Array]:
+def _check_indices(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, jax.Array]:
     by_name = {group.name: group for group in groups}
     paths = flatten_paths(variables)
     for name, indices in owned.items():
@@ -231,6 +231,6 @@ def _check_compact(expected: Variables, compact: Variables) -> None:
     wanted, given = (flatten_paths(tree) for tree in (expected, compact))
     for path in sorted(wanted.keys() | given.keys()):
         there = np.shape(given[path]) if path in given else "missing"
-        right = wanted[path].shape if path in wanted else "no variable"
+        right = wanted[path].shape if path in wanted else "absent"
         if there != right:
-            raise ValueError(f"compact variables: {path!r} is {there}, and must be {right} for the owned filters")
+            raise ValueError(f"compact variables: {path!r} is {there}, but must be {right} for the owned filters")

@@ -1,6 +1,6 @@
 """The filter distance: scores, rankings, and Spearman's footrule weighted towards the top (paper, filter distance).
 
-Pure functions on numpy or JAX arrays of any origin; jitted, and to be batched with `jax.vmap`.
+Pure functions on numpy or JAX arrays of any origin. They are jitted; batch them with `jax.vmap`.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loft_jax.filters.arrays import flatten_paths, jit_of_any_origin, native
+from loft_jax.filters.arrays import flatten_paths, jit_any_byte_order, native
 from loft_jax.filters.groups import FilterGroup
 
 _NORM_ORDERS = {"l2": 2, "l1": 1}
@@ -21,7 +21,7 @@ _NORM_ORDERS = {"l2": 2, "l1": 1}
 def filter_scores(
     variables: Mapping[str, Any], groups: Sequence[FilterGroup], norm: str = "l2"
 ) -> dict[str, jax.Array]:
-    """The norm of each filter of each group's kernel.
+    """Compute the norm of each filter of each group's kernel.
 
     A group's kernel is the one path ending in "/kernel" along whose last axis the group's filters run: the convolution
     (or dense layer) that computes them.
@@ -35,7 +35,7 @@ def filter_scores(
       Group name -> float32 [n].
 
     Raises:
-      ValueError: unknown norm; or a group has no such kernel among the variables, several, or one of another width.
+      ValueError: unknown norm; or a group has no such kernel among the variables, or several, or one of another width.
     """
     if norm not in _NORM_ORDERS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
@@ -43,9 +43,9 @@ def filter_scores(
     return _norms(native({group.name: flat[_kernel_path(flat, group)] for group in groups}), norm)
 
 
-@jit_of_any_origin
+@jit_any_byte_order
 def rank_filters(scores: Any) -> jax.Array:
-    """Scores [n] -> int32 [n], the rank of each filter: 1 for the highest score, ties by lower index, NaN last.
+    """Rank filters by score, [n] -> int32 [n]: 1 is the highest score; at a tie the lower index is first, NaN is last.
 
     Scores are compared as float32 (float64 under jax_enable_x64): closer ones are ties.
     """
@@ -53,17 +53,17 @@ def rank_filters(scores: Any) -> jax.Array:
     return jnp.zeros(len(order), jnp.int32).at[order].set(jnp.arange(1, len(order) + 1, dtype=jnp.int32))
 
 
-@jit_of_any_origin
+@jit_any_byte_order
 def footrule(reference: Any, other: Any) -> jax.Array:
     """The distance of one ranking of a layer's filters from another: sum over i of 1/i |ln i - ln sigma(i)|.
 
     i runs over the positions of the reference R, and sigma(i) is the position in the other ranking of the filter that R
-    puts at position i (paper, F_filter). 1/i weighs the reference's top, so the distance is NOT symmetric: exchange the
-    arguments and another ranking's top is weighed.
+    puts at position i (paper, F_filter). 1/i gives the reference's top the most weight, so the distance is NOT
+    symmetric: with the arguments exchanged, the top of the other ranking has the most weight.
 
     Args:
-      reference, other: ranks [n], each a permutation of 1..n, as of `rank_filters`. Not checked here: other input gives
-        a meaningless number.
+      reference, other: ranks [n], each a permutation of 1..n, as `rank_filters` returns them. Not checked here: other
+        input gives a meaningless number.
 
     Returns:
       float32 scalar, 0 for equal rankings.
@@ -71,30 +71,30 @@ def footrule(reference: Any, other: Any) -> jax.Array:
     return _distance(jnp.asarray(reference, jnp.float32), jnp.asarray(other, jnp.float32))
 
 
-@jit_of_any_origin
+@jit_any_byte_order
 def footrule_matrix(ranks: Any) -> jax.Array:
-    """Ranks [T, n] -> float32 [T, T], `footrule` of every pair; the row is the reference."""
+    """Compute `footrule` of every pair, ranks [T, n] -> float32 [T, T]; the row is the reference."""
     ranks = jnp.asarray(ranks, jnp.float32)
     # Row by row: all pairs at once would hold T * T * n numbers.
     return jax.lax.map(lambda reference: _distance(reference, ranks), ranks)
 
 
 def expected_footrule(n: int) -> float:
-    """The mean of `footrule` over all n! rankings against a fixed one: the distance of chance.
+    """Return the mean of `footrule` from a fixed ranking to all n! rankings: the distance of chance.
 
-    With ln k! for the sum of ln 1 .. ln k, the mean over j of |ln i - ln j| is ((2 i - n) ln i + ln n! - 2 ln i!) / n.
+    With ln k! as the sum of ln 1 .. ln k, the mean over j of |ln i - ln j| is ((2 i - n) ln i + ln n! - 2 ln i!) / n.
     """
     total = math.lgamma(n + 1)
     return sum(((2 * i - n) * math.log(i) + total - 2 * math.lgamma(i + 1)) / i for i in range(1, n + 1)) / n
 
 
 def normalised_footrule(reference: Any, other: Any) -> jax.Array:
-    """`footrule` over its mean under a random ranking: 1 is no better than chance, whatever n; 0 for n = 1."""
-    return over_chance(footrule(reference, other), np.shape(reference)[-1])
+    """Divide `footrule` by its mean over random rankings: 1 is no better than chance, for every n; 0 for n = 1."""
+    return divide_by_chance(footrule(reference, other), np.shape(reference)[-1])
 
 
-def over_chance(distances: Any, n: int) -> Any:
-    """Distances between rankings of n filters, of any shape, over that of chance; 0 for n = 1."""
+def divide_by_chance(distances: Any, n: int) -> Any:
+    """Divide distances between rankings of n filters (any shape) by the distance of chance; 0 for n = 1."""
     return distances / expected_footrule(n) if n > 1 else 0.0 * distances
 
 
@@ -110,7 +110,7 @@ def check_scores(scores: np.ndarray, group: str) -> None:
     if not np.isfinite(scores).all():
         (index, *_), count = np.flatnonzero(~np.isfinite(scores)), np.count_nonzero(~np.isfinite(scores))
         raise ValueError(
-            f"filter group {group!r}: {count} scores are not finite, the first that of filter {index} "
+            f"filter group {group!r}: {count} scores are not finite, the first is that of filter {index} "
             f"({scores[index]}); draw tickets from a snapshot whose variables are finite"
         )
 
@@ -134,7 +134,9 @@ def _kernel_path(flat: Mapping[str, Any], group: FilterGroup) -> str:
         raise ValueError(f"filter group {group.name!r} declares {missing[0]!r}, which is not among the variables")
     kernels = [path for path, axis in declared if axis == flat[path].ndim - 1]
     if len(kernels) != 1:
-        raise ValueError(f"filter group {group.name!r} must have one kernel whose last axis it runs along: {kernels}")
+        raise ValueError(
+            f"filter group {group.name!r} must have one kernel along whose last axis its filters run, not {kernels}"
+        )
     width = flat[kernels[0]].shape[-1]
     if width != group.width:
         raise ValueError(

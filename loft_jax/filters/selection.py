@@ -1,4 +1,4 @@
-"""Which filters stay when a share of them is removed. Imports no JAX."""
+"""Selection of the filters that stay when a share of them is removed. Imports no JAX."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ SCOPES, NORMS = get_args(Scope), get_args(Norm)
 
 
 def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dict[str, list[int]]:
-    """The filters that stay when a share of them is removed, the lowest scores first; ties stay by lower index.
+    """Choose the filters that stay when a share of them, those with the lowest scores, is removed.
 
     Args:
       scores: group name -> float [n], finite.
       ratio: share removed, in [0, 1).
-      scope: "group": of each group max(1, n - floor(ratio n)) filters stay. "global": as many of all filters, by scores
-        divided by their group's mean; the best filter of every group stays.
+      scope: "group": of each group max(1, n - floor(ratio n)) filters stay. "global": so many of the filters of all
+        groups together, by scores divided by their group's mean; the best filter of every group stays.
 
     Returns:
-      Group name -> ascending indices, none empty.
+      Group name -> ascending indices, at least one. Of filters with equal scores the lower index stays.
 
     Raises:
       ValueError: ratio or scope out of range.
@@ -37,13 +37,13 @@ def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dic
 
 
 def kept_count(n: int, ratio: float) -> int:
-    """How many of n filters stay when this share is removed: max(1, n - floor(ratio n))."""
-    # 0.29 * 100 is a little less than 29.
+    """Count the filters of n that stay when this share is removed: max(1, n - floor(ratio n))."""
+    # As a float, 0.29 * 100 is a little less than 29.
     return max(1, n - math.floor(ratio * n + 1e-9))
 
 
 def kept_overlaps(kept: Sequence[Sequence[int]], n: int) -> np.ndarray:
-    """Kept sets [T] of a group of n filters -> float32 [T, T], intersection over union of each pair."""
+    """Compute intersection over union of each pair of kept sets [T] of n filters: float32 [T, T]."""
     held = np.zeros((len(kept), n), np.float32)
     for row, indices in zip(held, kept, strict=True):
         row[list(indices)] = 1
@@ -53,7 +53,7 @@ def kept_overlaps(kept: Sequence[Sequence[int]], n: int) -> np.ndarray:
 
 def _draw_globally(scores: Mapping[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
     names = list(scores)
-    # A group whose filters are all zero has nothing that could be compared: its scores stay zero.
+    # In a group whose filters are all zero the mean is zero: its scores stay zero.
     relative = [values / (values.mean() or 1) for values in scores.values()]
     best = [_order(values)[0] for values in scores.values()]
     owner = np.repeat(np.arange(len(names)), [len(values) for values in relative])

@@ -18,7 +18,7 @@ from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, shapes_with_specs, vary, wait_for_collective
 from loft_jax.filters import (
     FilterGroup,
-    ascending,
+    ascending_indices,
     deal_partition,
     filter_axes,
     flatten_paths,
@@ -146,7 +146,7 @@ class Exchange:
         for name, axes in self._axes.items():
             rows = jnp.stack([_rows(compact, axes) for compact in compacts])
             own = jax.lax.dynamic_slice_in_dim(old[name], first, slots)
-            filters = ascending(own[:, None] & new[name], self._largest_share(name))
+            filters = ascending_indices(own[:, None] & new[name], self._largest_share(name))
             places = jnp.cumsum(own, axis=1)[:, None] - 1
             # A share that is not full is padded with the worker's last filter, which the receiver leaves out.
             places = jnp.take_along_axis(places, jnp.minimum(filters, own.shape[1] - 1), axis=2)
@@ -163,11 +163,11 @@ class Exchange:
         self, like: Tree, incoming: Sequence[jax.Array], old: Masks, new: Masks, first: jax.Array, slot: int
     ) -> Tree:
         """One worker's slices, filters ascending, from what all workers sent to its device."""
-        slices = {}
+        slices: Tree = {}
         for (name, axes), sent in zip(self._axes.items(), incoming, strict=True):
             size = self._largest_share(name)
             rows = sent[:, :, slot].swapaxes(0, 1).reshape(self._workers * size, -1)
-            filters = ascending(old[name] & new[name][first + slot], size).reshape(-1)
+            filters = ascending_indices(old[name] & new[name][first + slot], size).reshape(-1)
             slices |= _slices(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
         return slices
 
@@ -179,7 +179,7 @@ class Exchange:
         flat = flatten_paths(full.collections)
         slices = {}
         for name, axes in self._axes.items():
-            owned = ascending(full.owners[name], self._shares[name])
+            owned = ascending_indices(full.owners[name], self._shares[name])
             for path, axis in axes.items():
                 if path in flat:
                     slices[path] = jnp.moveaxis(jnp.take(flat.pop(path), owned, axis=axis), axis, 0)
@@ -189,7 +189,7 @@ class Exchange:
         everywhere = NamedSharding(self._mesh, REPLICATED)
         flat = dict(state.shared)
         for name, axes in self._axes.items():
-            order = jnp.argsort(ascending(state.owners[name], self._shares[name]).reshape(-1))
+            order = jnp.argsort(ascending_indices(state.owners[name], self._shares[name]).reshape(-1))
             for path, axis in axes.items():
                 if path in state.slices:
                     slices = jax.lax.with_sharding_constraint(state.slices[path], everywhere)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from loft_jax.filters import footrule_matrix, over_chance
+from loft_jax.filters import divide_by_chance, footrule_matrix
 from loft_jax.report.chart import COLOUR_MAP, COLOURS, Chart
 from loft_jax.report.run_files import SearchFiles
 from loft_jax.tickets import Pruning
@@ -24,7 +24,7 @@ def distance_maps(name: str, run: int, title: str, search: SearchFiles) -> Chart
     chart, axes = _panels(name, f"{title}: filter distance between snapshots", caption, run, list(search.rankings))
     labels, images = _epoch_labels(search), []
     for ax, (group, ranks) in zip(axes, search.rankings.items(), strict=False):
-        matrix = over_chance(np.asarray(footrule_matrix(ranks)), ranks.shape[1])
+        matrix = divide_by_chance(np.asarray(footrule_matrix(ranks)), ranks.shape[1])
         images.append(_image(ax, matrix))
         _epoch_ticks(ax.xaxis, search)
         _epoch_ticks(ax.yaxis, search)

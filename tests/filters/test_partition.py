@@ -221,10 +221,10 @@ def test_variables_that_are_not_as_wide_as_their_group_are_refused():
     [
         (
             {"a": {"kernel": np.ones((3, 1)), "bias": np.ones(2)}},
-            r"'params/a/kernel' is \(3, 1\), and must be \(3, 2\)",
+            r"'params/a/kernel' is \(3, 1\), but must be \(3, 2\)",
         ),
-        ({"a": {"kernel": np.ones((3, 2))}}, r"'params/a/bias' is missing, and must be \(2,\)"),
-        ({"d": {"kernel": np.ones(1)}}, r"'params/d/kernel' is \(1,\), and must be no variable"),
+        ({"a": {"kernel": np.ones((3, 2))}}, r"'params/a/bias' is missing, but must be \(2,\)"),
+        ({"d": {"kernel": np.ones(1)}}, r"'params/d/kernel' is \(1,\), but must be absent"),
     ],
 )
 def test_compact_variables_that_are_not_those_of_the_owned_filters_are_refused(change, message):

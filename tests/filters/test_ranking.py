@@ -199,8 +199,8 @@ def test_a_pytorch_kernel_gives_the_same_norms_once_it_is_transposed(norm, order
     [
         ({"params/gone/kernel": 3}, 2, "declares 'params/gone/kernel', which is not among the variables"),
         ({"params/conv1/kernel": 3, "params/gone/kernel": 2}, 2, "declares 'params/gone/kernel', which is not among"),
-        ({"params/norm/scale": 0}, 2, r"must have one kernel whose last axis it runs along: \[\]"),
-        ({"params/conv2/kernel": 2}, 2, r"must have one kernel whose last axis it runs along: \[\]"),
+        ({"params/norm/scale": 0}, 2, r"must have one kernel along whose last axis its filters run, not \[\]"),
+        ({"params/conv2/kernel": 2}, 2, r"must have one kernel along whose last axis its filters run, not \[\]"),
         ({"params/conv1/kernel": 3, "params/conv2/kernel": 3}, 2, "must have one kernel .*conv1/kernel.*conv2/kernel"),
         ({"params/conv1/kernel": 3}, 3, "'params/conv1/kernel' has 2 filters, and the model declares 3"),
     ],
