@@ -28,6 +28,6 @@ def check_installed(name: str) -> None:
     missing = [library for library in ("tensorflow_datasets", "array_record", "grain") if find_spec(library) is None]
     if missing:
         raise UserError(
-            f"data.name={name}: TFDS data sets are read with {' and '.join(missing)}, which is not installed; "
+            f"data.name={name}: TFDS data sets need libraries that are not installed ({', '.join(missing)}); "
             "pip install 'loft_jax[tfds]', or use data.name=digits"
         )

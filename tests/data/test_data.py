@@ -211,6 +211,6 @@ def test_what_is_drawn_is_a_function_of_the_key():
 
 def test_a_tfds_data_set_without_tfds_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr("loft_jax.data.load.find_spec", lambda name: None if name == "array_record" else "found")
-    with pytest.raises(UserError, match=r"^data\.name=cifar10: .* array_record, .*pip install 'loft_jax\[tfds\]', or"):
+    with pytest.raises(UserError, match=r"^data\.name=cifar10: .*\(array_record\); pip install 'loft_jax\[tfds\]', or"):
         load_dataset(Config(data={"name": "cifar10"}))
     assert load_dataset(Config()).name == "digits"
