@@ -1,4 +1,4 @@
-"""What a network must offer to be trained by LoFT, and apart from it what only the pipeline needs."""
+"""Protocols: what a network must offer to be trained by LoFT, and what only the pipeline needs in addition."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, runtime_checkable
@@ -9,7 +9,7 @@ from loft_jax.filters import FilterGroup
 
 
 class Network(Protocol):
-    """A network with batch norm whose filter groups are declared: the models of this package are.
+    """A network with batch norm that declares its filter groups, as the models of this package do.
 
     Variables are {"params", "batch_stats"}, nested dicts of float32 arrays.
     """
@@ -21,12 +21,12 @@ class Network(Protocol):
     def apply(self, variables: Any, x: Any, train: bool = False, *, mutable: Any = False) -> Any:
         """Map images [batch, height, width, channels] to float32 logits [batch, classes].
 
-        With `train=True` and `mutable=["batch_stats"]`: to (logits, {"batch_stats": the updated running statistics}).
+        With `train=True` and `mutable=["batch_stats"]`, return (logits, {"batch_stats": updated running statistics}).
         """
         ...
 
     def filter_groups(self) -> tuple[FilterGroup, ...]:
-        """Declare the filter groups, at their present widths."""
+        """Declare the filter groups, with their current widths."""
         ...
 
     def with_widths(self, widths: Mapping[str, int]) -> Self:
@@ -38,11 +38,11 @@ class Network(Protocol):
         ...
 
     def with_norms(self, *, axis: str | None = None, momentum: float | None = None) -> Self:
-        """Make the same network with other norms in training.
+        """Make the same network with norms that work differently in training.
 
         Args:
-          axis: mesh axis over whose devices a batch is spread; None for one device a batch.
-          momentum: weight of the old running statistics in an update; None leaves it as it is.
+          axis: mesh axis over whose devices a batch is spread; None where one device has the whole batch.
+          momentum: weight of the old running statistics in an update; None keeps the weight that the network has.
         """
         ...
 
@@ -56,5 +56,5 @@ class SegmentedNetwork(Network, Protocol):
         ...
 
     def with_segment(self, first: int, last: int) -> Self:
-        """Take the part from block `first` to before block `last`, with its variables under the same names."""
+        """Return the part from block `first` up to, but not including, block `last`; its variables keep their names."""
         ...

@@ -1,4 +1,4 @@
-"""The models by name. A new architecture is one module, one line here, and its name in `sections.py`."""
+"""The models by name. A new architecture is one module, one line here, and its name in `config/fields.py`."""
 
 from functools import partial
 
@@ -20,7 +20,9 @@ _MODELS = {
 def create_model(
     name: str, num_classes: int, *, width: int | None = None, stem: str = "cifar", dtype: jnp.dtype = jnp.float32
 ) -> ResNet:
-    """A Flax Linen module by name: `init(key, x)`, `apply(variables, x, train=False)` on NHWC images -> float32 logits.
+    """Create a Flax Linen module by name: `init(key, x)`, `apply(variables, x, train=False)`.
+
+    It maps NHWC images to float32 logits.
 
     Args:
       name: one of preresnet18, preresnet20, preresnet34, resnet18, resnet34.
@@ -44,11 +46,11 @@ def create_model(
 
 
 def model_of(config: Config, num_classes: int) -> Network:
-    """The model that a config names, in its precision."""
+    """Create the model that a config names, with the config's precision."""
     settings, dtype = config.model, jnp.dtype(config.precision)
     return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
 
 
 def published_width(name: str) -> int:
-    """Channels of the first stage of a model of this name, as it was published."""
+    """Return the published width of a model of this name: the channels of its first stage."""
     return _MODELS[name][1]

@@ -6,6 +6,7 @@ input channels. A block's input and output width never changes, so any subset of
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from loft_jax.filters import FilterGroup
+
+Value = TypeVar("Value")
 
 _NORM_EPSILON = 1e-5
 _NORM_VARIABLES = ("params/{}/scale", "params/{}/bias", "batch_stats/{}/mean", "batch_stats/{}/var")
@@ -62,24 +65,24 @@ class ResNet(nn.Module):
     segment: tuple[int, int] | None = None
 
     def block_names(self) -> tuple[str, ...]:
-        """ "stage1/block1", ... in network order."""
+        """Return "stage1/block1", ... in network order."""
         return tuple(f"stage{stage}/block{block}" for stage, block in self._positions())
 
     def with_segment(self, first: int, last: int) -> "ResNet":
-        """The part of the network from block `first` to before block `last`.
+        """Return the part of the network from block `first` up to, but not including, block `last`.
 
-        Its variables are those of the full network that lie in it, under the same names. The stem goes with the first
-        block, the final norm, pooling and head with the last; between them activations are mapped to activations.
+        Its variables have the names that they have in the full network. The stem belongs to the first block; the final
+        norm, pooling and head belong to the last. A part in the middle maps activations to activations.
 
         Raises:
-          ValueError: it holds no block, or more than there are.
+          ValueError: the part has no block, or blocks that the network does not have.
         """
         if not 0 <= first < last <= len(self.block_names()):
             raise ValueError(f"segment {first} to {last}: must hold some of the {len(self.block_names())} blocks")
         return self.clone(segment=(first, last))
 
     def filter_groups(self) -> tuple[FilterGroup, ...]:
-        """One group a block, in network order; partitioned are those of stages 2.. but for each stage's first."""
+        """Return one group per block, in network order; in stages 2.. all but the first block are partitioned."""
         inner_norm = "norm2" if self.preactivation else "norm1"
         groups = []
         for stage, block in self._positions():
@@ -92,20 +95,20 @@ class ResNet(nn.Module):
         return tuple(groups)
 
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
-        """The same architecture with these numbers of filters in the named groups; ValueError on unknown names."""
-        return self.clone(widths=FrozenDict({**self.widths, **self._checked(widths)}))
+        """Return the same architecture with these numbers of filters in the named groups. Raises ValueError."""
+        return self.clone(widths=FrozenDict({**self.widths, **self._check_names(widths)}))
 
     def with_branch_scales(self, scales: Mapping[str, float]) -> "ResNet":
-        """The same network with the residual branch of the named groups multiplied by these factors."""
-        return self.clone(branch_scales=FrozenDict({**self.branch_scales, **self._checked(scales)}))
+        """Return the same network with the residual branch of the named groups multiplied by these factors."""
+        return self.clone(branch_scales=FrozenDict({**self.branch_scales, **self._check_names(scales)}))
 
     def with_norms(self, *, axis: str | None = None, momentum: float | None = None) -> "ResNet":
-        """The same network with its norms' statistics averaged over a mesh axis, and updated with another momentum."""
+        """Return the same network with norms that average statistics over this mesh axis, and use this momentum."""
         return self.clone(norm_axis=axis, norm_momentum=self.norm_momentum if momentum is None else momentum)
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[batch, height, width, channels] float -> [batch, num_classes] float32 logits.
+        """Map images, float [batch, height, width, channels], to logits, float32 [batch, num_classes].
 
         With `train=True` norms use the statistics of the batch, and `batch_stats` must be mutable.
         """
@@ -139,7 +142,7 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
-    def _stem(self, x: jax.Array, norm: partial) -> jax.Array:
+    def _stem(self, x: jax.Array, norm: partial[nn.BatchNorm]) -> jax.Array:
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.width, size, stride, self.dtype, "stem")(x)
         if not self.preactivation:
@@ -149,13 +152,13 @@ class ResNet(nn.Module):
         return x
 
     def _positions(self) -> list[tuple[int, int]]:
-        """(stage, block) of every block, each counted from 1."""
+        """Return (stage, block) of every block, each counted from 1."""
         return [(stage, block) for stage, count in enumerate(self.blocks, 1) for block in range(1, count + 1)]
 
     def _outer_width(self, stage: int) -> int:
         return self.width * 2 ** (stage - 1)
 
-    def _checked(self, by_group: Mapping) -> Mapping:
+    def _check_names(self, by_group: Mapping[str, Value]) -> Mapping[str, Value]:
         known = self.block_names()
         unknown = sorted(set(by_group) - set(known))
         if unknown:
@@ -172,7 +175,7 @@ class _Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, norm: partial) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: partial[nn.BatchNorm]) -> jax.Array:
         reshapes = self.stride != 1 or x.shape[-1] != self.features
         conv1 = _conv(self.filters, 3, self.stride, self.dtype, "conv1")
         conv2 = _conv(self.features, 3, 1, self.dtype, "conv2")
@@ -180,12 +183,12 @@ class _Block(nn.Module):
             y = nn.relu(norm(name="norm1")(x))
             shortcut = _conv(self.features, 1, self.stride, self.dtype, "shortcut")(y) if reshapes else x
             y = conv2(nn.relu(norm(name="norm2")(conv1(y))))
-            return shortcut + self._scaled(y)
+            return shortcut + self._scale_branch(y)
         y = conv2(nn.relu(norm(name="norm1")(conv1(x))))
-        y = norm(name="norm2")(self._scaled(y))
+        y = norm(name="norm2")(self._scale_branch(y))
         if reshapes:
             x = norm(name="shortcut_norm")(_conv(self.features, 1, self.stride, self.dtype, "shortcut")(x))
         return nn.relu(x + y)
 
-    def _scaled(self, y: jax.Array) -> jax.Array:
+    def _scale_branch(self, y: jax.Array) -> jax.Array:
         return y if self.branch_scale == 1.0 else y * jnp.asarray(self.branch_scale, y.dtype)

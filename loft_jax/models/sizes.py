@@ -1,21 +1,25 @@
-"""Parameters of networks, and FLOPs as XLA counts them before it optimises; nothing is compiled or run."""
+"""The size of networks: parameters, and FLOPs as XLA counts them. Nothing is run."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from loft_jax.models.network import Network
 
+Tree = dict[str, Any]
+
 
 def parameter_count(model: Network, image_shape: tuple[int, ...]) -> int:
-    """Parameters of a network for images of this shape (height, width, channels)."""
+    """Count the parameters of a network for images of this shape (height, width, channels)."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
 
 
 def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
-    """Of one image's loss and gradients, for images [height, width, channels]; the update is left out."""
+    """Count the FLOPs of the loss and gradients of one image [height, width, channels], without the update."""
 
-    def loss(params: dict, batch_stats: dict, images: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: Tree, batch_stats: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return logits.sum(), updated
@@ -26,12 +30,12 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
 
 
 def flops(program: jax.stages.Wrapped, *arguments: object) -> float:
-    """Of one call of a jitted function with these arguments, or their shapes."""
+    """Count the FLOPs of one call of a jitted function with these arguments, or their shapes; compiles nothing."""
     return counted_flops(program.lower(*arguments))
 
 
 def counted_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
-    """Operations of one run, as XLA counts them: before it optimises, or as it has compiled them."""
+    """Return the operations of one run as XLA counts them: before optimisation if lowered, after it if compiled."""
     counts = program.cost_analysis()
     assert counts is not None, "this backend counts no operations"
     return counts["flops"]
