@@ -40,7 +40,7 @@ def test_a_programs_peak_leaves_out_results_that_take_an_arguments_place(capsys,
     monkeypatch.setenv("COLUMNS", "200")
     sizes = {"arguments": 8 * 10**6, "results": 4 * 10**6, "temporary": 2 * 10**6, "aliased": 3 * 10**6}
     print_programs(CompiledRound((Program("step", 1, 5e9, 0.0, **sizes),), 0, 1))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ step")]
     assert [cell.strip() for cell in line.split("│")[1:-1]] == [
         *("step", "5.000 G", "8.00 MB", "4.00 MB", "2.00 MB", "11.00 MB")
     ]
