@@ -23,8 +23,8 @@ def stop_on_write_error(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise RunStopped(
-            f"{path}: cannot be written ({error.strerror}); what was saved before is unchanged. Free some space, or make "
-            "the path writable, then run the same command again to resume"
+            f"{path}: cannot be written ({error.strerror}); what was saved before is unchanged. Free some space, or "
+            "make the path writable, then run the same command again to resume"
         ) from error
 
 

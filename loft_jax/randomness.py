@@ -1,4 +1,4 @@
-"""Stateless randomness: everything random is a pure function of (seed, purpose, round or step), so none of it is saved."""
+"""Stateless randomness: everything random is a pure function of (seed, purpose, round or step); nothing is saved."""
 
 from enum import IntEnum
 from typing import Any

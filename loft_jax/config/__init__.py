@@ -1,4 +1,4 @@
-"""Every setting, and how a command line becomes a validated config. Imports neither JAX nor NumPy."""
+"""All settings, and how a command line becomes a validated config. Imports neither JAX nor NumPy."""
 
 import lazy_loader
 

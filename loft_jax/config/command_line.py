@@ -1,6 +1,6 @@
-"""From a command line to its options and a validated `Config`, and from a command's end to its exit code.
+"""Read options and a validated `Config` from a command line, and turn the end of a command into its exit code.
 
-Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
+Imports neither JAX nor NumPy: errors that can be found in the config alone are reported before they are loaded.
 """
 
 import argparse
@@ -19,9 +19,13 @@ from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit
 
 
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run a command's main; a deliberate stop becomes one message and an exit code.
+    """Run a command's main; turn an exception that stops it on purpose into one message and an exit code.
 
-    2: bad input; 1: the run cannot go on; 0: it was asked to leave, and goes on at the next start.
+    2: bad input; 1: the run cannot continue; 0: a stop was requested, and the next start resumes; 130: Ctrl-C.
+
+    Args:
+      main: what to run.
+      interrupted: the message after Ctrl-C.
     """
     try:
         main()
@@ -34,16 +38,16 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
         print(interrupted, file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more when it flushes at exit.
+        # The program that reads our output has ended. Otherwise Python would report this again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 class CommandLine(Generic[Settings]):
-    """An argument parser with every field of the settings as a dotted option, and the options a command adds.
+    """An argument parser with a dotted option for every field of the settings; a command adds its own options to it.
 
-    The settings start from `--config FILE`; a command that `reads_run`, one or several, takes run directories instead,
-    as RUN.
+    The options override the settings in `--config FILE`. With `reads_run` the command takes one or several run
+    directories, RUN, instead of that file.
     """
 
     def __init__(
@@ -63,33 +67,33 @@ class CommandLine(Generic[Settings]):
             self.parser.add_argument(
                 "--config",
                 metavar="FILE",
-                help="YAML file of settings, or the name of a packaged config (digits, ...); what it leaves out is "
-                "default",
+                help="YAML file of settings, or the name of a packaged config (digits, ...); settings that are not in "
+                "it have their defaults",
             )
         self._fields = dict(iterate_fields(settings))
-        overrides = "the run's own" if reads_run else "the file"
-        group = self.parser.add_argument_group(f"settings (each overrides {overrides})")
+        overridden = "that of the run" if reads_run else "that in the file"
+        group = self.parser.add_argument_group(f"settings (each overrides {overridden})")
         for key, field in self._fields.items():
-            # A section that may be given as one of its fields has a short option for it.
+            # A section with a field `mode` has a short option: --distributed means --distributed.mode.
             short = [f"--{key.removesuffix('.mode')}"] if key.endswith(".mode") else []
             names = [f"--{key}", *short]
             group.add_argument(*names, metavar=type_name(field), help=_help(field), default=argparse.SUPPRESS, dest=key)
 
     def parse(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
-        """The command's own options, and the config. Raises UserError."""
+        """Return the command's own options, and the config. Raises UserError."""
         arguments, given = self.parse_overrides(argv)
         settings = {} if arguments.config is None else read_config(arguments.config)
         source = arguments.config or "command line"
         return arguments, apply_overrides(settings, given, source, self._settings)
 
     def parse_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
-        """The command's own options, and the text given for each dotted key. Raises UserError."""
+        """Return the command's own options, and the text given for each dotted key. Raises UserError."""
         arguments = self.parser.parse_args(argv)
         return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one message, as ours are, without the page of usage."""
+    """An argument parser that raises UserError with one message, and does not print its usage."""
 
     def __init__(self, prog: str, description: str):
         formatter = argparse.RawTextHelpFormatter
@@ -98,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """The options. Raises UserError, naming the nearest option where one is unknown."""
+        """Return the options. Raises UserError; if an option is unknown, the message names the nearest one."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UserError(self._unknown_argument(unknown[0]))
@@ -116,17 +120,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least` and at most `most`."""
+    """Make an argparse type: an integer of at least `least` and at most `most`."""
 
     def parse(text: str) -> int:
-        # int() would take underscores, and digits of any script.
+        # int() would accept underscores, and the digits of other scripts.
         number = int(text) if re.fullmatch(r"\+?[0-9]{1,99}", text) else None
         if number is not None and least <= number <= most:
             return number
-        above = number is not None and number > most
-        limit = f" and at most {most}" if above or most < MOST else ""
+        too_large = number is not None and number > most
+        limit = f" and at most {most}" if too_large or most < MOST else ""
         rule = f"must be a whole number of at least {least}{limit}"
-        raise argparse.ArgumentTypeError(f"{format_value(text)}: {rule}; try {most if above else least}")
+        raise argparse.ArgumentTypeError(f"{format_value(text)}: {rule}; try {most if too_large else least}")
 
     return parse
 

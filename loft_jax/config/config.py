@@ -1,4 +1,4 @@
-"""A run's settings together: which go with each other, what makes a run another run, and what follows from them.
+"""All settings of a run: the rules between them, which of them identify a run, and values that follow from them.
 
 Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 """
@@ -16,11 +16,11 @@ from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, M
 class Config(Section):
     """A run's settings."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="dtype of the computation; variables are float32 in either "
-        "(accelerators may multiply float32 at lower precision: jax_default_matmul_precision)",
+        description="dtype of the computation; variables are always float32 "
+        "(accelerators may multiply float32 at lower precision: see jax_default_matmul_precision)",
     )
     model: Model = Model()
     data: Data = Data()
@@ -34,7 +34,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_pipeline_has_one_worker(cls, settings: Any) -> Any:
-        """Asking for GPipe is not asking for the default number of workers too."""
+        """Set loft.workers to 1 if gpipe.stages is given and loft.workers is not."""
         sections = [settings.get(name) or {} for name in ("gpipe", "loft")] if isinstance(settings, dict) else [None]
         if not all(isinstance(section, dict) for section in sections) or sections[0].get("stages") is None:
             return settings
@@ -66,17 +66,17 @@ class Config(Section):
             most = MOST // (self.loft.local_steps * self.data.batch_size)
             raise ValueError(
                 f"train.rounds={self.train.rounds}: a worker would read {self.total_steps * self.data.batch_size} "
-                f"images (loft.local_steps={self.loft.local_steps}, data.batch_size={self.data.batch_size}), and at "
-                f"most {MOST} are counted; {f'try {most}' if most else 'lower either of them'}"
+                f"images (loft.local_steps={self.loft.local_steps}, data.batch_size={self.data.batch_size}), but at "
+                f"most {MOST} can be counted; {f'try {most}' if most else 'lower one of them'}"
             )
         every = self.train.snapshot_every
-        first_judged = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
-        distances = self.train.rounds // every - first_judged
+        first_checked = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
+        distances = self.train.rounds // every - first_checked
         if self.train.stop_when is not None and self.train.stop_snapshots > distances:
             raise ValueError(
-                f"train.stop_snapshots={self.train.stop_snapshots}: train.stop_when could never hold, for from warm-up "
-                f"to the end there are only {max(0, distances)} distances over train.snapshot_every="
-                f"{self.train.snapshot_every} rounds; lower either, or raise train.rounds"
+                f"train.stop_snapshots={self.train.stop_snapshots}: train.stop_when could never hold, because from "
+                f"warm-up to the end there are only {max(0, distances)} distances between snapshots that are "
+                f"train.snapshot_every={self.train.snapshot_every} rounds apart; lower either, or raise train.rounds"
             )
         return self
 
@@ -119,25 +119,25 @@ class Config(Section):
         missing = [f"distributed.{key}" for key, value in explicit.items() if value is None]
         given = [f"distributed.{key}={value}" for key, value in explicit.items() if value is not None]
         if given and missing:
-            raise ValueError(f"{given[0]}: goes with {' and '.join(missing)}; give all three, or distributed.mode=auto")
+            raise ValueError(f"{given[0]}: needs {' and '.join(missing)}; give all three, or distributed.mode=auto")
         if given and settings.mode == "auto":
-            raise ValueError(f"distributed.mode=auto: finds out what {given[0]} states; leave one of them out")
+            raise ValueError(f"distributed.mode=auto: detects what {given[0]} sets; leave one of them out")
         number, count = settings.process_id, settings.processes
         if number is not None and count is not None and number >= count:
             raise ValueError(
-                f"distributed.process_id={number}: must be below distributed.processes={count}, for it counts from 0; "
-                f"try {count - 1}"
+                f"distributed.process_id={number}: must be below distributed.processes={count}, because it counts from "
+                f"0; try {count - 1}"
             )
 
     def stop_check_is_due(self, done: int) -> bool:
-        """Whether `train.stop_when` looks at the snapshot after so many rounds: those of the cadence, after warm-up."""
+        """Whether `train.stop_when` is checked after `done` rounds: every `train.snapshot_every` rounds after warm-up."""
         return done % self.train.snapshot_every == 0 and done * self.loft.local_steps >= self.optimizer.warmup_steps
 
     @property
     def method(self) -> str:
-        """How the run pretrains, as tables name it: LoFT-4, GPipe-2, local SGD-4, plain SGD."""
+        """Name of the training method in tables: LoFT-4, GPipe-2, local SGD-4, plain SGD."""
         if self.loft.workers == 1:
-            # With its momentum reset every few steps it is neither.
+            # If momentum is reset every round, it is not the usual plain SGD or GPipe, and the name says so.
             name = "plain SGD" if self.gpipe.stages is None else f"GPipe-{self.gpipe.stages}"
             return name if self.loft.momentum == "carry" else f"{name}, momentum reset"
         if self.loft.partition == "none":
@@ -152,7 +152,7 @@ class Config(Section):
 
     @property
     def warning(self) -> str | None:
-        """What is allowed and hardly meant."""
+        """Warning about settings that are allowed but are probably a mistake; None if there are none."""
         if self.optimizer.warmup_steps < self.total_steps:
             return None
         return (
@@ -166,27 +166,27 @@ class Config(Section):
         return self.loft.workers * self.loft.local_steps * self.data.batch_size
 
     def hash(self) -> str:
-        """12 hex digits of the settings that differ from their defaults and can change the result.
+        """Return 12 hex digits that identify the settings that differ from their defaults and can change the result.
 
-        A new field leaves the hashes of old configs as they are, as long as its default changes nothing.
+        A new field does not change the hashes of old configs, as long as its default changes nothing.
         """
         defaults, settings = flatten(Config()), flatten(self)
         named = {k: v for k, v in settings.items() if k not in self.resumable_keys() and v != defaults[k]}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
     def resumable_keys(self) -> frozenset[str]:
-        """Dotted keys that may differ between a run's first start and its resume: they leave the result as it is."""
+        """Dotted keys that may change between the first start of a run and a resume: they do not affect the result."""
         keys = RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
         return keys | {"gpipe.microbatches"} if self.gpipe.stages is None else keys
 
     def epochs(self, rounds: int, examples: int) -> float:
-        """Passes over a training set of `examples` images made by `rounds` rounds, as the paper counts them."""
+        """Number of passes over a training set of `examples` images in `rounds` rounds, as the paper counts them."""
         readers = self.loft.workers if self.data.split == "disjoint" else 1
         return rounds * self.loft.local_steps * self.data.batch_size * readers / examples
 
 
 def expand_short_form(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with `distributed: auto` as `distributed: {mode: auto}`; YAML reads a bare off as false."""
+    """Replace `distributed: auto` by `distributed: {mode: auto}`; YAML reads an unquoted off as false."""
     given = settings.get("distributed")
     if isinstance(given, str) or given is False:
         return {**settings, "distributed": {"mode": given or "off"}}
@@ -195,7 +195,7 @@ def expand_short_form(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-# Where `train.stop_when` looks at the snapshots, when they are taken decides where the run ends.
+# If `train.stop_when` is set, the rounds that have a snapshot decide when the run ends.
 SNAPSHOT_CADENCE = frozenset({"train.snapshot_every", "train.snapshot_dense_rounds"})
 RESUMABLE = SNAPSHOT_CADENCE | frozenset(
     {
@@ -236,7 +236,7 @@ def largest_divisor(n: int, most: int) -> int:
 
 
 def divisors(n: int) -> list[int]:
-    """All divisors of n, in no order."""
+    """All divisors of n, not sorted."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return small + [n // d for d in small]
 

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from loft_jax.errors import did_you_mean, path_problem
 
-MOST = 2**31 - 1  # what counters of int32 hold
-_NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 is 0.0, or two configs that are one would differ
+MOST = 2**31 - 1  # the largest int32, the type of counters
+_NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 becomes 0.0: equal configs need equal hashes
 Fraction = Annotated[float, Field(ge=0, lt=1), _NO_MINUS_ZERO]
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -20,20 +20,20 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_MINUS_
 
 
 def join_names(value: Any) -> Any:
-    """Names given as a list, or as text with spaces between them, as text with commas; any other value as it is."""
+    """Join names, from a list or a text with commas, by commas without spaces; return any other value unchanged."""
     names = value.split(",") if isinstance(value, str) else value
     return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, and neither a boolean nor bytes are a number or text."""
+    """Base class of all sections: frozen, without unknown keys; a boolean or bytes are no valid number or text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
     def _boolean_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None  # Pydantic names it to the validators of fields.
+        assert info.field_name is not None  # Pydantic sets it for validators of fields.
         annotation = str(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and "bool" not in annotation:
             raise ValueError("a boolean is not valid here")
@@ -59,21 +59,23 @@ class Data(Section):
     )
     batch_size: PositiveInt = Field(32, description="images per worker and local step")
     split: Literal["shared", "disjoint"] = Field(
-        "shared", description="every worker passes over the whole training set, or each over its own part of an epoch"
+        "shared",
+        description="shared: every worker passes over the whole training set; disjoint: in each epoch a worker passes "
+        "over its own part of it",
     )
     augment: bool = Field(True, description="random crop, and flip (digits: crop only) of training images")
     loading: Literal["auto", "device", "stream"] = Field(
         "auto",
-        description="keep the data set on every device, or decode batches as they are needed; auto: on the device "
-        "where images are of one size and fit",
+        description="device: keep the data set on every device; stream: decode batches when they are needed; auto: "
+        "device if all images have the same size and fit there",
     )
     image_size: PositiveInt = Field(
-        224, description="height and width to which images of mixed sizes are cropped; others keep theirs"
+        224, description="height and width to which images of mixed sizes are cropped; images of one size keep theirs"
     )
     readers: Count | None = Field(
         None,
-        description="processes that decode streamed images, for each process of the run; 0: none, threads do it; null: "
-        "one a core",
+        description="processes that decode streamed images, for each process of the run; 0: threads decode them "
+        "instead; null: one per core",
     )
 
     @field_validator("name")
@@ -94,34 +96,41 @@ class Data(Section):
 
 class Loft(Section):
     workers: PositiveInt = Field(
-        4, description="sub-CNNs trained side by side; 1 is plain SGD, and the default where gpipe.stages is set"
+        4, description="sub-CNNs trained side by side; 1 is plain SGD, and the default if gpipe.stages is set"
     )
     local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
     sync: Literal["psum", "exchange"] = Field(
         "psum",
-        description="how owned slices travel: summed into every device's full CNN, or straight from each owner to the "
-        "next (fewer bytes, and no device holds the full CNN)",
+        description="how owned slices are sent at the end of a round; psum: they are summed into the full CNN on every "
+        "device; exchange: each goes directly from its owner to its next owner (fewer bytes, and no device holds the "
+        "full CNN)",
     )
     partition: Literal["paper", "all", "none"] = Field(
-        "paper", description="groups to split: those the model declares, every group, or none (local SGD)"
+        "paper",
+        description="groups to split; paper: those that the model declares; all: every group; none: no group (local "
+        "SGD)",
     )
     momentum: Literal["carry", "reset"] = Field(
-        "carry", description="at a sync, momentum travels with its filters, or starts at zero"
+        "carry",
+        description="momentum after a sync; carry: it travels with its filters; reset: it starts at zero again",
     )
     rescale: bool = Field(
         False,
         description="multiply a split block's residual branch by the number of workers in local training "
-        "(in resnet18 and resnet34 the norm behind it takes most of that back)",
+        "(in resnet18 and resnet34 the norm after it cancels most of this)",
     )
 
 
 class Optimizer(Section):
     learning_rate: PositiveFloat = Field(0.1, description="peak learning rate")
     momentum: Fraction = Field(0.9, description="SGD momentum")
-    weight_decay: NonNegativeFloat = Field(5e-4, description="L2 penalty's gradient factor, on kernels only")
+    weight_decay: NonNegativeFloat = Field(
+        5e-4, description="L2 penalty, on kernels only: this times the kernel is added to its gradient"
+    )
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine",
-        description="after warm-up, over the local steps of the whole run: to 0, by 0.1 at 1/2 and 3/4, or flat",
+        description="learning rate after warm-up, over the local steps of the whole run; cosine: falls to 0; step: is "
+        "multiplied by 0.1 at 1/2 and at 3/4; constant: does not change",
     )
     warmup_steps: Count = Field(0, description="local steps of linear warm-up")
     label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
@@ -132,32 +141,36 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 
 class Train(Section):
     rounds: PositiveInt = Field(100, description="rounds of the run")
-    eval_every: PositiveInt = Field(10, description="rounds between evaluations; the last round always is evaluated")
+    eval_every: PositiveInt = Field(10, description="rounds between evaluations; the last round is always evaluated")
     checkpoint_every: PositiveInt = Field(10, description="rounds between checkpoints to resume from")
     keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
-    snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always is one")
+    snapshot_every: PositiveInt = Field(10, description="rounds between snapshots for tickets; round 0 always has one")
     snapshot_dense_rounds: Count = Field(
-        0, description="rounds at the start after each of which a snapshot is taken too"
+        0, description="number of rounds at the start of the run that have a snapshot after each of them"
     )
     stop_when: PositiveFloat | None = Field(
         None,
-        description="end the run when the filter distance (1 is chance) over train.snapshot_every rounds, once warm-up "
-        "is over, has stayed below this; null: never",
+        description="end the run when, after warm-up, the filter distance between two snapshots that are "
+        "train.snapshot_every rounds apart has stayed below this (1: as between random rankings); null: never",
     )
-    stop_snapshots: PositiveInt = Field(3, description="consecutive distances for which train.stop_when must hold")
+    stop_snapshots: PositiveInt = Field(
+        3, description="number of consecutive distances that must be below train.stop_when"
+    )
     stop_groups: Literal["worst", "mean"] = Field(
-        "worst", description="what train.stop_when looks at: the filter group that moved most, or the mean over groups"
+        "worst",
+        description="distance that is compared with train.stop_when; worst: that of the group that changed most; "
+        "mean: the mean over groups",
     )
     norm_batches: PositiveInt = Field(
         32,
-        description="training batches of data.batch_size on which norm statistics are re-estimated before evaluation",
+        description="number of training batches on which norm statistics are estimated again before an evaluation",
     )
     eval_batch_size: PositiveInt = Field(250, description="images per device and evaluation step")
-    deterministic: bool = Field(False, description="deterministic GPU kernels: slower, reproducible to the bit")
+    deterministic: bool = Field(False, description="deterministic GPU kernels: slower, but reproducible to the bit")
     trackers: str = Field(
         "tensorboard",
-        description="what receives the metrics beside metrics.jsonl: tensorboard, wandb, mlflow, several of them "
-        "joined by commas, or none",
+        description="where metrics are sent in addition to metrics.jsonl: tensorboard, wandb, mlflow, several of them "
+        "separated by commas, or none",
     )
 
     @field_validator("trackers", mode="before")
@@ -176,34 +189,36 @@ class Train(Section):
         if len(set(names)) < len(names):
             raise ValueError("names a tracker twice; name each once")
         if "none" in names and len(names) > 1:
-            raise ValueError("none goes with no other tracker; leave none or the others out")
+            raise ValueError("none cannot be combined with another tracker; leave out none, or the others")
         return value
 
     @property
     def tracker_names(self) -> tuple[str, ...]:
-        """The trackers beside metrics.jsonl, as they were named."""
+        """Names of the trackers, in the order given; metrics.jsonl, which is always written, is not among them."""
         return () if self.trackers == "none" else tuple(self.trackers.split(","))
 
     def snapshot_is_due(self, done: int) -> bool:
-        """Whether a snapshot is taken after so many rounds: at 0 and at the last always."""
+        """Whether a snapshot is taken after `done` rounds; always at 0 and after the last."""
         return done % self.snapshot_every == 0 or done <= self.snapshot_dense_rounds or done == self.rounds
 
     def evaluation_is_due(self, done: int) -> bool:
-        """Whether the full CNN is evaluated after so many rounds: at 0 and at the last always."""
+        """Whether the full CNN is evaluated after `done` rounds; always at 0 and after the last."""
         return done % self.eval_every == 0 or done == self.rounds
 
     def checkpoint_is_due(self, done: int) -> bool:
-        """Whether a checkpoint is saved after so many rounds: at 0 and at the last always."""
+        """Whether a checkpoint is saved after `done` rounds; always at 0 and after the last."""
         return done % self.checkpoint_every == 0 or done == self.rounds
 
     def anything_is_due(self, done: int) -> bool:
-        """Whether the full CNN is needed after so many rounds, for any of these."""
+        """Whether any of these is due after `done` rounds, so that the full CNN is needed."""
         return self.snapshot_is_due(done) or self.evaluation_is_due(done) or self.checkpoint_is_due(done)
 
 
 class Mesh(Section):
     worker: PositiveInt | None = Field(
-        None, description="devices over which workers are spread; null: the largest divisor of loft.workers available"
+        None,
+        description="number of devices over which workers are spread; null: the largest divisor of loft.workers for "
+        "which there are enough devices",
     )
     data: PositiveInt = Field(1, description="devices that share the batch of one worker")
     cpu_devices: Annotated[int, Field(ge=1, le=4096)] = Field(
@@ -216,28 +231,29 @@ class Distributed(Section):
 
     mode: Literal["off", "auto"] = Field(
         "off",
-        description="one process, or the many that SLURM, Cloud TPU, Kubernetes or Open MPI have started, as JAX finds "
-        "out; elsewhere name the coordinator (--distributed auto is short for --distributed.mode auto)",
+        description="off: one process; auto: the processes that SLURM, Cloud TPU, Kubernetes or Open MPI have started, "
+        "which JAX detects; elsewhere set distributed.coordinator (--distributed auto is short for --distributed.mode "
+        "auto)",
     )
     coordinator: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="HOST:PORT at which process 0 waits for the others"
     )
-    processes: PositiveInt | None = Field(None, description="number of processes, where distributed.coordinator is set")
+    processes: PositiveInt | None = Field(None, description="number of processes, if distributed.coordinator is set")
     process_id: Count | None = Field(
-        None, description="number of this process, from 0, where distributed.coordinator is set"
+        None, description="number of this process, from 0, if distributed.coordinator is set"
     )
-    start_seconds: PositiveInt = Field(300, description="how long processes wait for each other at the start")
+    start_seconds: PositiveInt = Field(300, description="seconds that processes wait for each other at the start")
     heartbeat_seconds: PositiveInt = Field(
-        30, description="silence after which a process counts as dead, and the others stop"
+        30, description="seconds without a heartbeat after which a process counts as dead, and the others stop"
     )
 
     @field_validator("coordinator")
     @classmethod
     def _host_and_port(cls, value: str | None) -> str | None:
         host, _, port = (value or "").rpartition(":")
-        # The port is also where process 0 listens.
-        named = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
-        if value is not None and not (named and 0 < int(port) < 2**16):
+        # Process 0 also listens at this port.
+        valid = re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) and re.fullmatch(r"[0-9]{1,5}", port)
+        if value is not None and not (valid and 0 < int(port) < 2**16):
             raise ValueError("must be HOST:PORT, with a port from 1 to 65535; try 10.0.0.1:8476")
         return value
 
@@ -250,26 +266,28 @@ class Distributed(Section):
 class GPipe(Section):
     stages: PositiveInt | None = Field(
         None,
-        description="parts of the full CNN, each on a device of its own, through which plain SGD sends micro-batches "
-        "(GPipe); loft.workers is then 1; null: no pipeline",
+        description="number of parts of the full CNN, each on its own device, through which plain SGD sends "
+        "micro-batches (GPipe); loft.workers is then 1; null: no pipeline",
     )
     microbatches: PositiveInt = Field(
-        4, description="parts of a batch that follow each other through the stages; batch norm sees one at a time"
+        4,
+        description="number of parts of a batch that go through the stages one after another; batch norm uses the "
+        "statistics of one part",
     )
     cuts: str = Field(
         "balanced",
-        description="where the stages end: balanced (by FLOPs), paper, or the last block of each stage but the last, "
-        "as in stage2/block1,stage3/block1",
+        description="where the stages of the pipeline end: balanced (by FLOPs), paper, or the last block of each of "
+        "them except the last, as in stage2/block1,stage3/block1",
     )
 
     @field_validator("cuts", mode="before")
     @classmethod
-    def _joined(cls, value: Any) -> Any:
+    def _cuts_joined(cls, value: Any) -> Any:
         return join_names(value)
 
     @field_validator("cuts")
     @classmethod
-    def _named(cls, value: str) -> str:
+    def _cuts_known(cls, value: str) -> str:
         for name in [] if value in CUT_RULES else value.split(","):
             if not re.fullmatch(r"stage[0-9]+/block[0-9]+", name):
                 meant = [f"stage{stage}/block{block}" for stage, block in re.findall(r"^\D+(\d+)\D+(\d+)$", name)]
@@ -280,7 +298,7 @@ class GPipe(Section):
 
     @property
     def cut_blocks(self) -> tuple[str, ...] | None:
-        """The blocks that `cuts` names; None where it is a rule."""
+        """The blocks that `cuts` names; None if it is a rule."""
         return None if self.cuts in CUT_RULES else tuple(self.cuts.split(","))
 
 

@@ -1,6 +1,6 @@
-"""From a YAML file and overrides to a validated `Config`, or to one message that says what to change.
+"""Make a validated `Config` from a YAML file and overrides, or one message that says what to change.
 
-Imports neither JAX nor NumPy: what the config alone can tell is told before they are loaded.
+Imports neither JAX nor NumPy: errors that can be found in the config alone are reported before they are loaded.
 """
 
 from collections.abc import Container, Iterator
@@ -22,7 +22,7 @@ Settings = TypeVar("Settings", bound=Section)
 def apply_overrides(
     settings: dict[str, Any], given: dict[str, str], source: str, model: type[Settings] = Config
 ) -> Settings:
-    """The config of nested settings and of the text given for dotted keys, which wins. Raises UserError."""
+    """Make the config from nested settings, overridden by the text given for dotted keys. Raises UserError."""
     settings = expand_short_form(settings)
     for key, value in given.items():
         _override(settings, key, yaml_scalar(value))
@@ -32,23 +32,29 @@ def apply_overrides(
 def validate_settings(
     settings: dict[str, Any], source: str, model: type[Settings] = Config, overrides: Container[str] = ()
 ) -> Settings:
-    """The config of nested settings, which are from a source but for those of the dotted keys that are overrides.
+    """Make the config from nested settings.
+
+    Args:
+      settings: nested keys and values.
+      source: where they come from, for messages.
+      model: the class of the config.
+      overrides: dotted keys of those that come from the command line instead.
 
     Raises:
-      UserError: names each wrong key, where it comes from, its value, the rule and what to use.
+      UserError: the message names each wrong key, where it comes from, its value, the rule and what to use.
     """
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        said = []
+        messages = []
         for problem in error.errors():
-            key = _key(problem, model)
-            said.append(f"{'command line' if key in overrides else source}: {_explain(problem, key, model)}")
-        raise UserError("\n       ".join(said)) from None
+            key = _dotted_key(problem, model)
+            messages.append(f"{'command line' if key in overrides else source}: {_explain(problem, key, model)}")
+        raise UserError("\n       ".join(messages)) from None
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read the settings that `--config` names: a packaged config where one has this name, else a YAML file.
+    """Read the settings that `--config` names: a packaged config if one has this name, otherwise a YAML file.
 
     Raises:
       UserError: it is neither, does not parse or is no mapping.
@@ -63,15 +69,15 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Name -> file of every config that comes with the package."""
+    """Return the file of every config that comes with the package, by its name."""
     package = Path(__file__).parents[1]
-    # In a clone they lie beside the package; a wheel holds them.
+    # In a clone they are beside the package, in a wheel inside it.
     places = (package / "configs", package.parent / "configs")
     return {path.stem: path for place in places if place.is_dir() for path in sorted(place.glob("*.yaml"))}
 
 
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
-    """The mapping in a YAML file; `label` names it in messages.
+    """Read the mapping in a YAML file; `label` names the file in messages.
 
     Raises:
       UserError: it is missing, does not parse or is no mapping.
@@ -86,7 +92,7 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{label}: cannot be read ({error})") from None
     except Exception as error:
-        # Beside its own errors PyYAML raises a dozen others on dates, numbers and tags that cannot be.
+        # PyYAML raises not only its own errors, but a dozen others on invalid dates, numbers and tags.
         raise UserError(f"{label}: is not valid YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}
@@ -96,12 +102,12 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
 
 
 def yaml_scalar(text: str) -> Any:
-    """An override's text, with `null`, `true` and `false` as YAML reads them; pydantic reads the numbers."""
+    """Convert the text of an override: `null`, `true` and `false` as YAML does; pydantic converts numbers."""
     return {"null": None, "true": True, "false": False}.get(text.lower(), text)
 
 
 def iterate_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and field of every setting in a section and in those inside it."""
+    """Yield the dotted key and the field of every setting in a section and in the sections inside it."""
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from iterate_fields(field.annotation, f"{prefix}{key}.")
@@ -110,23 +116,23 @@ def iterate_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[s
 
 
 def type_name(field: FieldInfo) -> str:
-    """A field's type for people: its choices, or int, float, bool, str, and null where it may be absent."""
+    """Return a field's type for help texts: its choices, or int, float, bool, str; and null if that is allowed."""
     return "|".join(_type_names(field.annotation))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader, but a key given twice is an error, not a silent choice of the last."""
+    """A SafeLoader that raises an error if a key is given twice; SafeLoader itself silently takes the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
-            # A merge key may repeat what it merges, and a key that is no scalar is refused by the base class.
+            # A merge key may repeat the keys that it merges; the base class refuses a key that is no scalar.
             if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
                 continue
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -157,10 +163,10 @@ def _override(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[leaf] = value
 
 
-def _key(error: ErrorDetails, model: type[Section]) -> str:
-    """The dotted key that an error is about; "" where it is about several together."""
+def _dotted_key(error: ErrorDetails, model: type[Section]) -> str:
+    """Return the dotted key that an error is about; "" if it is about several keys together."""
     path, known = [str(part) for part in error["loc"]], dict(iterate_fields(model))
-    # Behind a union pydantic appends the member that failed; the key ends where the config's fields end.
+    # If the field is a union, pydantic appends the member that failed, which is not part of the key.
     while len(path) > 1 and ".".join(path) not in known and ".".join(path[:-1]) in known:
         path.pop()
     return ".".join(path)

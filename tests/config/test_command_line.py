@@ -158,7 +158,7 @@ def test_a_deliberate_stop_is_one_message_and_an_exit_code(capsys, stop, code):
     assert capsys.readouterr().err == "error: too bad\n"
 
 
-def test_a_run_that_was_asked_to_leave_ends_well(capsys):
+def test_a_run_that_was_stopped_on_request_ends_with_code_0(capsys):
     def main():
         raise Preempted("saved")
 
@@ -180,17 +180,17 @@ def test_what_reads_settings_loads_neither_jax_nor_numpy(module):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_an_interrupted_command_says_how_it_goes_on_and_ends_as_shells_expect(capsys):
+def test_an_interrupted_command_says_how_to_resume_and_ends_as_shells_expect(capsys):
     def main():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
-        run_command(main, interrupted="interrupted; the same command goes on")
+        run_command(main, interrupted="interrupted; run the same command again to resume")
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
 
 
-def test_a_reader_that_has_gone_is_no_complaint():
+def test_a_reader_that_has_ended_is_no_complaint():
     code = "from loft_jax.config import run_command; run_command(lambda: [print(i, flush=True) for i in range(10**5)])"
     # What stdout still holds at exit is what Python would complain of.
     buffered = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": ""}}

@@ -134,16 +134,16 @@ WRONG_SETTINGS = {
     ),
     "a coordinator alone": (
         "distributed: {coordinator: 'host:1'}",
-        "distributed.coordinator=host:1: goes with distributed.processes and distributed.process_id; give all three, "
+        "distributed.coordinator=host:1: needs distributed.processes and distributed.process_id; give all three, "
         "or distributed.mode=auto",
     ),
     "a coordinator, and auto": (
         "distributed: {mode: auto, coordinator: 'host:1', processes: 2, process_id: 0}",
-        "distributed.mode=auto: finds out what distributed.coordinator=host:1 states; leave one of them out",
+        "distributed.mode=auto: detects what distributed.coordinator=host:1 sets; leave one of them out",
     ),
     "a process past the last": (
         "distributed: {coordinator: 'host:1', processes: 2, process_id: 2}",
-        "distributed.process_id=2: must be below distributed.processes=2, for it counts from 0; try 1",
+        "distributed.process_id=2: must be below distributed.processes=2, because it counts from 0; try 1",
     ),
     "misspelt sync": (
         "loft: {sync: exchang}",
