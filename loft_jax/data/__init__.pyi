@@ -9,5 +9,5 @@ from .facts import Facts as Facts, dataset_facts as dataset_facts, facts_to_comp
 from .load import load_dataset as load_dataset
 from .preparation import Preparation as Preparation
 from .streaming.dataset import AnyDataset as AnyDataset, StreamedDataset as StreamedDataset
-from .streaming.schedule import FixedPlan as FixedPlan, TrainingPlan as TrainingPlan
+from .streaming.schedule import FixedSchedule as FixedSchedule, TrainingSchedule as TrainingSchedule
 from .streaming.stream import Stream as Stream, chunk_size as chunk_size

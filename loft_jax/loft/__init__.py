@@ -1,4 +1,4 @@
-"""A round of LoFT: partition, local steps on compact sub-CNNs, and the sync that sums them up."""
+"""A round of LoFT: partition, local steps on compact sub-CNNs, and sync."""
 
 import lazy_loader
 

@@ -30,10 +30,10 @@ Tree = dict[str, Any]
 
 
 class NormEstimator:
-    """Population statistics of every norm, from the statistics of `train.norm_batches` training batches.
+    """Re-estimates the statistics of every norm, from `train.norm_batches` training batches.
 
     Running statistics gathered by sub-CNNs do not fit the full CNN: a sub-CNN's residual branch sums n/S filters, the
-    full one n. The batches are the same at every call, so the result is a function of the parameters.
+    full CNN's n. The batches are the same at every call, so the result is a function of the parameters alone.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class NormEstimator:
         self._combine = jax.jit(_statistics, out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> Tree:
-        """Re-estimate: {"params", "batch_stats"} on the mesh -> the same with new "batch_stats"."""
+        """Re-estimate "batch_stats": {"params", "batch_stats"} on the mesh -> the same with new "batch_stats"."""
         with self._batches.feed() as feed:
             carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
         return {
@@ -72,8 +72,8 @@ class NormEstimator:
             "batch_stats": wait_for_collective(self._combine(carry["moments"]), self._mesh),
         }
 
-    def lowered(self, batch_stats: Tree) -> jax.stages.Lowered:
-        """The program in which devices share what they have found, for these statistics or their shapes."""
+    def lower(self, batch_stats: Tree) -> jax.stages.Lowered:
+        """Lower the program that combines what the devices have estimated, for these statistics or their shapes."""
         flat = flatten_paths(batch_stats)
         found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
         return self._combine.lower(shapes_with_sharding(NamedSharding(self._mesh, PER_DEVICE), found))
@@ -88,14 +88,14 @@ class NormEstimator:
         images, _ = self._batches.pick(carry["images"], jnp.minimum(number, self._count - 1), *given)
         batch = self._preparation.for_training(images, key_for(self._seed, Purpose.NORM_STATISTICS, number))
         _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"])
-        # The devices may not divide the batches; what is past the last one counts nothing.
+        # The number of devices may not divide that of batches; a batch past the last one has weight 0.
         weight = jnp.where(number < self._count, 1.0 / self._count, 0.0)
         moments = jax.tree.map(lambda total, m: total + weight * m, carry["moments"], _moments(updated["batch_stats"]))
         return carry | {"moments": moments, "batch": number + self._mesh.size}
 
 
 class Evaluator:
-    """Loss and accuracy on the test set, every example counted once whatever the number of devices."""
+    """Measures loss and accuracy on the test set; every example counts once, for any number of devices."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Evaluator:
         self._total = jax.jit(lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> dict[str, float]:
-        """{"params", "batch_stats"} on the mesh -> {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
+        """Test {"params", "batch_stats"}; returns {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
         with self._batches.feed() as feed:
             carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
         total = jax.device_get(self._total(carry))
@@ -150,17 +150,17 @@ class Evaluator:
 
 
 def _moments(batch_stats: Tree) -> Tree:
-    """First and second raw moments, flat, under the paths of "mean" and "var"."""
+    """Return the first and second raw moments, flat, under the paths of "mean" and "var"."""
     flat = flatten_paths(batch_stats)
-    return {p: flat[p] if p.endswith("mean") else flat[p] + flat[_mean_of(p)] ** 2 for p in flat}
+    return {p: flat[p] if p.endswith("mean") else flat[p] + flat[_mean_path(p)] ** 2 for p in flat}
 
 
 def _statistics(moments: Tree) -> Tree:
-    """Sum the moments over devices (their leading axis); back to means and variances."""
+    """Sum the moments over devices (their leading axis) and convert them to means and variances."""
     total = {path: leaf.sum(axis=0) for path, leaf in moments.items()}
-    flat = {p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_of(p)] ** 2, 0) for p in total}
+    flat = {p: total[p] if p.endswith("mean") else jnp.maximum(total[p] - total[_mean_path(p)] ** 2, 0) for p in total}
     return unflatten_paths(flat)
 
 
-def _mean_of(var_path: str) -> str:
+def _mean_path(var_path: str) -> str:
     return var_path.removesuffix("var") + "mean"

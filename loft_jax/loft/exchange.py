@@ -1,7 +1,8 @@
 """`loft.sync: exchange`: filters stay sharded over the workers and go straight from each owner to the next.
 
-No device holds the full CNN between rounds. A sync moves P (S - 1) / S + 2 (S - 1) F floats in all, P in partitioned
-variables and F in shared ones, where `psum` moves 2 (S - 1) (P + F) in a ring and the paper's server 2 P + 2 S F.
+No device holds the full CNN between rounds. With P floats in partitioned variables and F in shared ones, all devices
+together send P (S - 1) / S + 2 (S - 1) F floats in a sync. `psum` sends 2 (S - 1) (P + F) in a ring, and in the paper
+the server and the workers send 2 P + 2 S F.
 """
 
 import math
@@ -26,7 +27,7 @@ from loft_jax.filters import (
     with_momentum,
 )
 from loft_jax.loft.program import RoundProgram
-from loft_jax.loft.psum import summed
+from loft_jax.loft.psum import sum_over_workers
 from loft_jax.loft.state import State
 from loft_jax.loft.sync import Masks
 from loft_jax.loft.traffic import BYTES_OF_FLOAT, NO_TRAFFIC, Traffic, variable_sizes
@@ -54,7 +55,7 @@ class ExchangeState:
 
 
 class Exchange:
-    """Owned filters go to their next owners in one all-to-all; shared variables are averaged.
+    """Sends owned filters to their next owners in one all-to-all, and averages shared variables.
 
     The partition of a round is dealt from the one before it (`deal_partition`), so it is part of the state.
 
@@ -62,7 +63,7 @@ class Exchange:
       state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
 
     Raises:
-      ValueError: a variable belongs to two split groups, so that no worker holds all of it that moves with a filter.
+      ValueError: a variable belongs to two split groups, so no worker holds everything that must move with a filter.
     """
 
     state_spec = ExchangeState(owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER)
@@ -71,37 +72,37 @@ class Exchange:
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
         self._seed, self._workers, self._mesh = config.seed, config.loft.workers, mesh
         self._devices = mesh.shape[WORKER]
-        self._slots = self._workers // self._devices
+        self._turns = self._workers // self._devices
         split = [group for group in with_momentum(groups) if group.partitioned]
         check_exchangeable(split)
         self._axes = {group.name: dict(sorted(group.axes.items())) for group in split}
         self._shares = {group.name: group.width // self._workers for group in split}
         at_rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
-        self._place = jax.jit(self._deal_out, out_shardings=at_rest)
+        self._place = jax.jit(self._split_filters, out_shardings=at_rest)
         self._full = jax.jit(self._assemble, out_shardings=NamedSharding(mesh, REPLICATED))
 
     def place(self, full: State) -> ExchangeState:
-        """The full state, on every device of the mesh -> the state at rest."""
+        """Convert the full state, on every device of the mesh, to the state at rest."""
         return self._place(full)
 
     def full(self, state: ExchangeState) -> State:
-        """The state at rest -> the full state, on every device of the mesh: an all-gather of the slices."""
+        """Convert the state at rest to the full state, on every device of the mesh: an all-gather of the slices."""
         return wait_for_collective(self._full(state), self._mesh)
 
     def partition(self, state: ExchangeState) -> Masks:
-        """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
-        # A copy, for a sync is given both and may overwrite the state.
+        """Return the masks of the next round: group name -> bool [S, n]; row s is what worker s owns."""
+        # A copy, because a sync receives both and may overwrite the state.
         return jax.tree.map(jnp.copy, state.owners)
 
-    def compact(self, state: ExchangeState, masks: Masks, slot: jax.Array) -> State:
-        """Inside shard_map: the compact state of a device's worker, from the state at rest."""
-        own = {path: jax.lax.dynamic_index_in_dim(s, slot, keepdims=False) for path, s in state.slices.items()}
+    def compact(self, state: ExchangeState, masks: Masks, turn: jax.Array) -> State:
+        """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
+        own = {path: jax.lax.dynamic_index_in_dim(s, turn, keepdims=False) for path, s in state.slices.items()}
         return State.of_collections(unflatten_paths(own | vary(state.shared, WORKER)))
 
     def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
-        """Inside shard_map: the next state at rest, from the compact states of a device's workers."""
+        """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
         flat = [flatten_paths(compact.collections) for compact in compacts]
-        shared = summed([{path: compact[path] for path in state.shared} for compact in flat])
+        shared = sum_over_workers([{path: compact[path] for path in state.shared} for compact in flat])
         following = state.round + 1
         owners = deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
         return ExchangeState(
@@ -127,7 +128,7 @@ class Exchange:
         return Traffic(payloads, self._devices)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Name the all-gather of `full`."""
+        """Return the all-gather of `full`, by name."""
         sizes = variable_sizes(full)
         moved = {path for axes in self._axes.values() for path in axes if path in sizes}
         gathered = BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // self._devices
@@ -139,43 +140,43 @@ class Exchange:
         return {"assembly": RoundProgram(lower, 1, traffic)}
 
     def _send_filters(self, compacts: Sequence[Tree], old: Masks, new: Masks) -> Tree:
-        """The slices of the new owners. A filter travels as one row: all that belongs to it, of every variable."""
-        slots, devices = self._slots, self._devices
-        first = jax.lax.axis_index(WORKER) * slots
+        """Return the new owners' slices. A filter travels as one row with all its numbers, from every variable."""
+        turns, devices = self._turns, self._devices
+        first = jax.lax.axis_index(WORKER) * turns
         outgoing = []
         for name, axes in self._axes.items():
-            rows = jnp.stack([_rows(compact, axes) for compact in compacts])
-            own = jax.lax.dynamic_slice_in_dim(old[name], first, slots)
+            rows = jnp.stack([_pack_rows(compact, axes) for compact in compacts])
+            own = jax.lax.dynamic_slice_in_dim(old[name], first, turns)
             filters = ascending_indices(own[:, None] & new[name], self._largest_share(name))
             places = jnp.cumsum(own, axis=1)[:, None] - 1
             # A share that is not full is padded with the worker's last filter, which the receiver leaves out.
             places = jnp.take_along_axis(places, jnp.minimum(filters, own.shape[1] - 1), axis=2)
             sent = jax.vmap(lambda row, place: row[place])(rows, places)
-            outgoing.append(sent.reshape(slots, devices, slots, -1))
+            outgoing.append(sent.reshape(turns, devices, turns, -1))
         sizes = [sent.shape[-1] for sent in outgoing]
-        # [slot, device, slot of that device, floats]: the device axis is exchanged, one message for all groups.
+        # [turn, device, turn of that device, floats]: the device axis is exchanged, in one message for all groups.
         incoming = jax.lax.all_to_all(jnp.concatenate(outgoing, axis=-1), WORKER, split_axis=1, concat_axis=1)
         incoming = jnp.split(incoming, list(accumulate(sizes))[:-1], axis=-1)
-        slices = [self._receive(compacts[0], incoming, old, new, first, slot) for slot in range(slots)]
+        slices = [self._receive(compacts[0], incoming, old, new, first, turn) for turn in range(turns)]
         return {path: jnp.stack([own[path] for own in slices]) for path in slices[0]}
 
     def _receive(
-        self, like: Tree, incoming: Sequence[jax.Array], old: Masks, new: Masks, first: jax.Array, slot: int
+        self, like: Tree, incoming: Sequence[jax.Array], old: Masks, new: Masks, first: jax.Array, turn: int
     ) -> Tree:
-        """One worker's slices, filters ascending, from what all workers sent to its device."""
+        """Return one worker's slices, filters ascending, from what all workers sent to its device."""
         slices: Tree = {}
         for (name, axes), sent in zip(self._axes.items(), incoming, strict=True):
             size = self._largest_share(name)
-            rows = sent[:, :, slot].swapaxes(0, 1).reshape(self._workers * size, -1)
-            filters = ascending_indices(old[name] & new[name][first + slot], size).reshape(-1)
-            slices |= _slices(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
+            rows = sent[:, :, turn].swapaxes(0, 1).reshape(self._workers * size, -1)
+            filters = ascending_indices(old[name] & new[name][first + turn], size).reshape(-1)
+            slices |= _unpack_rows(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
         return slices
 
     def _largest_share(self, name: str) -> int:
-        """The most filters of a group that a worker sends to one other worker."""
+        """Return the largest number of filters of a group that one worker sends to another."""
         return math.ceil(self._shares[name] / self._workers)
 
-    def _deal_out(self, full: State) -> ExchangeState:
+    def _split_filters(self, full: State) -> ExchangeState:
         flat = flatten_paths(full.collections)
         slices = {}
         for name, axes in self._axes.items():
@@ -198,23 +199,23 @@ class Exchange:
 
 
 def check_exchangeable(split: Sequence[FilterGroup]) -> None:
-    """Raise ValueError if a variable belongs to two split groups: filters could not move with all that is theirs."""
+    """Raise ValueError if a variable belongs to two split groups: then no worker holds all of a filter."""
     for path, pairs in filter_axes(split).items():
         if len(pairs) > 1:
             raise ValueError(
-                f"loft.sync=exchange: {path} belongs to the filter groups {' and '.join(n for _, n in pairs)}, and no "
+                f"loft.sync=exchange: {path} belongs to the filter groups {' and '.join(n for _, n in pairs)}, so no "
                 "worker holds all of it; use loft.sync=psum"
             )
 
 
-def _rows(compact: Tree, axes: dict[str, int]) -> jax.Array:
-    """The compact variables of a group as [k, floats], a row a filter."""
+def _pack_rows(compact: Tree, axes: dict[str, int]) -> jax.Array:
+    """Return the compact variables of a group as [k, floats], one row per filter."""
     leaves = [jnp.moveaxis(compact[path], axis, 0) for path, axis in axes.items() if path in compact]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
 
 
-def _slices(rows: jax.Array, axes: dict[str, int], like: Tree) -> Tree:
-    """The inverse of `_rows`: path -> variable, in the shapes of the compact variables."""
+def _unpack_rows(rows: jax.Array, axes: dict[str, int], like: Tree) -> Tree:
+    """Invert `_pack_rows`: path -> variable, in the shapes of the compact variables."""
     present = {path: axis for path, axis in axes.items() if path in like}
     sizes = [like[path].size // like[path].shape[axis] for path, axis in present.items()]
     parts = jnp.split(rows, list(accumulate(sizes))[:-1], axis=1)

@@ -1,8 +1,9 @@
-"""Where the images of every step come from: arrays on all devices, or batches streamed to the devices.
+"""The images of every step: arrays on all devices, or batches streamed to the devices.
 
 Three loops need images: local steps, the re-estimation of norm statistics, and the test. Each takes them as `Batches`,
-and does not know which of the two they are. Arrays are arguments of a whole loop, streamed batches of each step; a
-streamed loop is dispatched step by step on every backend: as one program it would need all images of a round at once.
+and does not know which of the two they are. Arrays are arguments of a whole loop; streamed batches are arguments of
+single steps. A loop over streamed batches is dispatched step by step on every backend, because as one program it would
+need all images of a round at once.
 """
 
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ class Batches(Protocol):
     """The batches of a loop of steps.
 
     Attributes:
-      arguments, argument_specs: what every step of the loop is given (arrays, or their shapes), and its sharding.
-      feed_shapes, feed_specs: what each step alone is given, and its sharding.
+      arguments, argument_specs: the arguments of every step of the loop (arrays, or their shapes), and their sharding.
+      feed_shapes, feed_specs: shapes of the further arguments that each step has of its own, and their sharding.
     """
 
     @property
@@ -38,11 +39,11 @@ class Batches(Protocol):
     def feed_specs(self) -> tuple[PartitionSpec, ...]: ...
 
     def feed(self, round_number: Any = 0) -> AbstractContextManager[Iterator[Batch] | None]:
-        """Open what each step alone is given, in the order of the steps; None where that is nothing."""
+        """Open the arguments that each step has of its own, in the order of the steps; None where there are none."""
         ...
 
     def begin(self, *place: jax.Array) -> Any:
-        """Inside shard_map: prepare what `pick` needs. `place`: worker and round, where batches depend on them."""
+        """Inside shard_map: prepare what `pick` needs. `place`: worker and round, if the batches depend on them."""
         ...
 
     def pick(self, begun: Any, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,8 +51,8 @@ class Batches(Protocol):
 
         Args:
           begun: what `begin` returned.
-          step: of the loop, int32 scalar.
-          given: `arguments`, then what the step is fed.
+          step: number of the step in the loop, int32 scalar.
+          given: `arguments`, then the arguments that the step has of its own.
 
         Returns:
           Images and labels, uint8 [part, height, width, channels] and int32 [part].
@@ -63,9 +64,9 @@ class Images(Protocol):
     """The images of a run, as batches for each loop that needs them.
 
     Attributes:
-      training: of local steps; a label is int32 in [0, classes).
-      norms: the training batches on which norm statistics are re-estimated, the same at every call; a step of the loop
-        is a batch a device.
+      training: batches of local steps; a label is int32 in [0, classes).
+      norms: the training batches on which norm statistics are re-estimated, the same at every call; in a step of the
+        loop each device has a batch of its own.
       test: every test image once, spread over the devices; padded with images of label -1.
     """
 
@@ -77,15 +78,15 @@ class Images(Protocol):
     def test(self) -> Batches: ...
 
     def close(self) -> None:
-        """End whatever reads ahead."""
+        """Stop the readers, if there are any."""
         ...
 
 
 def make_images(config: Config, dataset: AnyDataset, mesh: Mesh, *, shapes_only: bool = False) -> Images:
-    """Make the images of a run: on the devices of the mesh, or streamed to them, as the data set is.
+    """Make the images of a run: on the devices of the mesh, or streamed to them if the data set is streamed.
 
     Args:
-      shapes_only: put nothing on a device; programs can be lowered for it.
+      shapes_only: put nothing on a device; enough to lower programs.
     """
     if isinstance(dataset, Dataset):
         return ResidentImages(config, dataset, mesh, shapes_only=shapes_only)

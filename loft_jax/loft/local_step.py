@@ -9,7 +9,7 @@ import optax
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
 from loft_jax.devices import DATA
-from loft_jax.loft.optimizer import Schedule, learning_rate_schedule, make_sgd, sgd_step
+from loft_jax.loft.optimizer import LearningRate, learning_rate_schedule, make_sgd, sgd_step
 from loft_jax.loft.state import State
 from loft_jax.models import Network
 
@@ -20,15 +20,15 @@ class LocalStep:
 
     Attributes:
       model: the module of the sub-CNN, its norms averaging over the mesh axis "data" where that has several devices.
-      sgd, learning_rate: of `loft_jax.loft.optimizer`.
+      sgd, learning_rate: as made in `loft_jax.loft.optimizer`.
       label_smoothing: probability mass spread over all classes.
-      preparation: of the images.
+      preparation: how the images are prepared.
       data_shards: devices that share a batch.
     """
 
     model: Network
     sgd: optax.GradientTransformation
-    learning_rate: Schedule
+    learning_rate: LearningRate
     label_smoothing: float
     preparation: Preparation
     data_shards: int
@@ -36,21 +36,22 @@ class LocalStep:
     def __call__(
         self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array, step: jax.Array
     ) -> tuple[State, jax.Array]:
-        """Prepare this shard's part of a batch, and update; inside shard_map.
+        """Inside shard_map: prepare this shard's part of a batch, and update.
 
         Args:
-          state: of the sub-CNN, with momentum.
+          state: state of the sub-CNN, with momentum.
           images, labels: the part, uint8 [part, height, width, channels] and int32 [part].
-          key: of the batch's augmentation.
-          step: global local step, int32 scalar.
+          key: key of the batch's augmentation.
+          step: number of the local step in the run, int32 scalar.
 
         Returns:
           The new state, and the loss on the whole batch (float32 scalar).
         """
         shard = jax.lax.axis_index(DATA) if self.data_shards > 1 else 0
         batch = self.preparation.for_training(images, key, shard=shard, shards=self.data_shards)
-        # Barriers before and after: fused with its surroundings, the update would round differently from the same
-        # update on its own. Two before, because the results of one vary over every axis that any operand varies over.
+        # Barriers before and after: if XLA fused the update with the code around it, the update would round differently
+        # from the same update on its own. Two before, because the results of a barrier vary over every axis that one of
+        # its operands varies over.
         state = jax.lax.optimization_barrier(state)
         batch, targets = jax.lax.optimization_barrier((batch, labels))
 
@@ -58,8 +59,8 @@ class LocalStep:
             logits, updated = self.model.apply(
                 {"params": params, "batch_stats": state.batch_stats}, batch, train=True, mutable=["batch_stats"]
             )
-            # The mean is differentiated, not the gradients averaged: those with respect to variables that are equal on
-            # all data shards arrive summed over them.
+            # Differentiate the mean; averaging the gradients would be wrong: those with respect to variables that are
+            # equal on all data shards are already summed over the shards.
             return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated["batch_stats"]
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)

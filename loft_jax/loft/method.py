@@ -1,4 +1,4 @@
-"""What a method of pretraining must offer to be trained, evaluated, counted and compiled like any other."""
+"""Protocol of a method of pretraining: what it must offer to be trained, evaluated, counted and compiled."""
 
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ class Method(Protocol):
     """How a run pretrains: LoFT's round (`loft_jax.loft.round`), and the pipeline (`loft_jax.gpipe.pipeline`).
 
     A round is `train_locally`, then `finish`. The state between rounds is the method's own type, a pytree with "round"
-    as an attribute; `place` and `full` translate.
+    as an attribute; `place` and `full` convert between it and the full state.
 
     Attributes:
       groups: the model's filter groups, `partitioned` where the run splits them.
@@ -30,37 +30,37 @@ class Method(Protocol):
     def holds_full(self) -> bool: ...
 
     def place(self, full: State) -> Any:
-        """Take the full state, on every device of the mesh, to the state between rounds."""
+        """Convert the full state, on every device of the mesh, to the state between rounds."""
         ...
 
     def full(self, state: Any) -> State:
-        """Take the state between rounds to the full state, on every device of the mesh."""
+        """Convert the state between rounds to the full state, on every device of the mesh."""
         ...
 
     def train_locally(self, state: Any) -> tuple[Any, Any]:
-        """Run the local steps of one round. Returns who owns what, and what the devices have trained."""
+        """Run the local steps of one round. Returns the masks of who owns what, and what the devices have trained."""
         ...
 
     def finish(self, state: Any, masks: Any, workers: Any) -> tuple[Any, jax.Array]:
-        """End the round with what `train_locally` returned: the next state, and the mean loss of all local steps."""
+        """End the round with what `train_locally` returned. Returns the next state, and the mean loss of all steps."""
         ...
 
     def programs(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs of one round, for a full state or its shapes; nothing is compiled or run."""
+        """Return the programs of one round by name, for a full state or its shapes; nothing is compiled or run."""
         ...
 
     def resident(self, full: State) -> dict[str, int]:
-        """Count the bytes beside images that stay on a program's device while it runs: name of the program -> bytes."""
+        """Count the bytes, without images, that stay on a program's device while it runs: program name -> bytes."""
         ...
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs with collectives that `full` runs between rounds, one run each; {} where there are none."""
+        """Return the programs with collectives that `full` runs between rounds, once each, by name; {} without any."""
         ...
 
     def describe(self, full: State) -> dict[str, str]:
-        """Say what it does in the first lines of a run: label -> text."""
+        """Return what the first lines of a run say about the method: label -> text."""
         ...
 
     def figures(self, full: State) -> dict[str, Any]:
-        """Give what it adds to the summary of a run."""
+        """Return what the method adds to the summary of a run."""
         ...

@@ -1,4 +1,4 @@
-"""Local SGD's update rule and its learning-rate schedule over the global local step."""
+"""Local SGD's update rule, and its learning rate over the local steps of the whole run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from loft_jax.config import Config, Optimizer
 
 _DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
 
-# Local step of the run -> learning rate. Optax's own type of it has complex numbers too.
-Schedule = Callable[[Any], Any]
+# Local step of the run -> learning rate. Optax's own type for this also allows complex numbers.
+LearningRate = Callable[[Any], Any]
 
 
-def learning_rate_schedule(config: Config) -> Schedule:
-    """Local step of the run (int) -> learning rate; it never restarts at a round."""
+def learning_rate_schedule(config: Config) -> LearningRate:
+    """Make the function from a local step of the run (int) to the learning rate; it never restarts at a round."""
     settings, warmup = config.optimizer, config.optimizer.warmup_steps
-    # At least one, though a run that ends in its warm-up never gets there.
+    # At least one, although a run that ends in its warm-up never gets to these steps.
     peak, steps = settings.learning_rate, max(1, config.total_steps - warmup)
     match settings.schedule:
         case "cosine":
@@ -29,13 +29,16 @@ def learning_rate_schedule(config: Config) -> Schedule:
             schedule = optax.constant_schedule(peak)
     if not warmup:
         return schedule
-    # From peak/warmup, not 0: a first step of length 0 would be wasted.
+    # Start at peak/warmup, not at 0: a first step with learning rate 0 would change nothing.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, schedule], [warmup])
 
 
 def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
-    """Gradients -> momentum trace of (gradient + weight decay on kernels); the learning rate is the caller's."""
+    """Make SGD's map from gradients to the momentum trace of (gradient + weight decay on kernels).
+
+    The caller multiplies by the learning rate.
+    """
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay, mask=_kernels),
         optax.trace(decay=settings.momentum),
@@ -45,7 +48,7 @@ def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
 def sgd_step(
     sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.typing.ArrayLike
 ) -> tuple[Any, Any]:
-    """One update; returns (params, momentum). The momentum trace, a tree like params, is all the state there is."""
+    """Make one update; returns (params, momentum). The momentum trace, a tree like params, is the only state."""
     state = optax.tree_utils.tree_set(sgd.init(params), trace=momentum)
     direction, state = sgd.update(gradients, state, params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)

@@ -1,4 +1,4 @@
-"""A program of a round, before it is compiled: how often it runs, and what it sends as the declaration says."""
+"""A program of a round before it is compiled: how often it runs, and what it sends according to the declaration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ class RoundProgram:
 
     Attributes:
       lower: lowers the program; runs nothing.
-      runs: in one round, on each device that runs it.
-      traffic: what its collectives move in one run, as the model's declaration says.
-      sent: bytes that its device sends to one other device in one run, beside collectives.
-      stage: of the pipeline that it belongs to, counted from 0; None for a program of every device.
-      ticks: its time with the ticks in which the pipeline fills and drains, over its own time.
+      runs: runs in one round, on each device that runs it.
+      traffic: what its collectives move in one run, according to the model's declaration.
+      sent: bytes that its device sends to one other device in one run, outside collectives.
+      stage: pipeline stage that runs it, counted from 0; None for a program of every device.
+      ticks: its time including the ticks in which the pipeline fills and drains, divided by its own time.
       grows: whether it takes more memory for a larger batch.
-      begin, steps: for a program that loops over steps: what lowers its part before the first step, and their number.
-        Compilers count a loop's body once.
+      begin, steps: of a program that loops over steps: lowers its part before the first step; number of the steps.
+        Compilers count a loop's body only once.
     """
 
     lower: Callable[[], jax.stages.Lowered]

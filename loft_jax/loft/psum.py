@@ -1,4 +1,4 @@
-"""`loft.sync: psum`: owned slices are summed into the full CNN, which every device holds between rounds."""
+"""`loft.sync: psum`: owned slices are summed to the full CNN, which every device holds between rounds."""
 
 import math
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ Tree = dict[str, Any]
 
 
 class Psum:
-    """Owned slices are deposited in zeros and summed over the workers; shared variables are averaged.
+    """Writes owned slices into zeros and sums them over the workers; averages shared variables.
 
-    At rest the state is the full one, on every device. The partition is drawn anew in every round.
+    The state at rest is the full state, on every device. Every round draws a new partition.
 
     Attributes:
       state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
@@ -50,31 +50,31 @@ class Psum:
         self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, PER_WORKER))
 
     def place(self, full: State) -> State:
-        """The full state, on every device of the mesh -> the state at rest."""
+        """Return the full state, on every device of the mesh: it is the state at rest."""
         return full
 
     def full(self, state: State) -> State:
-        """The state at rest -> the full state, on every device of the mesh."""
+        """Return the state at rest: it is the full state, on every device of the mesh."""
         return state
 
     def partition(self, state: State) -> Masks:
-        """Masks of the coming round: group name -> bool [S, n], row s what worker s owns."""
+        """Draw the masks of the next round: group name -> bool [S, n]; row s is what worker s owns."""
         return self._draw(state.round)
 
-    def compact(self, state: State, masks: Masks, slot: jax.Array) -> State:
-        """Inside shard_map: the compact state of a device's worker, from the state at rest."""
-        compact = extract(vary(state.collections, WORKER), self._groups, self._owned(masks, slot))
+    def compact(self, state: State, masks: Masks, turn: jax.Array) -> State:
+        """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
+        compact = extract(vary(state.collections, WORKER), self._groups, self._owned_indices(masks, turn))
         return State.of_collections(compact)
 
     def combine(self, state: State, masks: Masks, compacts: Sequence[State]) -> State:
-        """Inside shard_map: the next state at rest, from the compact states of a device's workers."""
+        """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
         full = state.collections
         zeros = jax.tree.map(jnp.zeros_like, full)
         deposits = [
-            merge(zeros, self._groups, self._owned(masks, slot), compact.collections)
-            for slot, compact in enumerate(compacts)
+            merge(zeros, self._groups, self._owned_indices(masks, turn), compact.collections)
+            for turn, compact in enumerate(compacts)
         ]
-        total = flatten_paths(summed(deposits))
+        total = flatten_paths(sum_over_workers(deposits))
         before = flatten_paths(full)
         axes = filter_axes_present(total, [g for g in self._groups if g.partitioned])
         covered: dict[Any, jax.Array] = {}
@@ -82,15 +82,15 @@ class Psum:
             if path not in axes:
                 total[path] = leaf / self._workers
             elif len(axes[path]) > 1:
-                # Once for a kernel and its momentum.
+                # Computed once for a kernel and its momentum.
                 which = (*axes[path], leaf.ndim)
                 if which not in covered:
-                    covered[which] = self._covered(masks, axes[path], leaf.ndim)
+                    covered[which] = self._find_covered(masks, axes[path], leaf.ndim)
                 total[path] = jnp.where(covered[which], leaf, before[path])
         return State.of_collections(unflatten_paths(total), round=state.round + 1)
 
     def traffic(self, full: State) -> Traffic:
-        """Count the ring that sums everything, and in int32 which pairs of filters of two split groups are held."""
+        """Count the ring that sums everything, and how many workers hold an entry of two split groups (int32)."""
         if self._devices == 1:
             return NO_TRAFFIC
         sizes = variable_sizes(full)
@@ -102,18 +102,18 @@ class Psum:
         return Traffic({"all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + counted) + loss}, self._devices)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Nothing is to be assembled: every device holds the full state."""
+        """Return no programs: every device holds the full state."""
         return {}
 
     def _draw_masks(self, round_number: jax.Array) -> Masks:
         return draw_partition(key_for(self._seed, Purpose.PARTITION, round_number), self._split, self._workers)
 
-    def _owned(self, masks: Masks, slot: Any) -> dict[str, jax.Array]:
-        return owned_indices(masks, self._shares, slot)
+    def _owned_indices(self, masks: Masks, turn: Any) -> dict[str, jax.Array]:
+        return owned_indices(masks, self._shares, turn)
 
     @staticmethod
-    def _covered(masks: Masks, pairs: list[tuple[int, str]], ndim: int) -> jax.Array:
-        """Which entries of a variable of two split groups some worker holds; the rest keep their old value."""
+    def _find_covered(masks: Masks, pairs: list[tuple[int, str]], ndim: int) -> jax.Array:
+        """Find the entries of a variable of two split groups that a worker holds; the others keep their old value."""
         held = jnp.array(True)
         for axis, name in pairs:
             mask = masks[name]
@@ -121,6 +121,6 @@ class Psum:
         return jax.lax.psum(held.sum(axis=0), WORKER) > 0
 
 
-def summed(trees: Sequence[Tree]) -> Tree:
-    """Inside shard_map: the sum over all workers, given those of this device."""
-    return jax.lax.psum(jax.tree.map(lambda *slots: sum(slots[1:], slots[0]), *trees), WORKER)
+def sum_over_workers(trees: Sequence[Tree]) -> Tree:
+    """Inside shard_map: sum over all workers, given the trees of this device's workers."""
+    return jax.lax.psum(jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees), WORKER)

@@ -17,7 +17,7 @@ from loft_jax.loft.orders import norm_order, split_test, training_order
 
 
 class ResidentImages:
-    """All training images on every device of a mesh, and of the test images on each device its part.
+    """All training images on every device of a mesh, and on each device its part of the test images.
 
     Args:
       shapes_only: keep the shapes of the arrays instead.
@@ -32,39 +32,39 @@ class ResidentImages:
         )
 
     @cached_property
-    def training(self) -> "_Picked":
-        """Batches in an order of each worker's own, new in every epoch."""
+    def training(self) -> "_OrderedBatches":
+        """Batches for local steps: each worker has an order of its own, new in every epoch."""
         config, examples, shards = self._config, self._dataset.examples, self._mesh.shape[DATA]
-        return _Picked(
+        return _OrderedBatches(
             self._arrays, lambda worker, round_number: training_order(config, examples, worker, round_number), shards
         )
 
     @cached_property
-    def norms(self) -> "_Picked":
-        """Batches of `norm_order`."""
+    def norms(self) -> "_OrderedBatches":
+        """Batches in the order of `norm_order`."""
         config, examples = self._config, self._dataset.examples
-        return _Picked(self._arrays, lambda: norm_order(config, examples))
+        return _OrderedBatches(self._arrays, lambda: norm_order(config, examples))
 
     @cached_property
-    def test(self) -> "_Sliced":
-        """Slices of each device's part."""
+    def test(self) -> "_SlicedBatches":
+        """Batches of the test images: slices of each device's part."""
         dataset, sharding = self._dataset, NamedSharding(self._mesh, PER_DEVICE)
         _, batch, padding = split_test(self._config, dataset.test_examples, self._mesh)
         if self._shapes_only:
             count = dataset.test_examples + padding
             shapes = ((count, *dataset.image_shape), np.uint8), ((count,), np.int32)
-            return _Sliced(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
+            return _SlicedBatches(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
         images = np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0)))
         labels = np.pad(dataset.test_labels, (0, padding), constant_values=-1)
-        return _Sliced((distribute(images, sharding), distribute(labels, sharding)), batch)
+        return _SlicedBatches((distribute(images, sharding), distribute(labels, sharding)), batch)
 
     def close(self) -> None:
-        """Do nothing: nothing reads ahead."""
+        """Do nothing: there are no readers."""
 
 
 @dataclass(frozen=True)
-class _Resident:
-    """Batches out of arrays that the whole loop is given: images and labels."""
+class _ResidentBatches:
+    """Batches from arrays of images and labels, which are arguments of the whole loop."""
 
     arguments: tuple[Any, ...]
 
@@ -75,11 +75,11 @@ class _Resident:
 
 
 @dataclass(frozen=True)
-class _Picked(_Resident):
-    """Batches of listed examples; with several data shards each device picks its part.
+class _OrderedBatches(_ResidentBatches):
+    """Batches of examples in a given order; with several data shards each device picks its part.
 
     Attributes:
-      order: place of the loop -> int32 [steps, batch].
+      order: makes the examples of a loop, int32 [steps, batch], from the arguments of `begin`.
     """
 
     order: Callable[..., jax.Array]
@@ -100,16 +100,16 @@ class _Picked(_Resident):
 
 
 @dataclass(frozen=True)
-class _Sliced(_Resident):
+class _SlicedBatches(_ResidentBatches):
     """Batches that follow each other in a device's part of the arrays."""
 
     batch: int
 
     argument_specs = (PER_DEVICE, PER_DEVICE)
 
-    def begin(self, *place: jax.Array) -> dict:
+    def begin(self, *place: jax.Array) -> dict[str, Any]:
         return {}
 
-    def pick(self, begun: dict, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pick(self, begun: dict[str, Any], step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
         images, labels = (jax.lax.dynamic_slice_in_dim(a, step * self.batch, self.batch) for a in given)
         return images, labels

@@ -1,7 +1,7 @@
 """A round of LoFT on a mesh: partition, extract, local steps, sync (paper, steps 1 to 3).
 
-What a device holds between rounds, and how owned slices come together, is `loft.sync`'s (psum.py, exchange.py). A
-device trains one worker's compact sub-CNN at a time.
+`loft.sync` decides what a device holds between rounds, and how owned slices come together (psum.py, exchange.py). A
+device trains its workers in turns: one compact sub-CNN after another.
 """
 
 from functools import cached_property
@@ -51,7 +51,7 @@ class Round:
       step: a local step of the sub-CNN.
       sync: how owned slices come together, and what the state between rounds is.
       holds_full: whether every device holds the full state between rounds.
-      slots: workers a device trains, one after another.
+      turns: number of workers that a device trains, one after another.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Round:
         self.groups = split_groups(model, config)
         self.sync: Sync = (Exchange if exchanges(config, self.groups) else Psum)(config, self.groups, mesh)
         self.holds_full = self.sync.holds_full
-        self.slots = config.loft.workers // mesh.shape[WORKER]
+        self.turns = config.loft.workers // mesh.shape[WORKER]
         data = mesh.shape[DATA]
         worker_model = sub_cnn(model, self.groups, config).with_norms(axis=DATA if data > 1 else None)
         self.step = make_local_step(config, worker_model, dataset, data_shards=data)
@@ -93,68 +93,76 @@ class Round:
         )
 
     @cached_property
-    def _slot_numbers(self) -> list[jax.Array]:
-        return [replicate(np.int32(slot), self._mesh) for slot in range(self.slots)]
+    def _turn_numbers(self) -> list[jax.Array]:
+        return [replicate(np.int32(turn), self._mesh) for turn in range(self.turns)]
 
     def place(self, full: State) -> Any:
-        """The full state, on every device of the mesh -> the state between rounds."""
+        """Convert the full state, on every device of the mesh, to the state between rounds."""
         return self.sync.place(full)
 
     def full(self, state: Any) -> State:
-        """The state between rounds -> the full state, on every device of the mesh."""
+        """Convert the state between rounds to the full state, on every device of the mesh."""
         return self.sync.full(state)
 
     def train_locally(self, state: Any, masks: Masks | None = None) -> tuple[Masks, list[Carry]]:
-        """Steps 1 and 2: the partition's masks (group name -> bool [S, n]; the round's own if None), and for each slot
-        of a device the compact states of its workers after their local steps, leaves [D, ...]."""
+        """Do steps 1 and 2: partition, extract and train.
+
+        Args:
+          state: the state between rounds.
+          masks: the partition, group name -> bool [S, n]; None for the partition that the sync gives for this round.
+
+        Returns:
+          The masks; and for each turn the compact states of the workers after their local steps, leaves [D, ...].
+        """
         masks = self.sync.partition(state) if masks is None else masks
-        given = self._batches.arguments
+        arguments = self._batches.arguments
         with self._batches.feed(state.round) as feed:
-            return masks, [self._train(state, masks, slot, *given, feed=feed) for slot in self._slot_numbers]
+            return masks, [self._train(state, masks, turn, *arguments, feed=feed) for turn in self._turn_numbers]
 
     def partition_and_extract(self, state: Any) -> tuple[Masks, list[Carry]]:
-        """Step 1 alone: what `train_locally` gives, before any local step."""
-        masks, given = self.sync.partition(state), self._batches.arguments
-        return masks, [self._train.begin(state, masks, slot, *given) for slot in self._slot_numbers]
+        """Do step 1 alone: return what `train_locally` returns, but before any local step."""
+        masks, arguments = self.sync.partition(state), self._batches.arguments
+        return masks, [self._train.begin(state, masks, turn, *arguments) for turn in self._turn_numbers]
 
     def finish(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
-        """Step 3: the next state, and the mean loss of all local steps. `state` is donated."""
+        """Do step 3, the sync. Returns the next state, and the mean loss of all local steps. `state` is donated."""
         wait_for_collective(workers, self._mesh)
         return wait_for_collective(self._finish(state, masks, workers), self._mesh)
 
     def programs(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs of a round; each slot trains one worker after another."""
+        """Return the programs of a round by name; those of local steps run once for each turn."""
         steps = self._config.loft.local_steps
         step = step_traffic(parameter_count(self.step.model, self._image_shape), self._mesh.shape[DATA])
-        lowered = self._lowering(full)
-        finish = RoundProgram(lowered.finish, 1, self.sync.traffic(full), grows=False)
+        lowering = self._make_lowering(full)
+        finish = RoundProgram(lowering.finish, 1, self.sync.traffic(full), grows=False)
         if self._train.fused:
-            loop = RoundProgram(lowered.loop, self.slots, step.times(steps), begin=lowered.begin, steps=steps)
+            loop = RoundProgram(lowering.loop, self.turns, step.times(steps), begin=lowering.begin, steps=steps)
             return {"loop": loop, "sync": finish}
         return {
-            "begin": RoundProgram(lowered.begin, self.slots, grows=False),
-            "step": RoundProgram(lowered.step, self.slots * steps, step),
+            "begin": RoundProgram(lowering.begin, self.turns, grows=False),
+            "step": RoundProgram(lowering.step, self.turns * steps, step),
             "sync": finish,
         }
 
     def resident(self, full: State) -> dict[str, int]:
-        """Count the state between rounds, masks, and the states of the workers that wait for the sync."""
-        lowered = self._lowering(full)
-        at_rest = bytes_on_device(lowered.at_rest)
-        worker = bytes_on_device(lowered.carry)
-        # What makes a worker's state runs beside the workers of the other slots; other programs run beside all.
-        waiting = {"begin": self.slots - 1, "loop": self.slots - 1, "step": self.slots, "sync": self.slots}
+        """Count the bytes of the state between rounds, the masks, and the workers' states that wait for the sync."""
+        lowering = self._make_lowering(full)
+        at_rest = bytes_on_device(lowering.at_rest)
+        worker = bytes_on_device(lowering.carry)
+        # While "begin" or "loop" makes one worker's state, those of the other turns may wait; the other programs run
+        # while the states of all turns are there.
+        waiting = {"begin": self.turns - 1, "loop": self.turns - 1, "step": self.turns, "sync": self.turns}
         return {name: at_rest + number * worker for name, number in waiting.items()}
 
-    def _lowering(self, full: State) -> "_Lowering":
-        return _Lowering(full, self.sync, self._train, self._finish, self._batches, self._mesh, self.slots)
+    def _make_lowering(self, full: State) -> "_Lowering":
+        return _Lowering(full, self.sync, self._train, self._finish, self._batches, self._mesh, self.turns)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs that `full` runs."""
+        """Return the programs that `full` runs, by name."""
         return self.sync.assembly(full)
 
     def describe(self, full: State) -> dict[str, str]:
-        """Say how the mesh is used, and what a sync and a step move."""
+        """Return how the mesh is used, and what a sync and a step move: label -> text."""
         rows, workers, data = self._mesh.shape[WORKER], self._config.loft.workers, self._mesh.shape[DATA]
         traffic = self.sync.traffic(full)
         exchanged = traffic.payloads.get("all-to-all", 0)
@@ -172,15 +180,15 @@ class Round:
         return lines
 
     def figures(self, full: State) -> dict[str, Any]:
-        """Give what each device hands in at a sync, in bytes."""
+        """Return the bytes that each device contributes to a sync."""
         return {"sync_payload_bytes": sum(self.sync.traffic(full).payloads.values())}
 
-    def _begin(self, state: Any, masks: Masks, slot: jax.Array, *_: jax.Array) -> Carry:
+    def _begin(self, state: Any, masks: Masks, turn: jax.Array, *_: jax.Array) -> Carry:
         config, round_number = self._config, vary(state.round, WORKER)
-        compact = self.sync.compact(state, masks, slot)
+        compact = self.sync.compact(state, masks, turn)
         if config.loft.momentum == "reset":
             compact = compact.with_zero_momentum()
-        worker = jax.lax.axis_index(WORKER) * self.slots + slot
+        worker = jax.lax.axis_index(WORKER) * self.turns + turn
         return {
             "compact": compact,
             "worker": worker,
@@ -189,7 +197,7 @@ class Round:
             "images": self._batches.begin(worker, round_number),
         }
 
-    def _local_step(self, carry: Carry, state: Any, masks: Masks, slot: jax.Array, *given: jax.Array) -> Carry:
+    def _local_step(self, carry: Carry, state: Any, masks: Masks, turn: jax.Array, *given: jax.Array) -> Carry:
         step = carry["step"]
         key = key_for(self._config.seed, Purpose.AUGMENTATION, carry["worker"], step)
         images, labels = self._batches.pick(carry["images"], step % self._config.loft.local_steps, *given)
@@ -209,21 +217,21 @@ class _Lowering:
     """Lowers the programs of a round for the shapes of a full state, sharded as a run's arrays are."""
 
     def __init__(
-        self, full: State, sync: Sync, train: DeviceLoop, finish: Any, batches: Batches, mesh: Mesh, slots: int
+        self, full: State, sync: Sync, train: DeviceLoop, finish: Any, batches: Batches, mesh: Mesh, turns: int
     ):
         self._full, self._sync, self._train, self._finish = full, sync, train, finish
-        self._batches, self._mesh, self._slots = batches, mesh, slots
+        self._batches, self._mesh, self._turns = batches, mesh, turns
 
     @cached_property
     def at_rest(self) -> tuple[Any, Any]:
-        """Shapes of the state between rounds, and of masks."""
+        """Return the shapes of the state between rounds, and of the masks."""
         state = shapes_with_specs(self._sync.state_spec, jax.eval_shape(self._sync.place, self._full), self._mesh)
         masks = shapes_with_specs(self._sync.masks_spec, jax.eval_shape(self._sync.partition, state), self._mesh)
         return state, masks
 
     @cached_property
     def carry(self) -> Any:
-        """Shapes of what local steps carry on."""
+        """Return the shapes of what one local step passes to the next."""
         return shapes_with_specs(PER_WORKER, jax.eval_shape(self._train.begin, *self._arguments), self._mesh)
 
     @property
@@ -240,4 +248,4 @@ class _Lowering:
         return self._train.loop.lower(*self._arguments)
 
     def finish(self) -> jax.stages.Lowered:
-        return self._finish.lower(*self.at_rest, [self.carry] * self._slots)
+        return self._finish.lower(*self.at_rest, [self.carry] * self._turns)

@@ -1,4 +1,4 @@
-"""The state of training, in one type; what a checkpoint holds, and what rounds start from."""
+"""The state of training in one type: what a checkpoint holds, and what a run starts from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ class State:
 
     Attributes:
       batch_stats: running norm statistics of training.
-      momentum: a tree like `params`; None where every round starts it at zero.
-      owners: group name -> bool [S, n], the partition of the next round, where it follows from the last one; else None.
+      momentum: a tree like `params`; None if every round starts with zero momentum.
+      owners: group name -> bool [S, n], the partition of the next round if it depends on the last one; otherwise None.
       params: the network's parameters, float32.
       round: completed rounds, int32 scalar; None in the state of a worker or a stage.
     """
@@ -42,27 +42,27 @@ class State:
 
     @property
     def collections(self) -> Tree:
-        """What local steps change, collection first, as filter groups name it: `variables`, and "momentum" if any."""
+        """What local steps change, with the paths of filter groups: `variables`, and "momentum" if there is one."""
         return self.variables | ({} if self.momentum is None else {"momentum": self.momentum})
 
     @classmethod
     def of_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
-        """The state that has these `collections`, and `owners` and `round` as given."""
+        """Make the state that has these `collections`, and `owners` and `round` as given."""
         return cls(**collections, **others)
 
     def with_zero_momentum(self) -> Self:
-        """The same state with its momentum at zero."""
+        """Return the same state with zero momentum."""
         return replace(self, momentum=jax.tree.map(jnp.zeros_like, self.params))
 
     def without_momentum(self) -> Self:
-        """The same state with no momentum, as it is between rounds where `loft.momentum` is reset."""
+        """Return the same state without momentum, as it is between rounds under `loft.momentum: reset`."""
         return replace(self, momentum=None)
 
     def checkpoint(self, variables: Mapping[str, Any]) -> Tree:
-        """What is saved to resume from: {"variables", "training", "round"}, nested dicts.
+        """Return what a run saves to resume from: {"variables", "training", "round"}, nested dicts.
 
         Args:
-          variables: `variables` of this state with norm statistics re-estimated, ready to evaluate.
+          variables: `variables` of this state with re-estimated norm statistics, ready to evaluate.
         """
         training = {"batch_stats": self.batch_stats, "momentum": self.momentum, "owners": self.owners}
         training = {name: value for name, value in training.items() if value is not None}
@@ -70,19 +70,19 @@ class State:
 
     @classmethod
     def of_checkpoint(cls, saved: Mapping[str, Any]) -> Self:
-        """The state that `checkpoint` has saved."""
+        """Make the state from what `checkpoint` returned."""
         return cls(params=saved["variables"]["params"], round=saved["round"], **saved["training"])
 
 
 def initial_state(model: Network, config: Config, image_shape: tuple[int, ...]) -> State:
-    """Initialise a run's state before its first round: a function of the seed alone."""
+    """Initialise the state of a run before its first round; its random numbers depend on the seed alone."""
     key = key_for(config.seed, Purpose.INITIALISATION)
     variables = model.init(key, jnp.zeros((1, *image_shape)))
     return starting_state(variables, config, split_groups(model, config))
 
 
 def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequence[FilterGroup]) -> State:
-    """Make the state of a run that starts from these variables: round 0, and momentum zero where it is carried."""
+    """Make the state of a run that starts from these variables: round 0, and zero momentum if it is carried."""
     owners = None
     if exchanges(config, groups):
         owners = draw_partition(key_for(config.seed, Purpose.PARTITION, 0), groups, config.loft.workers)

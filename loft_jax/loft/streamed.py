@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
-from loft_jax.data import FixedPlan, Stream, StreamedDataset, TrainingPlan, chunk_size
+from loft_jax.data import FixedSchedule, Stream, StreamedDataset, TrainingSchedule, chunk_size
 from loft_jax.devices import DATA, PER_DEVICE, PER_WORKER, WORKER
 from loft_jax.loft.orders import norm_order, split_test
 from loft_jax.randomness import Purpose
 
-# Batches that readers have ready in host memory.
+# Batches that readers keep ready in host memory.
 BATCHES_AHEAD = 2
 
 Batch = tuple[jax.Array, ...]
@@ -30,12 +30,12 @@ class StreamedImages:
 
     @cached_property
     def training(self) -> "StreamedTraining":
-        """Batches in an order of each worker's own, from readers that go ahead."""
+        """Batches for local steps, from readers that work ahead: each worker has an order of its own."""
         return StreamedTraining(self._config, self._dataset, self._mesh)
 
     @cached_property
     def norms(self) -> "ListedBatches":
-        """Batches of `norm_order`, cropped as in training."""
+        """Batches in the order of `norm_order`, cropped as in training."""
         config, mesh, dataset = self._config, self._mesh, self._dataset
         batches, size = config.train.norm_batches, config.data.batch_size
         steps = math.ceil(batches / mesh.size)
@@ -48,7 +48,7 @@ class StreamedImages:
 
     @cached_property
     def test(self) -> "ListedBatches":
-        """The test images one after another."""
+        """Batches of the test images, one after another."""
         examples = self._dataset.test_examples
         steps, batch, padding = split_test(self._config, examples, self._mesh)
         numbers = np.pad(np.arange(examples), (0, padding), constant_values=-1)
@@ -56,36 +56,36 @@ class StreamedImages:
         return ListedBatches(self._dataset, self._mesh, "test", np.arange(examples), positions)
 
     def close(self) -> None:
-        """End the readers of training batches; others end with their loop."""
+        """Stop the readers of training batches; other readers stop when their loop ends."""
         self.training.close()
 
 
-class _Streamed:
-    """Batches of which each step is given its own."""
+class _StreamedBatches:
+    """Batches that are arguments of single steps."""
 
     arguments = argument_specs = ()
 
-    def begin(self, *place: jax.Array) -> dict:
+    def begin(self, *place: jax.Array) -> dict[str, Any]:
         return {}
 
-    def pick(self, begun: dict, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pick(self, begun: dict[str, Any], step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
         images, labels = given
         return images, labels
 
 
-class StreamedTraining(_Streamed):
+class StreamedTraining(_StreamedBatches):
     """Training batches of a streamed data set.
 
-    Readers start with the first round that is asked for, and go on from round to round.
+    Readers start at the first round that is asked for, and continue from round to round.
     """
 
     def __init__(self, config: Config, dataset: StreamedDataset, mesh: Mesh):
         self._config, self._dataset, self._mesh = config, dataset, mesh
         self._part = config.data.batch_size // mesh.shape[DATA]
         self.feed_shapes = batch_shapes(mesh, self._part, dataset.image_shape)
-        # Alone, a worker's device must not seem to differ from others of that worker.
+        # With one device for each worker, nothing may seem to differ along the data axis.
         self.feed_specs = (PER_DEVICE if mesh.shape[DATA] > 1 else PER_WORKER,) * 2
-        self._plan = TrainingPlan(
+        self._schedule = TrainingSchedule(
             seed=config.seed,
             split=config.data.split,
             workers=config.loft.workers,
@@ -93,7 +93,7 @@ class StreamedTraining(_Streamed):
             rounds=config.train.rounds,
             local_steps=config.loft.local_steps,
             batch_size=config.data.batch_size,
-            slots=config.loft.workers // mesh.shape[WORKER],
+            turns=config.loft.workers // mesh.shape[WORKER],
             data_shards=mesh.shape[DATA],
             devices=own_devices(mesh),
             chunk_size=chunk_size(self._part, dataset.image_shape),
@@ -102,34 +102,34 @@ class StreamedTraining(_Streamed):
         self._next_round = 0
 
     def feed(self, round_number: Any = 0) -> AbstractContextManager[Iterator[Batch]]:
-        """Open the batches of a round, in the order of a device's slots and their steps."""
-        number, plan = int(round_number), self._plan
+        """Open the batches of a round, in the order of a device's turns and their steps."""
+        number, schedule = int(round_number), self._schedule
         if self._stream is None or number != self._next_round:
             self.close()
-            start = number * plan.chunks_per_round
+            start = number * schedule.chunks_per_round
             crop = (self._config.seed, Purpose.AUGMENTATION) if self._config.data.augment else None
-            ahead = BATCHES_AHEAD * plan.chunks_per_round // (plan.slots * plan.local_steps)
-            self._stream = self._dataset.stream("train", plan, crop=crop, start=start, ahead=ahead)
+            ahead = BATCHES_AHEAD * schedule.chunks_per_round // (schedule.turns * schedule.local_steps)
+            self._stream = self._dataset.stream("train", schedule, crop=crop, start=start, ahead=ahead)
         self._next_round = number + 1
-        steps = plan.slots * plan.local_steps
+        steps = schedule.turns * schedule.local_steps
         return nullcontext(place_batches(self._stream, steps, self._mesh, self._part, self._dataset.image_shape))
 
     def close(self) -> None:
-        """End the readers."""
+        """Stop the readers."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
 
-class ListedBatches(_Streamed):
-    """Listed images, the same at every call, streamed to a mesh.
+class ListedBatches(_StreamedBatches):
+    """Images in a given order, the same at every call, streamed to a mesh.
 
     Args:
       split: "train" or "test".
       order: examples, int [n].
       positions: int [steps, devices, part]: what each device of the mesh gets, as places in `order`; -1 for a black
-        image of label -1.
-      crop: (seed, purpose) of random crops; None for the middle.
+        image with label -1.
+      crop: (seed, purpose) of random crops; None to crop the middle.
     """
 
     feed_specs = (PER_DEVICE, PER_DEVICE)
@@ -147,24 +147,24 @@ class ListedBatches(_Streamed):
         self._steps, _, self._part = positions.shape
         self.feed_shapes = batch_shapes(mesh, self._part, dataset.image_shape)
         own = positions[:, list(own_devices(mesh))]
-        self._plan = FixedPlan(order, own, chunk_size(self._part, dataset.image_shape))
+        self._schedule = FixedSchedule(order, own, chunk_size(self._part, dataset.image_shape))
 
     @contextmanager
     def feed(self, round_number: Any = 0) -> Generator[Iterator[Batch]]:
-        """Open the batch of each step; readers live as long as the block."""
-        ahead = BATCHES_AHEAD * len(self._plan) // self._steps
-        with self._dataset.stream(self._split, self._plan, crop=self._crop, ahead=ahead) as stream:
+        """Open the batches of the steps; the readers stop when the `with` block ends."""
+        ahead = BATCHES_AHEAD * len(self._schedule) // self._steps
+        with self._dataset.stream(self._split, self._schedule, crop=self._crop, ahead=ahead) as stream:
             yield place_batches(stream, self._steps, self._mesh, self._part, self._dataset.image_shape)
 
 
 def own_devices(mesh: Mesh) -> tuple[int, ...]:
-    """This process's devices, as places in the mesh's (worker, data) order."""
+    """Return the devices of this process, as places in the mesh's (worker, data) order."""
     own = jax.process_index()
     return tuple(place for place, device in enumerate(mesh.devices.flat) if device.process_index == own)
 
 
 def batch_shapes(mesh: Mesh, part: int, image_shape: Sequence[int]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of a step's images and labels on a mesh, `part` of them on a device."""
+    """Return the shapes of a step's images and labels on a mesh, with `part` of them on each device."""
     sharding, count = NamedSharding(mesh, PER_DEVICE), mesh.size * part
     return (
         jax.ShapeDtypeStruct((count, *image_shape), np.uint8, sharding=sharding),
@@ -173,11 +173,11 @@ def batch_shapes(mesh: Mesh, part: int, image_shape: Sequence[int]) -> tuple[jax
 
 
 def place_batches(stream: Stream, steps: int, mesh: Mesh, part: int, image_shape: Sequence[int]) -> Iterator[Batch]:
-    """Put so many batches of a stream on the mesh, each device's part on that device."""
+    """Put the batches of so many steps on the mesh, each device's part on that device."""
     shapes = batch_shapes(mesh, part, image_shape)
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     for _ in range(steps):
-        # New memory for each: the devices may still read the last batch's.
+        # New memory for each batch: the devices may still read that of the last one.
         parts = [(np.empty((part, *image_shape), np.uint8), np.empty(part, np.int32)) for _ in devices]
         for images, labels in parts:
             done = 0

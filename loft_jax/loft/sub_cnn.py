@@ -1,4 +1,4 @@
-"""The sub-CNN of a worker: which groups a run splits, and the module that trains a share of them."""
+"""The sub-CNN of a worker: the groups that a run splits, and the module that has one worker's share of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +9,10 @@ from loft_jax.models import Network
 
 
 def split_groups(model: Network, config: Config) -> tuple[FilterGroup, ...]:
-    """The model's filter groups, `partitioned` as `loft.partition` says.
+    """Return the model's filter groups, with `partitioned` set as `loft.partition` says.
 
     Raises:
-      ValueError: `loft.workers` does not divide the width of a group that is to be split.
+      ValueError: `loft.workers` does not divide the width of a group that the run splits.
     """
     groups = model.filter_groups()
     if config.loft.partition != "paper":
@@ -29,7 +29,7 @@ def split_groups(model: Network, config: Config) -> tuple[FilterGroup, ...]:
 
 
 def sub_cnn(model: Network, groups: Sequence[FilterGroup], config: Config) -> Network:
-    """The module of one worker: its share of every split group, the residual branch rescaled if `loft.rescale`."""
+    """Make the module of one worker: its share of every split group, and the residual branch scaled if asked for."""
     split, workers = [group for group in groups if group.partitioned], config.loft.workers
     model = model.with_widths({group.name: group.width // workers for group in split})
     if config.loft.rescale:

@@ -1,4 +1,4 @@
-"""What a sync of LoFT must offer: how owned slices come together after local steps, and what is kept between rounds."""
+"""Protocol of a sync: how owned slices come together after local steps, and what devices keep between rounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ Masks = Mapping[str, jax.Array]
 
 
 class Sync(Protocol):
-    """A way to sync: `loft_jax.loft.psum` and `loft_jax.loft.exchange` are the two there are.
+    """A way to sync. There are two: `loft_jax.loft.psum` and `loft_jax.loft.exchange`.
 
     The state between rounds ("at rest") is the sync's own type, a pytree with "round" as an attribute.
 
@@ -31,19 +31,19 @@ class Sync(Protocol):
     def holds_full(self) -> bool: ...
 
     def place(self, full: State) -> Any:
-        """Take the full state, on every device of the mesh, to the state at rest."""
+        """Convert the full state, on every device of the mesh, to the state at rest."""
         ...
 
     def full(self, state: Any) -> State:
-        """Take the state at rest to the full state, on every device of the mesh."""
+        """Convert the state at rest to the full state, on every device of the mesh."""
         ...
 
     def partition(self, state: Any) -> Masks:
-        """Give the masks of the coming round: group name -> bool [S, n], row s is what worker s owns."""
+        """Return the masks of the next round: group name -> bool [S, n]; row s is what worker s owns."""
         ...
 
-    def compact(self, state: Any, masks: Masks, slot: jax.Array) -> State:
-        """Inside shard_map: take the compact state of a device's worker from the state at rest."""
+    def compact(self, state: Any, masks: Masks, turn: jax.Array) -> State:
+        """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         ...
 
     def combine(self, state: Any, masks: Masks, compacts: Sequence[State]) -> Any:
@@ -55,5 +55,5 @@ class Sync(Protocol):
         ...
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs that `full` runs between rounds, one run each; {} where there are none."""
+        """Return the programs that `full` runs between rounds, once each, by name; {} without any."""
         ...

@@ -1,6 +1,7 @@
-"""What collectives move, in bytes, from a model's declaration alone: nothing is run or compiled.
+"""The bytes that collectives move, from a model's declaration alone: nothing is run or compiled.
 
-Each sync counts its own (`psum.py`, `exchange.py`); here is what they count with. Numbers are float32, four bytes each.
+Each sync counts its own collectives (`psum.py`, `exchange.py`) with the functions here. A number is a float32 of four
+bytes.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from loft_jax.loft.state import State
 
 BYTES_OF_FLOAT = 4
 
-# Bytes that a device sends for each byte it hands in, among g devices; all-reduce as a ring.
+# Bytes that a device sends for each byte that it contributes, among g devices; all-reduce as a ring.
 _SENT = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "all-gather": lambda g: g - 1,
@@ -28,10 +29,10 @@ COLLECTIVE_KINDS = frozenset(_SENT)
 
 @dataclass(frozen=True)
 class Traffic:
-    """What this program's collectives move, in bytes.
+    """The bytes that a program's collectives move.
 
     Attributes:
-      payloads: kind of collective -> bytes that each device hands in, as `cost.hlo.payloads` reads them.
+      payloads: kind of collective -> bytes that each device contributes, as `cost.hlo.payloads` reads them.
       devices: number of devices that exchange with each other.
     """
 
@@ -45,11 +46,11 @@ class Traffic:
 
     @property
     def wire(self) -> float:
-        """Bytes that all these devices together send."""
+        """Bytes that these devices send together."""
         return self.devices * self.sent
 
     def times(self, number: int) -> "Traffic":
-        """The traffic of so many of these."""
+        """Return the traffic of this number of repetitions."""
         return Traffic({kind: number * payload for kind, payload in self.payloads.items()}, self.devices)
 
 
@@ -57,21 +58,21 @@ NO_TRAFFIC = Traffic({}, 1)
 
 
 def sent_bytes(kind: str, payload: float, devices: int) -> float:
-    """Bytes that each of so many devices sends when it hands `payload` bytes to a collective; a ring for all-reduce."""
+    """Count the bytes that a device sends when each of the devices contributes `payload`; all-reduce is a ring."""
     return _SENT[kind](devices) * payload
 
 
 def step_traffic(parameters: int, devices: int) -> Traffic:
-    """Count the gradients and the loss of one data-parallel step. The batch's norm statistics are not counted."""
+    """Count the gradients and the loss of one data-parallel step. The norm statistics of the batch are left out."""
     return Traffic({"all-reduce": BYTES_OF_FLOAT * (parameters + 1)} if devices > 1 else {}, devices)
 
 
 def norm_traffic(state: State, devices: int) -> Traffic:
-    """Count the norm statistics that all devices gather, each having estimated a part."""
+    """Count the norm statistics that devices sum, after each has estimated a part."""
     floats = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     return Traffic({"all-reduce": BYTES_OF_FLOAT * floats} if devices > 1 else {}, devices)
 
 
 def variable_sizes(state: State) -> dict[str, int]:
-    """Path -> number of floats of every variable that workers train. `state` may hold arrays or their shapes."""
+    """Return path -> number of floats of every variable that workers train. `state` has arrays or their shapes."""
     return {path: leaf.size for path, leaf in flatten_paths(state.collections).items()}

@@ -130,10 +130,10 @@ def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(device
     run = Run(config(loft__workers=2, mesh__worker=devices), model=TwoLayers())
     before = np.asarray(run.state.params["two"]["kernel"])
     masks, workers = run.round.train_locally(run.state)
-    expected, slots = before.copy(), 2 // devices
+    expected, turns = before.copy(), 2 // devices
     for worker in range(2):
         one, two = (np.flatnonzero(masks[name][worker]) for name in ("one", "two"))
-        kernel = workers[worker % slots]["compact"].params["two"]["kernel"][worker // slots]
+        kernel = workers[worker % turns]["compact"].params["two"]["kernel"][worker // turns]
         expected[..., one[:, None], two[None, :]] = kernel
     state, _ = run.round.finish(run.state, masks, workers)
     after = np.asarray(state.params["two"]["kernel"])

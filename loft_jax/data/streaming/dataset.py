@@ -1,4 +1,4 @@
-"""A data set that stays in its files: its facts, and its images in the order that a plan asks for."""
+"""A data set that stays in its files: its facts, and its images in the order that a schedule asks for."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, compute_statistics, count_levels
-from loft_jax.data.streaming.schedule import FixedPlan, Plan
+from loft_jax.data.streaming.schedule import FixedSchedule, Schedule
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
 from loft_jax.files import cache_array, cache_directory
@@ -71,14 +71,14 @@ class StreamedDataset:
         return default_readers() if self.readers is None else self.readers
 
     def stream(
-        self, split: str, plan: Plan, *, crop: tuple[int, int] | None = None, start: int = 0, ahead: int = 2
+        self, split: str, schedule: Schedule, *, crop: tuple[int, int] | None = None, start: int = 0, ahead: int = 2
     ) -> Stream:
-        """The images of "train" or "test" that a plan lists, from its chunk `start` on, some chunks ahead.
+        """The images of "train" or "test" that a schedule lists, from its chunk `start` on, some chunks ahead.
 
         Args:
           crop: (seed, purpose) of random crops of images of mixed sizes; None for their middle.
         """
-        return Stream(Reading(getattr(self, split), plan, crop), self._readers, start, ahead)
+        return Stream(Reading(getattr(self, split), schedule, crop), self._readers, start, ahead)
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -95,10 +95,11 @@ class StreamedDataset:
         if path.exists():
             return compute_statistics(np.load(path))
         order = np.arange(count) * self.examples // count
-        plan = FixedPlan(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
-        images, labels = np.empty((plan.chunk_size, *self.image_shape), np.uint8), np.empty(plan.chunk_size, np.int32)
-        with self.stream("train", plan) as stream:
-            found = [count_levels(images[: stream.fill(images, labels)]) for _ in range(len(plan))]
+        schedule = FixedSchedule(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
+        images = np.empty((schedule.chunk_size, *self.image_shape), np.uint8)
+        labels = np.empty(schedule.chunk_size, np.int32)
+        with self.stream("train", schedule) as stream:
+            found = [count_levels(images[: stream.fill(images, labels)]) for _ in range(len(schedule))]
         counts = np.sum(found, axis=0)
         cache_array(path, counts)
         return compute_statistics(counts)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from loft_jax.data.streaming.schedule import Plan
+from loft_jax.data.streaming.schedule import Schedule
 from loft_jax.data.streaming.slots import Slots
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.errors import RunStopped
@@ -37,30 +37,30 @@ def default_readers() -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """The images of a plan, as Grain asks for them: chunk by chunk, in any order.
+    """The images of a schedule, as Grain asks for them: chunk by chunk, in any order.
 
     Attributes:
       images: where they are.
-      plan: which, and when.
+      schedule: which of them, and in what order.
       crop: (seed, purpose) of the random crops of images of mixed sizes; None for their middle.
     """
 
     images: StoredImages
-    plan: Plan
+    schedule: Schedule
     crop: tuple[int, int] | None
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.schedule)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        images = np.empty((self.plan.chunk_size, *self.images.image_shape), np.uint8)
-        labels = np.empty(self.plan.chunk_size, np.int32)
+        images = np.empty((self.schedule.chunk_size, *self.images.image_shape), np.uint8)
+        labels = np.empty(self.schedule.chunk_size, np.int32)
         count = self.fill(index, images, labels)
         return images[:count], labels[:count]
 
     def fill(self, number: int, images: np.ndarray, labels: np.ndarray) -> int:
         """Write the n-th chunk to the start of both, and return how many images it has."""
-        chunk, generators = self.plan.chunk(number), None
+        chunk, generators = self.schedule.chunk(number), None
         if self.crop is not None and self.images.mixed:
             # A function of the example's place in its worker's stream alone, whoever reads it.
             generators = [
@@ -114,7 +114,7 @@ class Stream:
             self._iterator = iter(grain.MapDataset.source(reading)[start:].to_iter_dataset(options))
             return
         depth = max(2, math.ceil(ahead / readers) + 1)
-        self._slots = Slots(readers, depth, reading.plan.chunk_size, reading.images.image_shape)
+        self._slots = Slots(readers, depth, reading.schedule.chunk_size, reading.images.image_shape)
         source = grain.MapDataset.source(_SlottedReading(reading, self._slots, readers, start))
         # No threads: they would make chunks out of turn, and wait for slots that their turn must free.
         dataset = source[start:].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))

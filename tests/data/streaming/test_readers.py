@@ -15,7 +15,7 @@ import pytest
 from helpers import TESTS
 from helpers.prepared import load, photographs, prepare
 
-from loft_jax.data.streaming.schedule import FixedPlan, TrainingPlan
+from loft_jax.data.streaming.schedule import FixedSchedule, TrainingSchedule
 from loft_jax.data.streaming.slots import Slots
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.randomness import Purpose
@@ -37,10 +37,10 @@ def opened(directory, **settings):
     return load("tiny_images", directory, image_size=16, **settings)
 
 
-def plan_of(**changes):
+def make_schedule(**changes):
     """Two workers on two devices, 4 rounds of 3 steps of 5 images, in chunks of 2, 2 and 1."""
-    plan = {"seed": 3, "split": "shared", "workers": 2, "examples": 40, "rounds": 4, "local_steps": 3, "batch_size": 5}
-    return TrainingPlan(**{**plan, "slots": 1, "data_shards": 1, "devices": (0, 1), "chunk_size": 2, **changes})
+    data = {"seed": 3, "split": "shared", "workers": 2, "examples": 40, "rounds": 4, "local_steps": 3, "batch_size": 5}
+    return TrainingSchedule(**{**data, "turns": 1, "data_shards": 1, "devices": (0, 1), "chunk_size": 2, **changes})
 
 
 def chunks_of(stream):
@@ -64,12 +64,12 @@ def blocked_signals(pid):
 
 @pytest.mark.compat
 def test_processes_read_what_threads_read_from_any_round_on_and_end_when_they_are_told(directory):
-    plan = plan_of()
-    with opened(directory, readers=0).stream("train", plan, crop=CROP) as stream:
-        expected = list(islice(chunks_of(stream), len(plan)))
+    schedule = make_schedule()
+    with opened(directory, readers=0).stream("train", schedule, crop=CROP) as stream:
+        expected = list(islice(chunks_of(stream), len(schedule)))
     assert [len(labels) for _, labels in expected[:3]] == [2, 2, 1]
-    start = 2 * plan.chunks_per_round
-    with opened(directory, readers=2).stream("train", plan, crop=CROP, start=start) as stream:
+    start = 2 * schedule.chunks_per_round
+    with opened(directory, readers=2).stream("train", schedule, crop=CROP, start=start) as stream:
         chunks = chunks_of(stream)
         read = [next(chunks)]
         time.sleep(0.5)  # Readers that did not wait for room would be rounds ahead by now.
@@ -87,7 +87,7 @@ def test_processes_read_what_threads_read_from_any_round_on_and_end_when_they_ar
 
 
 def test_readers_that_have_ended_by_themselves_can_be_closed(directory):
-    with opened(directory, readers=2).stream("train", plan_of()) as stream:
+    with opened(directory, readers=2).stream("train", make_schedule()) as stream:
         next(chunks_of(stream))
         stream._slots.close()
         while any(child.is_alive() for child in active_children()):
@@ -99,7 +99,7 @@ def test_readers_that_have_ended_by_themselves_can_be_closed(directory):
 
 
 def test_a_reader_that_dies_is_an_error_and_no_hang(directory):
-    with opened(directory, readers=2).stream("train", plan_of(rounds=100), crop=CROP) as stream:
+    with opened(directory, readers=2).stream("train", make_schedule(rounds=100), crop=CROP) as stream:
         chunks = chunks_of(stream)
         next(chunks)
         os.kill(active_children()[0].pid, signal.SIGKILL)
@@ -115,7 +115,7 @@ import numpy as np
 sys.path[:0] = {places!r}
 from test_readers import CROP, chunks_of, opened, plan_of
 if __name__ == "__main__":
-    stream = opened({directory!r}, readers=2).stream("train", plan_of(rounds=100), crop=CROP)
+    stream = opened({directory!r}, readers=2).stream("train", make_schedule(rounds=100), crop=CROP)
     next(chunks_of(stream))
     print(stream._slots.path, *(child.pid for child in active_children()), flush=True)
     time.sleep(600)
@@ -138,11 +138,11 @@ def test_readers_end_with_a_run_that_is_killed(directory, tmp_path):
 
 def test_crops_are_those_of_a_place_in_a_workers_stream_whatever_the_devices(directory):
     data, read = opened(directory, readers=0), []
-    for layout in ({}, {"slots": 2, "devices": (0,)}, {"data_shards": 5, "devices": tuple(range(10)), "chunk_size": 1}):
-        plan, places = plan_of(rounds=1, **layout), {}
-        with data.stream("train", plan, crop=CROP) as stream:
-            for number, (images, labels) in enumerate(islice(chunks_of(stream), len(plan))):
-                chunk = plan.chunk(number)
+    for layout in ({}, {"turns": 2, "devices": (0,)}, {"data_shards": 5, "devices": tuple(range(10)), "chunk_size": 1}):
+        schedule, places = make_schedule(rounds=1, **layout), {}
+        with data.stream("train", schedule, crop=CROP) as stream:
+            for number, (images, labels) in enumerate(islice(chunks_of(stream), len(schedule))):
+                chunk = schedule.chunk(number)
                 for place, image, label in zip(chunk.positions.tolist(), images, labels.tolist(), strict=True):
                     places[chunk.worker, place] = image.tobytes(), label
         read.append(places)
@@ -151,22 +151,23 @@ def test_crops_are_those_of_a_place_in_a_workers_stream_whatever_the_devices(dir
 
 
 def test_crops_differ_by_seed_purpose_and_place_and_without_one_are_the_middle(directory):
-    data, plan = opened(directory, readers=0), FixedPlan(np.zeros(4, int), np.arange(4)[None, None], chunk_size=4)
+    data = opened(directory, readers=0)
+    schedule = FixedSchedule(np.zeros(4, int), np.arange(4)[None, None], chunk_size=4)
     images, labels = np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int32)
     seen = set()
     for crop in ((0, 0), (0, 1), (1, 0)):
-        with data.stream("train", plan, crop=crop) as stream:
+        with data.stream("train", schedule, crop=crop) as stream:
             stream.fill(images, labels)
         seen |= {image.tobytes() for image in images}
     assert len(seen) == 12
-    with data.stream("train", plan) as stream:
+    with data.stream("train", schedule) as stream:
         stream.fill(images, labels)
     assert len({image.tobytes() for image in images}) == 1
 
 
 def first_chunk(data, index):
-    plan = FixedPlan(np.arange(8), np.array([[[index, -1]]]), chunk_size=2)
-    with data.stream("test", plan) as stream:
+    schedule = FixedSchedule(np.arange(8), np.array([[[index, -1]]]), chunk_size=2)
+    with data.stream("test", schedule) as stream:
         return next(chunks_of(stream))
 
 
@@ -237,8 +238,8 @@ def test_statistics_of_mixed_sizes_are_those_of_evenly_spaced_middles_and_are_ca
     monkeypatch.setenv("LOFT_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr("loft_jax.data.streaming.dataset._STATISTICS_IMAGES", 10)
     data = opened(directory, readers=0)
-    plan = FixedPlan(np.arange(0, 40, 4), np.arange(10)[None, None], chunk_size=2)
-    with data.stream("train", plan) as stream:
+    schedule = FixedSchedule(np.arange(0, 40, 4), np.arange(10)[None, None], chunk_size=2)
+    with data.stream("train", schedule) as stream:
         pixels = np.concatenate([images for images, _ in islice(chunks_of(stream), 5)]).astype(np.float64)
     mean, std = data.channel_statistics
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-6)

@@ -13,7 +13,7 @@ from helpers.tiny import MODEL, Run, config, flat
 from loft_jax.config.config import Config
 from loft_jax.data.batches import worker_order
 from loft_jax.data.facts import Facts
-from loft_jax.data.streaming.schedule import TrainingPlan
+from loft_jax.data.streaming.schedule import TrainingSchedule
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator, NormEstimator
@@ -136,8 +136,8 @@ def test_a_streamed_round_is_lowered_from_facts_alone_and_a_step_takes_its_part_
     assert all(leaf.sharding.shard_shape(leaf.shape)[0] == 4 // data for leaf in images.training.feed_shapes)
 
 
-def plan_of(**changes):
-    plan = {
+def make_schedule(**changes):
+    settings = {
         "seed": 3,
         "split": "shared",
         "workers": 4,
@@ -145,19 +145,19 @@ def plan_of(**changes):
         "rounds": 7,
         "local_steps": 3,
         "batch_size": 6,
-        "slots": 2,
+        "turns": 2,
         "data_shards": 2,
         "devices": (0, 1, 2, 3),
         "chunk_size": 2,
     }
-    return TrainingPlan(**{**plan, **changes})
+    return TrainingSchedule(**{**settings, **changes})
 
 
-def read_by_workers(plan):
-    """Every worker's examples in the order of its stream, from all chunks of a plan; no place twice."""
-    read = [{} for _ in range(plan.workers)]
-    for number in range(len(plan)):
-        chunk = plan.chunk(number)
+def read_by_workers(schedule):
+    """Every worker's examples in the order of its stream, from all chunks of a schedule; no place twice."""
+    read = [{} for _ in range(schedule.workers)]
+    for number in range(len(schedule)):
+        chunk = schedule.chunk(number)
         for index, position in zip(chunk.indices.tolist(), chunk.positions.tolist(), strict=True):
             assert position not in read[chunk.worker]
             read[chunk.worker][position] = index
@@ -171,22 +171,22 @@ def read_by_workers(plan):
     [
         {},
         {"chunk_size": 3},
-        {"slots": 1, "data_shards": 1},
-        {"slots": 4, "data_shards": 1, "devices": (0,), "chunk_size": 4},
+        {"turns": 1, "data_shards": 1},
+        {"turns": 4, "data_shards": 1, "devices": (0,), "chunk_size": 4},
     ],
     ids=["data shards", "whole parts", "a device a worker", "one device, ragged chunks"],
 )
 def test_workers_read_what_they_read_from_the_device(split, layout):
-    plan = plan_of(split=split, **layout)
-    count = plan.rounds * plan.local_steps * plan.batch_size
+    schedule = make_schedule(split=split, **layout)
+    count = schedule.rounds * schedule.local_steps * schedule.batch_size
     sizes = {"count": count, "examples": 40, "workers": 4, "split": split}
     expected = [worker_order(key_for(3, Purpose.ORDER), worker, 0, **sizes).tolist() for worker in range(4)]
-    assert read_by_workers(plan) == expected
+    assert read_by_workers(schedule) == expected
 
 
 def test_processes_read_what_their_devices_need_and_nothing_else():
-    whole, parts = plan_of(), [plan_of(devices=(0, 1)), plan_of(devices=(2, 3))]
-    chunks = [[plan.chunk(number) for number in range(len(plan))] for plan in (whole, *parts)]
+    whole, parts = make_schedule(), [make_schedule(devices=(0, 1)), make_schedule(devices=(2, 3))]
+    chunks = [[schedule.chunk(number) for number in range(len(schedule))] for schedule in (whole, *parts)]
     places = [{(c.worker, *c.positions.tolist()) for c in of_one} for of_one in chunks]
     assert not places[1] & places[2]
     assert places[1] | places[2] == places[0]
