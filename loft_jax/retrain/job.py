@@ -1,6 +1,6 @@
-"""One retraining of a campaign: what it trains, in which directory, and whether what is there already is the same.
+"""One retraining of a campaign: what it trains, in which directory, and whether that directory agrees with it.
 
-Imports no JAX: a finished campaign says so at once.
+Imports no JAX: a finished campaign is reported at once.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ LABEL = "retraining"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Job:
     """One retraining.
 
     Attributes:
-      ticket: which one.
-      mode: of `MODES`.
+      ticket: ticket to retrain.
+      mode: one of `MODES`.
       rewind_to: round whose weights it starts from, in a mode of `REWINDING`.
-      config: of the retraining; its seed is the stage's.
+      config: config of the retraining, with its seed.
       directory: RUN/retrain/TICKET/MODE/seedK, MODE with the round where it is not 0.
     """
 
@@ -34,14 +34,14 @@ class Stage:
     directory: RunDirectory
 
     @classmethod
-    def of(cls, run: RunDirectory, ticket: Ticket, mode: str, rewind_to: int, config: Config) -> "Stage":
-        """A stage and its directory."""
+    def of(cls, run: RunDirectory, ticket: Ticket, mode: str, rewind_to: int, config: Config) -> "Job":
+        """Make a job, with its directory."""
         name = mode if not rewind_to else f"{mode}-r{rewind_to}"
         directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}", LABEL)
         return cls(ticket, mode, rewind_to, config, directory)
 
     def check(self) -> None:
-        """Raise UserError if what is there of this stage, or of other seeds, was trained otherwise."""
+        """Raise UserError if this job, or another seed of it, was trained with other settings or filters before."""
         for metrics in self.directory.path.parent.glob(f"*/{METRICS}"):
             there = RunDirectory(metrics.parent, LABEL)
             same_seed = self.config.model_copy(update={"seed": there.read_config().seed})

@@ -23,10 +23,10 @@ Row = dict[str, Any]
 
 
 def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
-    """The summaries of all finished retrainings as rows, and how many retrainings have not finished.
+    """Return the results of all finished retrainings as rows, and the number of unfinished retrainings.
 
     A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
-    for one seed; the costs are those of the first seed; `settings` is the hash of the config but for the seed.
+    for one seed; the costs are those of the first seed; `settings` is the hash of the config without its seed.
     """
     epochs = {row["round"]: row.get("epoch") for row in run.rows()}
     by_mode: dict[Any, list[Row]] = {}
@@ -52,7 +52,7 @@ def write_results(run: RunDirectory) -> list[Row]:
 
 
 def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
-    """Rows of a run's results for people; costs as shares of the unpruned network's."""
+    """Print rows of a run's results as a table; costs are shares of the unpruned network's."""
     table = Table(title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's")
     for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", "parameters", "FLOPs", "images/s"):
         table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
@@ -67,7 +67,7 @@ def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
     if summary := run.summary():
         print(f"unpruned  {summary['test/accuracy']:.2%}: the run itself, after its {summary['round']} rounds")
     if len({row["settings"] for row in rows}) > 1:
-        print("note      these rows were trained with different settings; results.csv has a column of them")
+        print("note      these rows were trained with different settings; see the column settings of results.csv")
 
 
 def _row(summaries: list[Row], epochs: Mapping[int, float | None]) -> Row:

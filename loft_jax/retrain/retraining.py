@@ -1,4 +1,4 @@
-"""One retraining of one ticket: where its weights come from, the compact network, and what pruning saved."""
+"""Retraining one ticket: where its weights come from, the compact network, and what pruning saves."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from loft_jax.filters import prune
 from loft_jax.loft import State, starting_state
 from loft_jax.models import Network, parameter_count
 from loft_jax.randomness import Purpose, key_for
-from loft_jax.retrain.job import Stage
+from loft_jax.retrain.job import Job
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets import Snapshots, Ticket, check_fits
 from loft_jax.train import Experiment, StepLoop, images_per_second, train_to_the_end
@@ -30,15 +30,15 @@ class Retraining:
     """Retrains tickets of one run, on the run's own data.
 
     Args:
-      directory: of the run.
-      data: how the run's data set is read.
+      directory: directory of the run.
+      data: how to read the run's data set.
     """
 
     def __init__(self, directory: RunDirectory, data: Data):
         self.snapshots = Snapshots(directory)
         self._full_widths = {group.name: group.width for group in self.snapshots.groups}
         settings = self.snapshots.config
-        # The split is that of the run's seed, whatever seed a ticket is retrained with: no test image was trained on.
+        # The split always uses the run's seed, not the retraining's: so no test image was trained on.
         self._dataset = load_dataset(settings.model_copy(update={"data": data}))
         self._costs: dict[Any, Costs] = {}
         self._built: tuple[Any, Experiment] | None = None
@@ -47,73 +47,73 @@ class Retraining:
         """Raise UserError, naming the filter group, unless the ticket is of this run and fits its model."""
         check_fits(ticket, self.snapshots.groups, self.snapshots.config.hash())
 
-    def run(self, stage: Stage, preemption: Preemption | None = None) -> Tree:
-        """Retrain to the last round in the stage's opened directory, from its newest checkpoint if it has one.
+    def run(self, job: Job, preemption: Preemption | None = None) -> Tree:
+        """Retrain to the last round in the job's opened directory, from its newest checkpoint if there is one.
 
         The filters that the mode keeps are written there as ticket.json.
 
         Returns:
-          The summary.
+          The summary of the retraining.
 
         Raises:
           UserError: a snapshot does not fit the model.
-          RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
-          Preempted: `preemption` asked to leave.
+          RunStopped: the loss is no longer finite, or a file cannot be written.
+          Preempted: a stop was requested through `preemption`.
         """
-        ticket, config = self._drawn(stage), stage.config
+        ticket, config = self._choose_filters(job), job.config
         experiment = self._experiment(config, ticket.widths)
-        costs = self._cost_of(experiment)
+        costs = self._measure_costs(experiment)
         kept, all_filters = (sum(widths.values()) for widths in (ticket.widths, self._full_widths))
-        print(f"network   {kept:,} of {all_filters:,} filters, {_saving(costs)}", flush=True)
-        start = partial(self._start, experiment, stage, ticket)
-        summary = train_to_the_end(experiment, stage.directory, start, snapshots=False, preemption=preemption)
-        facts = {"ticket": stage.ticket.name, "mode": stage.mode, "rewind_to": stage.rewind_to}
-        facts |= {"ticket_round": stage.ticket.round, "rounds": config.train.rounds}
+        print(f"network   {kept:,} of {all_filters:,} filters, {_describe_costs(costs)}", flush=True)
+        start = partial(self._start, experiment, job, ticket)
+        summary = train_to_the_end(experiment, job.directory, start, snapshots=False, preemption=preemption)
+        facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
+        facts |= {"ticket_round": job.ticket.round, "rounds": config.train.rounds}
         facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}
         return summary | facts | {"ratio": ticket.ratio, "scope": ticket.scope, "norm": ticket.norm} | costs
 
     def _experiment(self, config: Config, widths: dict[str, int]) -> Experiment:
-        # The last one is kept: tickets and modes of one shape and seed share its compiled programs.
+        # The last experiment is kept: tickets and modes of the same shape and seed share its compiled programs.
         if self._built is None or self._built[0] != (config, widths):
             self._built = None
             self._built = (config, widths), Experiment.build(config, dataset=self._dataset, widths=widths)
         return self._built[1]
 
-    def _drawn(self, stage: Stage) -> Ticket:
-        """The ticket with the filters that the stage's mode keeps."""
-        ticket, seed = stage.ticket, stage.config.seed
-        if stage.mode == "random":
+    def _choose_filters(self, job: Job) -> Ticket:
+        """Return the ticket with the filters that the job's mode keeps."""
+        ticket, seed = job.ticket, job.config.seed
+        if job.mode == "random":
             return replace(ticket, kept=random_filters(seed, self._full_widths, ticket.widths))
-        if stage.mode == "init":
+        if job.mode == "init":
             return ticket.redraw(self.snapshots.scores(0, ticket.norm), 0)
         return ticket
 
-    def _start(self, experiment: Experiment, stage: Stage, ticket: Ticket) -> State:
-        if stage.mode == "reinit":
-            # The full network's initialisation, pruned: weights of the distribution that the ticket's own came from.
+    def _start(self, experiment: Experiment, job: Job, ticket: Ticket) -> State:
+        if job.mode == "reinit":
+            # The full network's initialisation, pruned: the ticket's first weights had the same distribution.
             full = experiment.model.with_widths(self._full_widths)
-            params = self._initialised(full, "params", key_for(stage.config.seed, Purpose.REINITIALISATION))
+            params = self._initialise(full, "params", key_for(job.config.seed, Purpose.REINITIALISATION))
         else:
-            source = ticket.round if stage.mode == "finetune" else stage.rewind_to
+            source = ticket.round if job.mode == "finetune" else job.rewind_to
             params = self.snapshots.variables(source)["params"]
-        # Running statistics start anew, for a snapshot's are the full CNN's; evaluations re-estimate the compact one's.
-        fresh = self._initialised(experiment.model, "batch_stats", jax.random.key(0))
+        # Running statistics start again, because a snapshot's are those of the full CNN; evaluations re-estimate them.
+        fresh = self._initialise(experiment.model, "batch_stats", jax.random.key(0))
         params = prune({"params": params}, self.snapshots.groups, ticket.kept)["params"]
         variables = {"params": params, "batch_stats": fresh}
         state = starting_state(variables, experiment.config, experiment.method.groups)
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")
-        ticket.write(stage.directory.path)
+        ticket.write(job.directory.path)
         return replicate(state, experiment.mesh)
 
-    def _initialised(self, model: Network, collection: str, key: jax.Array) -> Tree:
+    def _initialise(self, model: Network, collection: str, key: jax.Array) -> Tree:
         image = jnp.zeros((1, *self._dataset.image_shape))
         # Compiled for this collection alone: random numbers take long to compile.
         return jit_once(lambda: model.init(key, image)[collection])()
 
-    def _cost_of(self, experiment: Experiment) -> Costs:
-        """Parameters, FLOPs and speed of the compact network beside the unpruned one's, measured once a shape."""
+    def _measure_costs(self, experiment: Experiment) -> Costs:
+        """Measure parameters, FLOPs and speed of the compact and the unpruned network, once for each shape."""
         full = experiment.model.with_widths(self._full_widths)
         key = (experiment.model, experiment.config.data.batch_size)
         if key not in self._costs:
@@ -138,7 +138,7 @@ def _costs(experiment: Experiment, full: Network) -> Costs:
     }
 
 
-def _saving(costs: Costs) -> str:
+def _describe_costs(costs: Costs) -> str:
     parameters, flops, speed = (
         costs[key] / costs[f"{key}_unpruned"] for key in ("parameters", "flops_per_image", "steps_images_per_second")
     )
@@ -149,7 +149,7 @@ def _saving(costs: Costs) -> str:
 
 
 def random_filters(seed: int, widths: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """As many filters of each group as `sizes` says, drawn uniformly; ascending."""
+    """Draw, uniformly, as many filters of each group as `sizes` says. Returns ascending indices."""
     drawn = {}
     for number, (name, n) in enumerate(widths.items()):
         order = jax.random.permutation(key_for(seed, Purpose.RANDOM_TICKET, number), n)

@@ -70,7 +70,7 @@ def starts(started, tmp_path_factory):
 
     def start_only(experiment, directory, start_from, **_):
         state, seed = jax.device_get(start_from()), experiment.config.seed
-        starts[directory.path.parent.name, seed] = flat(state["params"]), kept_of(directory.path)
+        starts[directory.path.parent.name, seed] = flat(state.params), kept_of(directory.path)
         return {"seed": seed, "test/accuracy": 0.5, "test/loss": 1.0}
 
     patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
@@ -169,8 +169,8 @@ def test_seeds_of_different_settings_are_not_mixed(started, retrain):
 @pytest.mark.parametrize("mode", ["rewind", "random"])
 def test_a_ticket_that_was_changed_after_its_retraining_is_noticed(mode, started, tmp_path, retrain):
     shutil.copytree(started, tmp_path / "run")
-    stages = tmp_path / "run/retrain" / TICKET
-    (stages / "rewind").rename(stages / mode)
+    retrained = tmp_path / "run/retrain" / TICKET
+    (retrained / "rewind").rename(retrained / mode)
     path = tmp_path / "run/tickets" / TICKET / "ticket.json"
     ticket = json.loads(path.read_text())
     ticket["kept"]["stage1/block1"] = [1]
@@ -302,7 +302,10 @@ def test_costs_are_those_of_the_compact_network_beside_the_full_ones_for_an_imag
     )
     monkeypatch.setattr("loft_jax.retrain.retraining.parameter_count", lambda model, shape: 10 * len(model))
     experiment = SimpleNamespace(
-        config=config_of(), dataset=SimpleNamespace(image_shape=(8, 8, 1)), round=SimpleNamespace(step=None), model="ab"
+        config=config_of(),
+        dataset=SimpleNamespace(image_shape=(8, 8, 1)),
+        method=SimpleNamespace(step=None),
+        model="ab",
     )
     assert _costs(experiment, "abcd") == {
         **{"parameters": 20, "parameters_unpruned": 40, "flops_per_image": 2, "flops_per_image_unpruned": 4},

@@ -1,4 +1,4 @@
-"""How retrain says no: bad arguments, tickets that do not fit, stages that diverge; nothing is written."""
+"""How retrain says no: bad arguments, tickets that do not fit, jobs that diverge; nothing is written."""
 
 import json
 import subprocess
@@ -14,11 +14,11 @@ from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.retrain.__main__ import check_options, retrain_config
 
 
-def test_a_stage_that_diverges_keeps_no_other_from_being_trained(run, retrain, monkeypatch, capsys):
+def test_a_job_that_diverges_keeps_no_other_from_being_trained(run, retrain, monkeypatch, capsys):
     trained = []
 
-    def diverging(retraining, stage, preemption):
-        trained.append(stage.mode)
+    def diverging(retraining, job, preemption):
+        trained.append(job.mode)
         raise RunStopped("train/loss is nan")
 
     monkeypatch.setattr("loft_jax.retrain.retraining.Retraining.run", diverging)
@@ -54,7 +54,7 @@ def test_a_start_that_failed_claims_no_directory(run, retrain, monkeypatch):
         (["--ticket", TICKET, "--seed", "1"], "--seed: cannot be changed for a retraining: use --seeds"),
         (["--ticket", TICKET, "--model.width", "8"], "--model.width: cannot be changed .* its run's model"),
         (["--ticket", TICKET, "--loft.workers", "2"], "--loft.workers: cannot be changed .* by plain SGD"),
-        (["--ticket", TICKET, "--loft.momentum", "reset"], "--loft.momentum: cannot be changed .* its own"),
+        (["--ticket", TICKET, "--loft.momentum", "reset"], "--loft.momentum: cannot be changed .* keeps its momentum"),
         (["--ticket", TICKET, "--data.loading", "stream"], "data.loading=stream: digits ships with"),
         (["--ticket", TICKET, "--train.stop_when", "1"], "--train.stop_when: cannot be changed"),
         (["--ticket", TICKET, "--train.rounds", "0"], "train.rounds='0': must be greater than or equal to 1"),
@@ -128,22 +128,22 @@ def test_random_filters_of_global_tickets_differ_between_snapshots():
     )
 
 
-def test_a_campaign_that_is_asked_to_leave_begins_no_further_retraining(run, retrain, monkeypatch):
-    def preempted(retraining, stage, preemption):
+def test_a_campaign_that_is_asked_to_stop_begins_no_further_retraining(run, retrain, monkeypatch):
+    def preempted(retraining, job, preemption):
         preemption.requested = True
         return {"seed": 0}
 
     monkeypatch.setattr("loft_jax.retrain.retraining.Retraining.run", preempted)
     monkeypatch.setattr("loft_jax.retrain.__main__.write_results", lambda run: [])
-    with pytest.raises(Preempted, match=r"stopped   by SIGTERM, 1 retrainings left; the same command goes on"):
+    with pytest.raises(Preempted, match=r"stopped   by SIGTERM, 1 retrainings left; run the same command again"):
         retrain(run, "--ticket", TICKET, "--mode", "rewind", "init")
 
 
 def test_what_is_named_twice_is_retrained_once(run, retrain, monkeypatch):
     trained = []
 
-    def recorded(retraining, stage, preemption):
-        trained.append((stage.ticket.name, stage.mode, stage.config.seed))
+    def recorded(retraining, job, preemption):
+        trained.append((job.ticket.name, job.mode, job.config.seed))
         return {"seed": 0}
 
     monkeypatch.setattr("loft_jax.retrain.retraining.Retraining.run", recorded)
