@@ -15,3 +15,4 @@ from .run_directory import (
     saved_instead as saved_instead,
     saved_rounds as saved_rounds,
 )
+from .trackers import Tracker as Tracker, check_installed as check_installed

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class WandbRun:
     """
 
     def __init__(self, directory: Path, config: Config):
-        self._directory, self._config, self._run = directory, config, None
+        self._directory, self._config = directory, config
+        self._run: Any = None
 
     def start(self, rows: Sequence[Row]) -> None:
         """Begin the run, or resume it, and log those of the rows that it lacks."""
@@ -89,7 +90,8 @@ class MlflowRun:
     _TAG = "loft_jax.round"
 
     def __init__(self, directory: Path, config: Config):
-        self._directory, self._config, self._client = directory, config, None
+        self._directory, self._config = directory, config
+        self._client: Any = None
         self._waiting: list[tuple[Row, float]] = []
 
     def start(self, rows: Sequence[Row]) -> None:
@@ -177,7 +179,7 @@ def _read_kept(path: Path, name: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _service(name: str, advice: str) -> Iterator[None]:
+def _service(name: str, advice: str) -> Generator[None]:
     """Whatever a service raises while it starts becomes a UserError."""
     try:
         yield
@@ -189,7 +191,7 @@ def _service(name: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def _warned(name: str, what: str) -> Iterator[None]:
+def _warned(name: str, what: str) -> Generator[None]:
     """Whatever a service raises later is a warning: a run is worth more than its display elsewhere."""
     try:
         yield

@@ -5,7 +5,7 @@ Imports neither JAX nor NumPy, nor any tracker's library before it is used.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +69,8 @@ class TensorBoardEvents:
 
     def __init__(self, directory: Path, config: Config):
         # RecordWriter takes what stands before a colon for a protocol.
-        self._directory, self._writer = directory.absolute(), None
+        self._directory = directory.absolute()
+        self._writer: Any = None
 
     def start(self, rows: Sequence[Row]) -> None:
         """Write a new file of these rows' events, in place of those that are there."""
@@ -107,7 +108,7 @@ class TensorBoardEvents:
         self._writer.write(event.SerializeToString())
 
     @contextmanager
-    def _closed_on_error(self, unfinished: Path | None = None) -> Iterator[None]:
+    def _closed_on_error(self, unfinished: Path | None = None) -> Generator[None]:
         """Where a disk is full, let go of what is not written: Python would report it once more when it ends."""
         try:
             yield
