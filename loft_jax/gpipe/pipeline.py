@@ -1,9 +1,9 @@
-"""GPipe (arXiv 1811.06965): the full CNN in stages on devices of their own, trained by plain SGD; LoFT's baseline.
+"""GPipe (arXiv 1811.06965): the full CNN in stages, each on its own device, trained by plain SGD; LoFT's baseline.
 
-A batch is cut into micro-batches that follow each other through the stages, forward and then back; a stage keeps only
-what came in, and computes its activations anew on the way back, as in the paper. Gradients are the mean over
-micro-batches, and one update ends the step. Batch norm sees a micro-batch at a time; running statistics move once a
-step, by the mean over its micro-batches.
+A batch is cut into micro-batches that follow each other through the stages, forward and then backward. A stage keeps
+only its input, and computes its activations again in the backward pass, as in the paper. Gradients are the mean over
+micro-batches, and one update ends the step. Batch norm uses the statistics of one micro-batch at a time; running
+statistics change once a step, to the mean over its micro-batches.
 """
 
 import math
@@ -20,7 +20,7 @@ from loft_jax.config import Config
 from loft_jax.console import megabytes
 from loft_jax.data import AnyDataset
 from loft_jax.devices import REPLICATED, shapes_with_sharding
-from loft_jax.gpipe.cuts import segmented, stage_bounds
+from loft_jax.gpipe.cuts import as_segmented, stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
 from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
 from loft_jax.models import Network, SegmentedNetwork
@@ -47,38 +47,38 @@ class Transfers:
     """Sends arrays from device to device, and counts them.
 
     Attributes:
-      bytes: sent so far.
-      count: number of arrays.
+      bytes: bytes that were sent so far.
+      count: number of arrays that were sent so far.
     """
 
     def __init__(self) -> None:
         self.bytes = self.count = 0
 
     def __call__(self, array: jax.Array, device: jax.Device) -> jax.Array:
-        """The array on that device; returns at once."""
+        """Send an array to a device; returns the array there, without waiting for it."""
         self.bytes += array.nbytes
         self.count += 1
         return jax.device_put(array, device)
 
 
 class GPipe:
-    """`local_steps` steps of the pipeline, under the names of a round: `train_locally`, then `finish`.
+    """A round of `local_steps` steps of the pipeline: `train_locally`, then `finish`.
 
     Attributes:
       groups: the model's filter groups.
-      step: a plain SGD step of the full CNN, whose batches and update rule these are.
-      bounds: (first, last) block of each stage, the last exclusive.
-      devices: of the stages.
-      microbatches: number M.
-      inputs: shape and dtype of the micro-batch that comes into each stage.
-      state_shapes, sum_shapes: of each stage's state, and of what it adds up in a step.
-      transfers: activations and their gradients that the last round has sent between stages.
+      step: a plain SGD step of the full CNN; the pipeline has the same batches and update rule.
+      bounds: (first, last) block of each stage, `last` exclusive.
+      devices: one device for each stage.
+      microbatches: number M of micro-batches.
+      inputs: shape and dtype of each stage's input, one micro-batch.
+      state_shapes, sum_shapes: shapes of each stage's state, and of what it adds up in a step.
+      transfers: activations and their gradients that the last round sent between stages.
     """
 
     holds_full = False
 
     def __init__(self, config: Config, model: Network, dataset: AnyDataset, mesh: Mesh, images: Images):
-        model = segmented(model, config)
+        model = as_segmented(model, config)
         self._config, self._mesh, self._batches = config, mesh, images.training
         self._names = model.block_names()
         self._examples = dataset.examples
@@ -93,8 +93,8 @@ class GPipe:
             PipelineStage(self.step, segment, self.microbatches, first=s == 0, last=s == len(segments) - 1)
             for s, segment in enumerate(segments)
         ]
-        part = (config.data.batch_size // self.microbatches, *dataset.image_shape)
-        self.inputs, self.state_shapes = _shapes(segments, part)
+        microbatch = (config.data.batch_size // self.microbatches, *dataset.image_shape)
+        self.inputs, self.state_shapes = _find_shapes(segments, microbatch)
         self.sum_shapes = [
             jax.eval_shape(stage.zeros, state) for stage, state in zip(self._stages, self.state_shapes, strict=True)
         ]
@@ -103,27 +103,27 @@ class GPipe:
 
     @property
     def sent_per_microbatch(self) -> list[int]:
-        """Bytes that each stage sends: on what leaves it, and back the gradient of what came in."""
+        """Bytes that each stage sends for a micro-batch: its output, and the gradient of its input."""
         ends = [0, *(math.prod(x.shape) * x.dtype.itemsize for x in self.inputs[1:]), 0]
-        return [before + behind for before, behind in pairwise(ends)]
+        return [before + after for before, after in pairwise(ends)]
 
     @property
     def bytes_per_step(self) -> int:
-        """Of the activations that go between the stages in one step, and their gradients."""
+        """Bytes of the activations that go between the stages in one step, and of their gradients."""
         return self.microbatches * sum(self.sent_per_microbatch)
 
     def place(self, full: State) -> PipelineState:
-        """The full state, on every device of the mesh -> the state between rounds."""
+        """Convert the full state, on every device of the mesh, to the state between rounds."""
         full = full if full.momentum is not None else full.with_zero_momentum()
         # Copies, because a round donates its state.
         stages = [
-            jax.device_put(_part_of(full.collections, own.collections), device, may_alias=False)
+            jax.device_put(_select_variables(full.collections, own.collections), device, may_alias=False)
             for own, device in zip(self.state_shapes, self.devices, strict=True)
         ]
         return PipelineState(stages=[State.of_collections(stage) for stage in stages], round=full.round)
 
     def full(self, state: PipelineState) -> State:
-        """The state between rounds -> the full state, on every device of the mesh."""
+        """Convert the state between rounds to the full state, on every device of the mesh."""
         stages = state.stages
         if self._config.loft.momentum == "reset":
             stages = [stage.without_momentum() for stage in stages]
@@ -135,14 +135,16 @@ class GPipe:
         return State.of_collections(merged, round=state.round)
 
     def train_locally(self, state: PipelineState) -> tuple[None, Tree]:
-        """The steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""
+        """Run the steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""
         config, stages, (first, last) = self._config, state.stages, (self.devices[0], self.devices[-1])
         self.transfers = Transfers()
         if config.loft.momentum == "reset":
             stages = [stage.with_zero_momentum() for stage in stages]
-        images, labels = (_on(array, end) for array, end in zip(self._batches.arguments, (first, last), strict=True))
-        orders = [self._order(_on(state.round, device)) for device in (first, last)]
-        steps = [_on(state.round, device) * config.loft.local_steps for device in self.devices]
+        images, labels = (
+            _local_copy(array, end) for array, end in zip(self._batches.arguments, (first, last), strict=True)
+        )
+        orders = [self._order(_local_copy(state.round, device)) for device in (first, last)]
+        steps = [_local_copy(state.round, device) * config.loft.local_steps for device in self.devices]
         total = jax.device_put(jnp.float32(0), last)
         for number in range(config.loft.local_steps):
             inputs = self._images(images, orders[0], steps[0], number)
@@ -155,18 +157,18 @@ class GPipe:
         return None, {"stages": stages, "loss": total}
 
     def finish(self, state: PipelineState, masks: None, workers: Tree) -> tuple[PipelineState, jax.Array]:
-        """The next state, and the mean loss of the round's steps: nothing is left to sync."""
+        """Return the next state, and the mean loss of the round's steps; there is nothing to sync."""
         loss = workers["loss"] / self._config.loft.local_steps
         return PipelineState(stages=workers["stages"], round=state.round + 1), loss
 
     def gradients(
         self, stages: Sequence[State], inputs: Sequence[jax.Array], targets: Sequence[jax.Array]
     ) -> list[Tree]:
-        """Forward and back, in GPipe's schedule.
+        """Compute the gradients of one step: forward and backward, in GPipe's order.
 
         Args:
-          stages: each stage's state.
-          inputs: micro-batches on the first device; targets: on the last.
+          stages: state of each stage.
+          inputs, targets: images of each micro-batch, on the first device; their labels, on the last device.
 
         Returns:
           For each stage {"gradients", "batch_stats"}, means over the micro-batches, and for the last stage "loss".
@@ -177,43 +179,44 @@ class GPipe:
         # At each tick of the clock stage s works on the micro-batch that is s behind the first one.
         for clock in range(self.microbatches + last - 1):
             for s in range(max(0, clock - self.microbatches + 1), min(last, clock + 1)):
-                part = clock - s
-                out, sums[s] = self._stages[s].forward(stages[s], sums[s], arrived[s][part])
-                arrived[s + 1][part] = self.transfers(out, self.devices[s + 1])
-        # Back in the opposite order. The last stage goes forward and back at once: it would compute all anew.
+                microbatch = clock - s
+                out, sums[s] = self._stages[s].forward(stages[s], sums[s], arrived[s][microbatch])
+                arrived[s + 1][microbatch] = self.transfers(out, self.devices[s + 1])
+        # Backward in the opposite order. The last stage goes forward and backward at once, to compute nothing twice.
         arriving: list[list[Any]] = [[None] * self.microbatches for _ in stages]
         for clock in reversed(range(self.microbatches + last)):
             for s in reversed(range(max(0, clock - self.microbatches + 1), min(last, clock) + 1)):
-                part = clock - s
-                behind = targets[part] if s == last else arriving[s][part]
-                back, sums[s] = self._stages[s].backward(stages[s], sums[s], arrived[s][part], behind)
-                arrived[s][part] = arriving[s][part] = None
+                microbatch = clock - s
+                incoming = targets[microbatch] if s == last else arriving[s][microbatch]
+                back, sums[s] = self._stages[s].backward(stages[s], sums[s], arrived[s][microbatch], incoming)
+                arrived[s][microbatch] = arriving[s][microbatch] = None
                 if s > 0:
-                    arriving[s - 1][part] = self.transfers(back, self.devices[s - 1])
+                    arriving[s - 1][microbatch] = self.transfers(back, self.devices[s - 1])
         return sums
 
     def programs(self, full: State) -> dict[str, RoundProgram]:
-        """Name the programs of the stages. All that a stage sends is counted with its way back."""
-        programs, last = {}, len(self.bounds) - 1
-        steps, parts = self._config.loft.local_steps, self.microbatches
-        filling = (parts + last) / parts
+        """Return the programs of the stages by name. All that a stage sends is counted in its backward program."""
+        programs: dict[str, RoundProgram] = {}
+        last = len(self.bounds) - 1
+        steps, microbatches = self._config.loft.local_steps, self.microbatches
+        filling = (microbatches + last) / microbatches
         for s, sent in enumerate(self.sent_per_microbatch):
             lowering = _StageLowering(self, s)
             own = {
-                "forward": RoundProgram(lowering.forward, steps * parts, stage=s, ticks=filling),
-                "backward": RoundProgram(lowering.backward, steps * parts, sent=sent, stage=s, ticks=filling),
+                "forward": RoundProgram(lowering.forward, steps * microbatches, stage=s, ticks=filling),
+                "backward": RoundProgram(lowering.backward, steps * microbatches, sent=sent, stage=s, ticks=filling),
                 "update": RoundProgram(lowering.update, steps, stage=s, grows=False),
             }
             if s == last:
-                # The last stage goes forward and back at once.
+                # The last stage goes forward and backward at once.
                 del own["forward"]
             programs |= {f"stage {s + 1} {role}": program for role, program in own.items()}
         return programs
 
     def resident(self, full: State) -> dict[str, int]:
-        """Count the state of the program's stage, its sums, and the inputs that wait.
+        """Count the bytes of the stage's state, its sums, and the inputs that wait.
 
-        While the pipeline is full, every micro-batch's input waits for its way back, which a gradient begins.
+        While the pipeline is full, the inputs of all micro-batches wait for the backward pass, as does one gradient.
         """
         held = [
             _nbytes((state, sums)) + self.microbatches * _nbytes(self.inputs[s]) + _nbytes(self.inputs[s + 1 : s + 2])
@@ -222,11 +225,11 @@ class GPipe:
         return {name: held[program.stage or 0] for name, program in self.programs(full).items()}
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
-        """Nothing is assembled by a program: stages are copied to every device."""
+        """Return no programs: stages are copied to every device."""
         return {}
 
     def describe(self, full: State) -> dict[str, str]:
-        """Say where the stages are, and what goes between them."""
+        """Return where the stages are, and what goes between them: label -> text."""
         stages = ", ".join(
             f"{self._names[first]} to {self._names[last - 1]} on {device.platform}:{device.id}"
             for (first, last), device in zip(self.bounds, self.devices, strict=True)
@@ -240,7 +243,7 @@ class GPipe:
         }
 
     def figures(self, full: State) -> dict[str, Any]:
-        """Give the number of stages."""
+        """Return the number of stages."""
         return {"gpipe_stages": len(self.bounds)}
 
     def _draw_order(self, round_number: jax.Array) -> jax.Array:
@@ -256,38 +259,38 @@ class GPipe:
 
 
 class _StageLowering:
-    """Lowers the programs of one stage, for shapes on its device."""
+    """Lowers the programs of one stage for the shapes on its device."""
 
     def __init__(self, pipeline: GPipe, number: int):
         self._stage, self._device = pipeline._stages[number], pipeline.devices[number]
-        self._state, self._sums, self._input = self._there(
+        self._state, self._sums, self._input = self._put_on_device(
             (pipeline.state_shapes[number], pipeline.sum_shapes[number], pipeline.inputs[number])
         )
         targets = jax.ShapeDtypeStruct(pipeline.inputs[0].shape[:1], jnp.int32)
-        # What comes to the backward pass: a gradient for what was sent on; to the last stage, labels.
-        self._behind = self._there([*pipeline.inputs[1:], targets][number])
+        # Input of the backward pass: the gradient of what the stage sent on; for the last stage, labels.
+        self._incoming = self._put_on_device([*pipeline.inputs[1:], targets][number])
 
-    def _there(self, shapes: Any) -> Any:
+    def _put_on_device(self, shapes: Any) -> Any:
         return shapes_with_sharding(SingleDeviceSharding(self._device), shapes)
 
     def forward(self) -> jax.stages.Lowered:
         return self._stage.forward.lower(self._state, self._sums, self._input)
 
     def backward(self) -> jax.stages.Lowered:
-        return self._stage.backward.lower(self._state, self._sums, self._input, self._behind)
+        return self._stage.backward.lower(self._state, self._sums, self._input, self._incoming)
 
     def update(self) -> jax.stages.Lowered:
-        step = self._there(jax.ShapeDtypeStruct((), jnp.int32))
+        step = self._put_on_device(jax.ShapeDtypeStruct((), jnp.int32))
         return self._stage.update.lower(self._state, self._sums, step)
 
 
-def _on(array: jax.Array, device: jax.Device) -> jax.Array:
-    """The copy that a device holds of a replicated array."""
+def _local_copy(array: jax.Array, device: jax.Device) -> jax.Array:
+    """Return the copy of a replicated array that a device holds."""
     return next(shard.data for shard in array.addressable_shards if shard.device == device)
 
 
-def _part_of(whole: Tree, own: Tree) -> Tree:
-    """The variables of a stage: of each collection the modules that the stage has."""
+def _select_variables(whole: Tree, own: Tree) -> Tree:
+    """Select the variables of a stage: from each collection the modules that the stage has."""
     return {kind: {name: whole[kind][name] for name in modules} for kind, modules in own.items()}
 
 
@@ -295,11 +298,11 @@ def _nbytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _shapes(
-    segments: Sequence[SegmentedNetwork], part: tuple[int, ...]
+def _find_shapes(
+    segments: Sequence[SegmentedNetwork], microbatch: tuple[int, ...]
 ) -> tuple[list[jax.ShapeDtypeStruct], list[State]]:
-    """What comes into each segment, given the shape of a micro-batch of images; and its state, momentum too."""
-    inputs, states = [jax.ShapeDtypeStruct(part, jnp.float32)], []
+    """Find the shapes of each segment's input and state, given the shape of a micro-batch of images."""
+    inputs, states = [jax.ShapeDtypeStruct(microbatch, jnp.float32)], []
     for segment in segments:
         own = jax.eval_shape(segment.init, jax.random.key(0), inputs[-1])
         inputs.append(jax.eval_shape(segment.apply, own, inputs[-1]))

@@ -12,19 +12,20 @@ Tree = dict[str, Any]
 
 
 class PipelineStage:
-    """`forward` and `backward` of one micro-batch, and `update`.
+    """The programs `forward` and `backward` for one micro-batch, and `update` and `zeros`.
 
-    What a step adds up is {"gradients", "batch_stats"}, and on the last stage "loss": first `zeros`, then means.
+    A step adds up {"gradients", "batch_stats"}, and in the last stage "loss". These sums start as `zeros` and end as
+    means over the micro-batches.
 
     Args:
       step: the SGD step of the full CNN.
       segment: the stage's module.
-      parts: number of micro-batches.
-      first, last: where in the pipeline it is.
+      microbatches: number of micro-batches.
+      first, last: whether it is the first or the last stage of the pipeline.
     """
 
-    def __init__(self, step: LocalStep, segment: SegmentedNetwork, parts: int, *, first: bool, last: bool):
-        self._step, self._segment, self._parts = step, segment, parts
+    def __init__(self, step: LocalStep, segment: SegmentedNetwork, microbatches: int, *, first: bool, last: bool):
+        self._step, self._segment, self._microbatches = step, segment, microbatches
         self._first, self._last = first, last
         self.zeros = jax.jit(self._zeros)
         self.forward = jax.jit(self._forward, donate_argnums=1)
@@ -39,10 +40,10 @@ class PipelineStage:
         out, updated = self._apply(state.params, state, x)
         return out, sums | {"batch_stats": self._add(sums["batch_stats"], updated)}
 
-    def _backward(self, state: State, sums: Tree, x: jax.Array, behind: jax.Array) -> tuple[Any, Tree]:
-        """`behind`: the gradient with respect to what the stage has sent on. Returns that of its input, and sums."""
+    def _backward(self, state: State, sums: Tree, x: jax.Array, gradient: jax.Array) -> tuple[Any, Tree]:
+        """Take the gradient of the stage's output. Returns the gradient of its input, and the sums."""
         _, pull = jax.vjp(lambda params, x: self._apply(params, state, x)[0], state.params, x)
-        return self._add_gradients(pull(behind), sums)
+        return self._add_gradients(pull(gradient), sums)
 
     def _backward_last(self, state: State, sums: Tree, x: jax.Array, targets: jax.Array) -> tuple[Any, Tree]:
         def loss_of(params: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
@@ -71,4 +72,4 @@ class PipelineStage:
         return None if self._first else back, sums | {"gradients": self._add(sums["gradients"], own)}
 
     def _add(self, total: Any, value: Any) -> Any:
-        return jax.tree.map(lambda t, v: t + v / self._parts, total, value)
+        return jax.tree.map(lambda t, v: t + v / self._microbatches, total, value)

@@ -1,4 +1,4 @@
-"""How a run pretrains, whichever method its settings name."""
+"""The method of pretraining that the settings of a run name."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""From a config to the method that it names, checked against model, devices and data."""
+"""Makes the method that a config names, and checks it against model, devices and data."""
 
 import jax
 from jax.sharding import Mesh
@@ -12,9 +12,9 @@ from loft_jax.models import Network
 
 
 def check_method(model: Network, config: Config) -> None:
-    """Raise UserError if the model cannot be trained as asked: split over the workers, or cut into a pipeline's stages.
+    """Raise UserError if the model cannot be split over the workers, or not be cut into the stages of a pipeline.
 
-    A pipeline runs in one process; the processes of the run must have found each other.
+    A pipeline runs in one process. If a run has several processes, call this after they have connected.
     """
     try:
         groups = split_groups(model, config)
@@ -26,20 +26,20 @@ def check_method(model: Network, config: Config) -> None:
         raise UserError(str(error)) from None
     if config.gpipe.stages is not None and jax.process_count() > 1:
         raise UserError(
-            f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, and {jax.process_count()} have been "
-            "started; start one"
+            f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, but {jax.process_count()} were started; "
+            "start one"
         )
 
 
 def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
-    """Raise UserError if a data set of this name has too few images for the workers, or is streamed under GPipe."""
+    """Raise UserError if the data set has too few images for the workers, or is streamed and the method is GPipe."""
     if config.data.split == "disjoint" and data.examples < config.loft.workers:
         raise UserError(
             f"loft.workers={config.loft.workers}: {data.examples} images are too few for data.split=disjoint"
         )
     if config.gpipe.stages is not None and data.streamed:
         raise UserError(
-            f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, and {name} is "
+            f"gpipe.stages={config.gpipe.stages}: GPipe trains on data that are kept on the device, but {name} is "
             f"streamed (data.loading={config.data.loading}); train it by LoFT or plain SGD"
         )
 
@@ -47,12 +47,12 @@ def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
 def make_method(
     config: Config, model: Network, dataset: AnyDataset, mesh: Mesh, images: Images, *, fused: bool | None = None
 ) -> Method:
-    """Make the method that a config names: GPipe's pipeline where it has stages, else LoFT's round.
+    """Make the method that a config names: GPipe's pipeline if it has stages, otherwise LoFT's round.
 
-    LoFT's round is local SGD where nothing is split, and plain SGD where there is one worker.
+    LoFT's round is local SGD if nothing is split, and plain SGD if there is one worker.
 
     Args:
-      fused: whether a loop of steps is one program; None for what suits the backend.
+      fused: whether a loop of steps is one program; None to choose by the backend.
     """
     if config.gpipe.stages is None:
         return Round(config, model, dataset, mesh, images, fused=fused)

@@ -63,7 +63,7 @@ def test_boundaries_are_the_activations_behind_a_block():
 
 @pytest.mark.parametrize("cut", ["stage3/block3", "stage4/block1", "stem"])
 def test_a_cut_that_is_no_block_with_another_behind_it_is_refused(cut):
-    with pytest.raises(ValueError, match=f"cut '{cut}': must be a block with another behind it: stage1/block1, "):
+    with pytest.raises(ValueError, match=f"cut '{cut}': must be a block with another one after it: stage1/block1, "):
         boundary_floats(MODEL, (8, 8, 3), [cut])
 
 

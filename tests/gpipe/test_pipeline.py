@@ -15,7 +15,7 @@ from helpers.tiny import Run, config, flat
 from loft_jax.config.config import Config
 from loft_jax.cost.prediction import gpipe_bytes
 from loft_jax.errors import UserError
-from loft_jax.gpipe.cuts import balanced, boundary_floats, check_cuts, stage_bounds
+from loft_jax.gpipe.cuts import boundary_floats, check_cuts, find_balanced_cut, stage_bounds
 from loft_jax.models.resnet import ResNet
 from loft_jax.retrain.__main__ import retrain_config
 from loft_jax.storage.checkpoints import read_state
@@ -150,11 +150,11 @@ def test_nothing_compiles_after_the_second_round():
 
 
 def test_a_balanced_cut_has_the_cheapest_costliest_stage_and_then_the_fewest_bytes():
-    assert balanced([1, 1, 1, 1], [8, 8, 8], 2) == [(0, 2), (2, 4)]
-    assert balanced([5, 1, 1, 1], [8, 8, 8], 2) == [(0, 1), (1, 4)]
-    assert balanced([1, 4, 1], [8, 2], 2) == [(0, 2), (2, 3)]
-    assert balanced([3, 1, 2], [1, 1], 1) == [(0, 3)]
-    assert balanced([3, 1, 2], [1, 1], 3) == [(0, 1), (1, 2), (2, 3)]
+    assert find_balanced_cut([1, 1, 1, 1], [8, 8, 8], 2) == [(0, 2), (2, 4)]
+    assert find_balanced_cut([5, 1, 1, 1], [8, 8, 8], 2) == [(0, 1), (1, 4)]
+    assert find_balanced_cut([1, 4, 1], [8, 2], 2) == [(0, 2), (2, 3)]
+    assert find_balanced_cut([3, 1, 2], [1, 1], 1) == [(0, 3)]
+    assert find_balanced_cut([3, 1, 2], [1, 1], 3) == [(0, 1), (1, 2), (2, 3)]
 
 
 def cut(name="preresnet34", **gpipe):
@@ -181,7 +181,7 @@ def test_cuts_are_balanced_the_papers_or_ones_own():
         (
             "preresnet20",
             {"stages": 2, "cuts": "stage2/block4"},
-            "stage2/block4 is no block of preresnet20 with another",
+            "stage2/block4 must be a block of preresnet20 and not its last one",
         ),
         ("preresnet20", {"stages": 2, "cuts": "stage3/block3"}, "did you mean stage3/block2?"),
         (
@@ -197,7 +197,7 @@ def test_cuts_that_the_model_does_not_have_are_refused(name, gpipe, message):
 
 
 def test_a_network_that_is_no_sequence_of_blocks_is_refused():
-    message = "gpipe.stages=2: preresnet20 is no sequence of blocks that could be cut into stages"
+    message = "gpipe.stages=2: preresnet20 is not a sequence of blocks, so it cannot be cut into stages"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_cuts(object(), Config.model_validate({"gpipe": {"stages": 2}}))
 
@@ -210,7 +210,7 @@ def test_a_stage_without_a_device_is_refused():
 
 def test_a_second_process_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="GPipe runs in one process, and 2 have been started; start one"):
+    with pytest.raises(UserError, match="GPipe runs in one process, but 2 were started; start one"):
         Experiment.build(config_of(**SETTINGS))
 
 
