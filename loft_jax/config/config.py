@@ -130,7 +130,7 @@ class Config(Section):
             )
 
     def stop_check_is_due(self, done: int) -> bool:
-        """Whether `train.stop_when` is checked after `done` rounds: every `train.snapshot_every` rounds after warm-up."""
+        """Whether `train.stop_when` is checked after `done` rounds: every `snapshot_every` of them after warm-up."""
         return done % self.train.snapshot_every == 0 and done * self.loft.local_steps >= self.optimizer.warmup_steps
 
     @property

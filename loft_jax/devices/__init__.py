@@ -1,4 +1,4 @@
-"""What a run's devices and processes are, and how a loop of steps runs on them."""
+"""The devices and processes of a run, and how a loop of steps runs on the devices."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A loop of steps on every device of a mesh: one program that loops, or one dispatch a step."""
+"""A loop of steps on every device of a mesh: one program that loops, or one dispatch per step."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,26 +9,27 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from loft_jax.devices.mesh import fuses_loops, wait_for_collective
+from loft_jax.devices.mesh import wait_for_collective
 
 Tree = Any
 
-# Steps that are dispatched, with their batches on the devices, while one is computed.
+# Number of steps that are dispatched ahead of the one that is computed; their batches are on the devices already.
 STEPS_AHEAD = 2
 
 
 class DeviceLoop:
-    """`carry = begin(*args)`, then `count` times `carry = step(carry, *args)`, on each device's part of the arguments.
+    """Runs `carry = begin(*args)`, then `count` times `carry = step(carry, *args)`, on every device's part of `args`.
 
-    With `feed_specs` a step gets further arguments of its own, `step(carry, *args, *next(feed))`.
+    With `feed_specs`, every step also gets the next arguments from an iterator: `step(carry, *args, *next(feed))`.
 
-    `begin` and `step` see what a device holds, inside shard_map; the carry is different on each device along the axes
-    of `carry_spec` (see `vary`), and comes back with one leading axis over those devices. Fused, all is one program
-    with a scan; stepwise, `begin` and `step` are two programs and a step is one dispatch. Both compute the same. What
-    is fed is stepwise always.
+    `begin` and `step` run inside shard_map, on the part of the arguments that a device holds. The carry differs between
+    devices along the axes of `carry_spec` (see `vary`), and is returned with one leading axis over those devices.
+
+    Fused, the whole loop is one program with a scan; otherwise `begin` and `step` are two programs, and every step is
+    one dispatch. Both compute the same. A loop with a feed is never fused.
 
     Attributes:
-      fused: whether all is one program.
+      fused: whether the whole loop is one program.
       begin, step, loop: the jitted programs; `step` donates its carry.
     """
 
@@ -63,9 +64,10 @@ class DeviceLoop:
         )
 
     def __call__(self, *args: Tree, feed: Iterator[tuple[Tree, ...]] | None = None) -> Tree:
-        """The last carry, each leaf with a leading axis over the devices of `carry_spec`.
+        """Run the loop; return the last carry, each leaf with a leading axis over the devices of `carry_spec`.
 
-        `feed` gives at least `count` times the further arguments of a step; None where it has none.
+        Args:
+          feed: yields the further arguments of a step, at least `count` times; None if there are no `feed_specs`.
         """
         if self.fused:
             return self.loop(*args)
@@ -76,24 +78,32 @@ class DeviceLoop:
             if self._step_has_collective:
                 wait_for_collective(carry, self._mesh)
             if feed is not None:
-                self._hold_back(in_flight, carry)
+                self._limit_steps_ahead(in_flight, carry)
         return carry
 
-    def _hold_back(self, in_flight: deque[jax.Array], carry: Tree) -> None:
-        """Let the host be a few steps ahead of the devices and no more: each step's batch takes memory there."""
-        # A copy: the carry itself is donated to the next step.
+    def _limit_steps_ahead(self, in_flight: deque[jax.Array], carry: Tree) -> None:
+        """Wait if the host is too many steps ahead of the devices: the batch of each of them takes device memory."""
+        # Wait for a copy of one leaf, because the carry itself is donated to the next step.
         in_flight.append(jnp.copy(min(jax.tree.leaves(carry), key=lambda leaf: leaf.size)))
         if len(in_flight) > STEPS_AHEAD:
             jax.block_until_ready(in_flight.popleft())
 
 
 def vary(tree: Tree, axes: str | tuple[str, ...]) -> Tree:
-    """Mark leaves that are equal on all devices along these mesh axes as free to differ.
+    """Allow leaves that are equal on all devices along these mesh axes to differ from now on.
 
-    Without this, the gradient with respect to a value that shard_map knows to be replicated is summed over the mesh
-    without a word, and "local" steps on shared variables are not local.
+    Otherwise shard_map knows that a value is replicated, and silently sums the gradient with respect to it over the
+    mesh; "local" steps on shared variables would then not be local.
     """
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree)
+
+
+def fuses_loops(mesh: Mesh) -> bool:
+    """Whether a loop of steps should be one program: yes, except on CPU.
+
+    On CPU, XLA runs convolutions inside a loop many times slower than outside, so every step is dispatched separately.
+    """
+    return mesh.devices.flat[0].platform != "cpu"
 
 
 def _stack(tree: Tree) -> Tree:
@@ -101,5 +111,5 @@ def _stack(tree: Tree) -> Tree:
 
 
 def unstack(tree: Tree) -> Tree:
-    """Drop the leading axis that a carry comes back with, inside shard_map, where a device sees its own part only."""
+    """Remove the leading axis that a loop adds to its carry; call it inside shard_map, on one device's part."""
     return jax.tree.map(lambda leaf: leaf[0], tree)

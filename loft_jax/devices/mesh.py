@@ -1,4 +1,4 @@
-"""Devices: which of them a run uses, and the two rules that depend on the backend, each kept here alone."""
+"""Devices: which of them a run uses, how arrays are placed on them, and the rule for collectives on CPU."""
 
 import math
 import os
@@ -19,39 +19,40 @@ PER_DEVICE = PartitionSpec((WORKER, DATA))
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
+    """Make the mesh (worker, data) of a run: D worker devices, D the largest divisor of S that fits, times `mesh.data`.
 
-    With several processes, as many devices of each; those of one are next to each other, along `data` first.
-    Under GPipe the worker devices are those of the stages.
+    With several processes, each gives the same number of devices; those of one process are next to each other, along
+    `data` first. Under GPipe the worker devices are those of the stages.
 
     Args:
-      devices: to choose from, instead of all that JAX sees.
+      devices: the devices to choose from; None for all that JAX finds.
 
     Raises:
-      UserError: the devices do not suffice for what `mesh` asks for.
+      UserError: there are not enough devices for the settings in `mesh`.
     """
-    given, devices = devices is not None, _devices() if devices is None else devices
+    given, devices = devices is not None, _find_devices() if devices is None else devices
     data, stages = config.mesh.data, config.gpipe.stages
     hint = "; on a CPU raise mesh.cpu_devices" if devices[0].platform == "cpu" and not given else ""
     if data > len(devices):
         raise UserError(
-            f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are there; try {len(devices)}{hint}"
+            f"mesh.data={data}: only {len(devices)} {devices[0].platform} devices are available; try "
+            f"{len(devices)}{hint}"
         )
     if stages is not None and stages > len(devices):
         raise UserError(
-            f"gpipe.stages={stages}: each needs a device of its own, and {len(devices)} {devices[0].platform} devices "
-            f"are there; try {len(devices)}{hint}"
+            f"gpipe.stages={stages}: each stage needs its own device, and only {len(devices)} {devices[0].platform} "
+            f"devices are available; try {len(devices)}{hint}"
         )
-    processes = _by_process(devices)
-    count = data * (stages or _worker_devices(config, devices, len(processes), hint))
+    processes = _group_by_process(devices)
+    count = data * (stages or _count_worker_devices(config, devices, len(processes), hint))
     used = [device for own in processes for device in own[: count // len(processes)]]
-    # Auto axes: under the default, Explicit, indexing a sharded array outside shard_map is an error.
-    # Devices in their own order: jax.make_mesh refuses some subsets of a TPU slice.
+    # Auto axes: with the default, Explicit, indexing a sharded array outside shard_map is an error.
+    # Mesh, not jax.make_mesh: that refuses some subsets of a TPU slice. So the devices keep their own order.
     return Mesh(np.array(used).reshape(-1, data), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
-def _worker_devices(config: Config, devices: Sequence[jax.Device], processes: int, hint: str) -> int:
-    """How many devices, or groups of `mesh.data` of them, the workers are spread over: evenly over the processes."""
+def _count_worker_devices(config: Config, devices: Sequence[jax.Device], processes: int, hint: str) -> int:
+    """Count the devices, or groups of `mesh.data` devices, for the workers: equally many from every process."""
     asked, data, workers = config.mesh.worker, config.mesh.data, config.loft.workers
     fitting = [d for d in range(1, len(devices) // data + 1) if workers % d == 0 and d * data % processes == 0]
     if not fitting:
@@ -61,8 +62,8 @@ def _worker_devices(config: Config, devices: Sequence[jax.Device], processes: in
         )
     if asked is not None and asked * data > len(devices):
         raise UserError(
-            f"mesh.worker={asked}: with mesh.data={data} it needs {asked * data} devices and {len(devices)} "
-            f"{devices[0].platform} devices are there; try {max(fitting)}{hint}"
+            f"mesh.worker={asked}: with mesh.data={data} it needs {asked * data} devices, but only {len(devices)} "
+            f"{devices[0].platform} devices are available; try {max(fitting)}{hint}"
         )
     if asked is not None and asked not in fitting:
         raise UserError(
@@ -72,13 +73,13 @@ def _worker_devices(config: Config, devices: Sequence[jax.Device], processes: in
     return asked or max(fitting)
 
 
-def _by_process(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-    """The devices of each process, in their own order."""
+def _group_by_process(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """List the devices of each process, in their own order."""
     owners = sorted({device.process_index for device in devices})
     return [[device for device in devices if device.process_index == owner] for owner in owners]
 
 
-def _devices() -> list[jax.Device]:
+def _find_devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:
@@ -87,12 +88,12 @@ def _devices() -> list[jax.Device]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that every process has -> a copy on every device of the mesh."""
+    """Copy arrays, which every process has, to every device of the mesh."""
     return distribute(tree, NamedSharding(mesh, REPLICATED))
 
 
 def distribute(tree: Any, sharding: Sharding) -> Any:
-    """Arrays that every process has -> each device's part of them, on that device; nothing is sent."""
+    """Place arrays, which every process has, with a sharding: each device gets its part; processes send nothing."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     # device_put would first compare the arrays of all processes, byte by byte.
@@ -101,12 +102,12 @@ def distribute(tree: Any, sharding: Sharding) -> Any:
 
 
 def shapes_with_sharding(sharding: Sharding, tree: Any) -> Any:
-    """Shapes and dtypes of a tree of arrays or shapes, with this sharding."""
+    """Return the shapes and dtypes of a tree of arrays or shapes, all with the same sharding."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def shapes_with_specs(specs: Any, tree: Any, mesh: Mesh) -> Any:
-    """Shapes and dtypes of a tree, sharded over a mesh as a prefix of the tree says."""
+    """Return the shapes and dtypes of a tree, sharded over a mesh; `specs` is a prefix of the tree."""
     return jax.tree.map(
         lambda spec, part: shapes_with_sharding(NamedSharding(mesh, spec), part),
         specs,
@@ -116,23 +117,16 @@ def shapes_with_specs(specs: Any, tree: Any, mesh: Mesh) -> Any:
 
 
 def bytes_on_device(shapes: Any) -> int:
-    """Bytes of a tree of sharded shapes on one device."""
+    """Return the bytes that a tree of sharded shapes takes on one device."""
     leaves = jax.tree.leaves(shapes)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def fuses_loops(mesh: Mesh) -> bool:
-    """Whether a loop of steps should be one program: on accelerators, yes.
-
-    On CPU, XLA runs convolutions inside a loop many times slower than outside, so there every step is dispatched.
-    """
-    return mesh.devices.flat[0].platform != "cpu"
-
-
 def wait_for_collective(tree: Any, mesh: Mesh) -> Any:
-    """Call on the result of every program that holds a collective, before dispatching the next one.
+    """On CPU, wait for the result of a program with a collective; elsewhere return at once.
 
-    Virtual CPU devices share one thread pool: a collective dispatched while another is in flight can starve it, and XLA
-    aborts the process. Accelerators order collectives themselves, and return at once here.
+    Call it on every such result before the next program is dispatched. Virtual CPU devices share one thread pool: a
+    collective that is dispatched while another one runs can block it, and XLA aborts the process. Accelerators order
+    collectives themselves.
     """
     return jax.block_until_ready(tree) if mesh.devices.flat[0].platform == "cpu" else tree

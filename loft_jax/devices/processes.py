@@ -1,6 +1,7 @@
-"""The processes of one run: how they find each other, agree, and leave; JAX is loaded only where there are several.
+"""The processes of one run: how they connect, agree and end. JAX is loaded only if there are several.
 
-All of them run the same programs in the same order. The first alone prints, and writes what is not a saved state.
+All of them run the same programs in the same order, and all write saved states. Only the first one prints, and only it
+writes the other files.
 """
 
 import contextlib
@@ -23,18 +24,18 @@ from typing import Any, TextIO
 from loft_jax.config import Config, Distributed
 from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
 
-_SECONDS_TO_LEAVE = 60
-# How long what one process has written may take to be seen by another, on file systems that remember answers.
-_SECONDS_TO_SEE = 15.0
-# What JAX, and those it sends by, say when another process does not answer.
-_OF_OTHERS = re.compile(
+_SHUTDOWN_SECONDS = 60
+# Time after which a file written by one process is visible to the others, on file systems that cache their answers.
+_VISIBLE_SECONDS = 15.0
+# Words in the errors of JAX, and of the libraries by which it communicates, when another process does not answer.
+_LOST_CONNECTION = re.compile(
     "gloo|nccl|peer|connect|socket|barrier|heartbeat|coordination|unavailable|deadline|timed? ?out", re.IGNORECASE
 )
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """The number of this process, and how many processes the run has."""
 
     index: int = 0
     count: int = 1
@@ -50,29 +51,32 @@ class Processes:
 
 @contextlib.contextmanager
 def connect_processes(config: Config) -> Generator[Processes]:
-    """Join the processes that `config.distributed` asks for; call before JAX sees its devices.
+    """Connect to the other processes, as `config.distributed` says; call before JAX finds its devices.
 
-    What stops one process inside the block stops it at once, without waiting for the others to finish: they notice.
+    An exception inside the block ends this process at once, without waiting for the others. They notice it, and stop.
 
     Raises:
-      UserError: there is no job whose processes JAX knows, or they have unequal numbers of devices.
-      RunStopped: they do not meet in time, or the coordinator's port is taken.
+      UserError: JAX detects no job of several processes, or they have different numbers of devices.
+      RunStopped: the processes do not connect in time, or the coordinator's port is taken.
     """
     if not config.distributed.is_enabled:
         yield Processes()
         return
-    processes = _join(config.distributed)
+    processes = _connect(config.distributed)
     try:
-        with _witness(processes), contextlib.nullcontext() if processes.is_first else _silent():
+        with _report_unexpected_exit(processes), contextlib.nullcontext() if processes.is_first else _silence_output():
             yield processes
     except BaseException as stop:
         if processes.count == 1:
             raise
-        _leave(processes, stop)
+        _end_process(processes, stop)
 
 
 def run_on_first(processes: Processes, action: Callable[[], bool]) -> bool:
-    """Do something on the first process alone; its answer is everyone's. If it refuses, every process stops."""
+    """Run an action on the first process only, and return its answer on every process.
+
+    If the action raises UserError or RunStopped, every process stops.
+    """
     answer, refusal = 0, None
     if processes.is_first:
         try:
@@ -87,7 +91,7 @@ def run_on_first(processes: Processes, action: Callable[[], bool]) -> bool:
 
 
 def reduce_over_processes(value: int, combine: Callable[..., int] = max) -> int:
-    """What all processes make of a number that each has: the largest, or what else `combine` says. All must call."""
+    """Combine a number from every process: return the largest, or what `combine` returns. All must call it."""
     import jax
 
     if jax.process_count() == 1:
@@ -98,27 +102,27 @@ def reduce_over_processes(value: int, combine: Callable[..., int] = max) -> int:
     return combine(multihost_utils.process_allgather(np.int32(value)).tolist())
 
 
-def check_visible(processes: Processes, path: os.PathLike) -> None:
-    """Raise RunStopped unless this process sees what the first one has written; waits a little for it."""
-    deadline = time.monotonic() + _SECONDS_TO_SEE
+def check_visible(processes: Processes, path: os.PathLike[str]) -> None:
+    """Raise RunStopped if a file that the first process has written is still not visible here after some seconds."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS
     while not os.path.exists(path):
         if time.monotonic() > deadline:
             raise RunStopped(
-                f"{path}: {processes} does not see it, and the first process has written it; use a run directory on a "
-                "file system that all processes share"
+                f"{path}: is not visible to {processes}, but the first process has written it; use a run directory on "
+                "a file system that all processes share"
             )
         time.sleep(0.2)
 
 
-def _join(settings: Distributed) -> Processes:
+def _connect(settings: Distributed) -> Processes:
     import jax
 
     if settings.coordinator is not None and settings.process_id == 0:
         _check_port(settings, int(settings.coordinator.rpartition(":")[2]))
-    # JAX's own handler would take SIGTERM away from ours.
+    # JAX's own handler of SIGTERM would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX aborts with a stack trace where processes do not meet in time; a little earlier it is said what to do.
-    timer = threading.Timer(settings.start_seconds, _give_up, [settings])
+    # If the processes do not connect in time, JAX aborts with a stack trace; the timer says what to do before that.
+    timer = threading.Timer(settings.start_seconds, _exit_at_timeout, [settings])
     timer.daemon = True
     timer.start()
     try:
@@ -126,13 +130,13 @@ def _join(settings: Distributed) -> Processes:
             settings.coordinator,
             settings.processes,
             settings.process_id,
-            initialization_timeout=settings.start_seconds + _SECONDS_TO_LEAVE,
+            initialization_timeout=settings.start_seconds + _SHUTDOWN_SECONDS,
             heartbeat_timeout_seconds=settings.heartbeat_seconds,
-            shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         kind = UserError if settings.coordinator is None else RunStopped
-        raise kind(_not_joined(settings, str(error).split("\n")[0])) from None
+        raise kind(_not_connected_text(settings, str(error).split("\n")[0])) from None
     finally:
         timer.cancel()
     _check_devices(Counter(device.process_index for device in jax.devices()))
@@ -142,45 +146,45 @@ def _join(settings: Distributed) -> Processes:
 def _check_devices(counts: Mapping[int, int]) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"process {process} has {count}" for process, count in sorted(counts.items()))
-        raise UserError(f"distributed: every process must have as many devices as the others, and {listed}")
+        raise UserError(f"distributed: every process must have the same number of devices, but {listed}")
 
 
 def _check_port(settings: Distributed, port: int) -> None:
-    """JAX may crash where the coordinator's port is taken."""
+    """Raise RunStopped if the coordinator's port is taken, because JAX may crash then."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise RunStopped(_not_joined(settings, f"its port: {error.strerror}")) from None
+        raise RunStopped(_not_connected_text(settings, f"its port: {error.strerror}")) from None
 
 
-def _give_up(settings: Distributed) -> None:
+def _exit_at_timeout(settings: Distributed) -> None:
     waited = f"waited for distributed.start_seconds={settings.start_seconds}"
-    print(f"error: {_not_joined(settings, waited)}", file=sys.stderr, flush=True)
+    print(f"error: {_not_connected_text(settings, waited)}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-def _not_joined(settings: Distributed, reason: str) -> str:
+def _not_connected_text(settings: Distributed, reason: str) -> str:
     if settings.coordinator is None:
         return (
             f"distributed.mode=auto: the processes of a SLURM, Cloud TPU, Kubernetes or Open MPI job are not found "
-            f"({reason}); start all of them by one of these, or give distributed.coordinator, distributed.processes "
+            f"({reason}); start all processes with one of these, or set distributed.coordinator, distributed.processes "
             "and distributed.process_id"
         )
     return (
-        f"distributed.coordinator={settings.coordinator}: process {settings.process_id} of {settings.processes} has "
-        f"not met the others ({reason}); start all of them, with the coordinator where process 0 runs, at a port that "
-        "is free there and open to the others"
+        f"distributed.coordinator={settings.coordinator}: process {settings.process_id} of {settings.processes} could "
+        f"not connect to the others ({reason}); start all processes, with the host of process 0 as coordinator and a "
+        "port that is free there and open to the others"
     )
 
 
 @contextlib.contextmanager
-def _witness(processes: Processes) -> Generator[None]:
-    """A shell that speaks for this process where it cannot: JAX and what it sends by abort when others are gone."""
+def _report_unexpected_exit(processes: Processes) -> Generator[None]:
+    """Start a shell that prints a message if this process is killed, or aborted by JAX because another process died."""
     text = (
-        f"error: {processes} has ended without a word: killed, or aborted because another one has died; see above, and "
-        "what the others said. Start all processes again: the run goes on from its newest checkpoint"
+        f"error: {processes} exited unexpectedly (killed, or aborted after another process died); see the output of "
+        "the other processes. Start all processes again: the run resumes from its newest checkpoint"
     )
-    # It reads a line if all is well; its end of the pipe closes when this process is gone.
+    # The shell reads a line if the block ends normally. If this process is killed, the pipe closes, and `read` fails.
     command = ["sh", "-c", 'read -r _ || echo "$1" >&2', "sh", text]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:
         assert shell.stdin is not None  # It is the pipe.
@@ -191,31 +195,31 @@ def _witness(processes: Processes) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Generator[None]:
+def _silence_output() -> Generator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
-def _leave(processes: Processes, stop: BaseException) -> None:
-    """Say why, and end the process; without the farewell at exit, which waits for processes that may be gone."""
+def _end_process(processes: Processes, stop: BaseException) -> None:
+    """Print the reason and end this process, without JAX's shutdown, which waits for processes that may be dead."""
     if isinstance(stop, Preempted):
-        # All of them leave together, and the first says so.
+        # All processes stop together, and the first one prints the message.
         if processes.is_first:
             raise stop
         sys.exit(0)
-    # Whoever reads the output may have gone too.
+    # The program that reads the output may have ended too.
     with contextlib.suppress(OSError):
         code = 1
-        code = _say(processes, stop, sys.stderr)
+        code = _print_reason(processes, stop, sys.stderr)
         sys.stdout.flush()
     if processes.is_first:
-        # It goes last, for without it JAX ends the others before they have said what they know.
+        # The first process ends last: when it has ended, JAX ends the others before they have printed their messages.
         time.sleep(2)
     os._exit(code)
 
 
-def _say(processes: Processes, stop: BaseException, stream: TextIO) -> int:
-    """Print why this process stops; returns its exit code."""
+def _print_reason(processes: Processes, stop: BaseException, stream: TextIO) -> int:
+    """Print why this process stops, and return its exit code."""
     import jax
 
     if isinstance(stop, SystemExit):
@@ -228,12 +232,12 @@ def _say(processes: Processes, stop: BaseException, stream: TextIO) -> int:
         return exit_code(stop)
     if isinstance(stop, BrokenPipeError):
         return 1
-    told = isinstance(stop, jax.errors.JaxRuntimeError) and _OF_OTHERS.search(str(stop))
-    if told or isinstance(stop, TimeoutError):
+    lost_connection = isinstance(stop, jax.errors.JaxRuntimeError) and _LOST_CONNECTION.search(str(stop))
+    if lost_connection or isinstance(stop, TimeoutError):
         reason = str(stop).split("\n")[0]
         print(
-            f"error: {processes} lost touch with another one, which has most likely died; see what that one said, or "
-            f"what ended it ({reason}). Start all processes again: the run goes on from its newest checkpoint",
+            f"error: {processes} lost the connection to another process, which probably died; see its output "
+            f"({reason}). Start all processes again: the run resumes from its newest checkpoint",
             file=stream,
         )
         return 1
@@ -242,7 +246,11 @@ def _say(processes: Processes, stop: BaseException, stream: TextIO) -> int:
 
 
 class Preemption:
-    """Whether SIGTERM has come to this process since the block was entered. Use as a context manager."""
+    """Context manager that notes a SIGTERM to this process in its block.
+
+    Attributes:
+      requested: whether SIGTERM has been received.
+    """
 
     def __init__(self) -> None:
         self.requested = False

@@ -78,8 +78,8 @@ LATER_RULES = {
         "--gpipe.stages 3 --gpipe.cuts stage2/block1,stage1/block1",
         "gpipe.cuts=stage2/block1,stage1/block1: must be in network order",
     ),
-    "data over devices": ("--mesh.data 8", "mesh.data=8: only 4 cpu devices are there"),
-    "stages over devices": ("--gpipe.stages 5", "gpipe.stages=5: each needs a device of its own, and 4"),
+    "data over devices": ("--mesh.data 8", "mesh.data=8: only 4 cpu devices are available"),
+    "stages over devices": ("--gpipe.stages 5", "gpipe.stages=5: each stage needs its own device, and only 4"),
     "workers and data over devices": ("--mesh.worker 4 --mesh.data 2", "mesh.worker=4: with mesh.data=2 it needs 8"),
     "too few images": (
         "--data.split disjoint --loft.partition none --loft.workers 2000",

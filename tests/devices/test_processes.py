@@ -75,7 +75,7 @@ def test_processes_stop_when_one_is_frozen(frozen, tmp_path):
     _, said = start.processes[1 - frozen].communicate(timeout=60)
     start.processes[frozen].kill()
     assert start.processes[1 - frozen].returncode != 0
-    assert "because another one has died" in said
+    assert "aborted after another process died" in said
 
 
 @pytest.mark.full
@@ -87,10 +87,10 @@ def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preemp
     assert killed_code == -signal.SIGKILL
     # Told by a collective it says so itself; JAX, which misses a heartbeat, and Gloo may abort it before.
     assert left_code in (1, -signal.SIGABRT)
-    words = "lost touch with another one" if left_code == 1 else "has ended without a word"
+    words = "lost the connection to another process" if left_code == 1 else "exited unexpectedly"
     assert f"error: process 0 of 2 {words}" in said
     assert said.count("error: process") == 1
-    assert "Start all processes again: the run goes on from its newest checkpoint" in said
+    assert "Start all processes again: the run resumes from its newest checkpoint" in said
     assert "Traceback" not in said
     killed_after = saved_rounds(run.path / "checkpoints")[-1]
     (_, said, _), (_, silent, _) = run.disturb(signal.SIGTERM, killed_after + 2, random.Random(0), hit=[1])
@@ -99,7 +99,7 @@ def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preemp
     words = r"\[Gloo\]|Rank|[\d.:]+|is connected to|peer ranks|Expected number of connected peer ranks is"
     assert not re.sub(words, "", silent).strip(), "only the first one prints"
     left_after = run.last_round
-    # One process with all four devices goes on from what two have saved.
+    # One process with all four devices resumes from what two have saved.
     assert f"resumed after round {left_after}" in DisturbedRun(run.path, 1, run.options).finish()
     assert [row["round"] for row in RunDirectory(run.path).rows()] == list(range(41))
 
@@ -118,7 +118,7 @@ def test_processes_that_do_not_meet_say_so_in_time(tmp_path):
     (end,) = run.start(only=[1]).wait(60)
     assert end[0] == 1
     assert end[2].startswith("error: distributed.coordinator=127.0.0.1:")
-    assert "process 1 of 2 has not met the others (waited for distributed.start_seconds=1)" in end[2]
+    assert "process 1 of 2 could not connect to the others (waited for distributed.start_seconds=1)" in end[2]
     assert not run.path.exists()
 
 
@@ -170,9 +170,9 @@ def test_processes_with_unequal_devices_are_refused():
 
 
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_SECONDS_TO_SEE", 0)
+    monkeypatch.setattr(processes, "_VISIBLE_SECONDS", 0)
     check_visible(Processes(1, 2), tmp_path)
-    with pytest.raises(RunStopped, match="process 1 of 2 does not see it, and the first process has written it"):
+    with pytest.raises(RunStopped, match="is not visible to process 1 of 2, but the first process has written it"):
         check_visible(Processes(1, 2), tmp_path / "config.yaml")
 
 
@@ -182,10 +182,10 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
         (UserError("no"), 2, "error: no (process 1 of 2)"),
         (RunStopped("not finite"), 1, "error: not finite (process 1 of 2)"),
         (KeyboardInterrupt(), 130, "interrupted (process 1 of 2)"),
-        (jax.errors.JaxRuntimeError("UNKNOWN: closed by peer"), 1, "lost touch with another one"),
+        (jax.errors.JaxRuntimeError("UNKNOWN: closed by peer"), 1, "lost the connection to another process"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"), 1, "RESOURCE_EXHAUSTED: memory\n"),
         (jax.errors.JaxRuntimeError("INTERNAL: CUDA runtime"), 1, "INTERNAL: CUDA runtime\n"),
-        (TimeoutError("barrier"), 1, "lost touch with another one"),
+        (TimeoutError("barrier"), 1, "lost the connection to another process"),
         (BrokenPipeError(), 1, ""),
         (ZeroDivisionError("bug"), 1, "ZeroDivisionError: bug\n"),
         (SystemExit(2), 2, ""),
@@ -194,16 +194,16 @@ def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
 def test_a_process_says_why_it_leaves_and_does_not_wait_for_others(stop, code, said, monkeypatch, capsys):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
-    processes._leave(Processes(1, 2), stop)
+    processes._end_process(Processes(1, 2), stop)
     assert left == [code]
     assert said in capsys.readouterr().err
 
 
 def test_only_the_first_process_says_that_all_have_left():
     with pytest.raises(Preempted):
-        processes._leave(Processes(0, 2), Preempted("saved"))
+        processes._end_process(Processes(0, 2), Preempted("saved"))
     with pytest.raises(SystemExit) as stop:
-        processes._leave(Processes(1, 2), Preempted("saved"))
+        processes._end_process(Processes(1, 2), Preempted("saved"))
     assert stop.value.code == 0
 
 
@@ -249,7 +249,7 @@ def test_devices_are_taken_evenly_from_all_processes(workers, data, per_process,
     [
         ({"loft": {"workers": 3}}, "loft.workers=3: .* cannot be spread evenly over 2 processes .* try loft.workers=4"),
         ({"mesh": {"worker": 1}}, "mesh.worker=1: .* cannot be taken evenly from 2 processes; try 4"),
-        ({"mesh": {"worker": 4, "data": 2}}, "mesh.worker=4: with mesh.data=2 it needs 8 devices and 4"),
+        ({"mesh": {"worker": 4, "data": 2}}, "mesh.worker=4: with mesh.data=2 it needs 8 devices, but only 4"),
     ],
 )
 def test_devices_that_cannot_be_taken_evenly_are_refused(settings, message, monkeypatch):

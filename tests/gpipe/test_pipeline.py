@@ -203,7 +203,7 @@ def test_a_network_that_is_no_sequence_of_blocks_is_refused():
 
 
 def test_a_stage_without_a_device_is_refused():
-    message = "gpipe.stages=5: each needs a device of its own, and 4 cpu devices are there; try 4; on a CPU raise mesh"
+    message = "gpipe.stages=5: each stage needs its own device, and only 4 cpu devices are available; try 4; on a CPU"
     with pytest.raises(UserError, match=re.escape(message)):
         Experiment.build(Config.model_validate({"gpipe": {"stages": 5}}))
 

@@ -229,7 +229,7 @@ def test_bad_options_are_refused_before_jax_is_loaded(write, arguments, message)
 
 def test_more_devices_than_the_topology_has_are_refused():
     message = refusal(make_mesh, tiny.config(mesh__data=4), Topology.parse("cpu:2").devices())
-    assert message == "mesh.data=4: only 2 cpu devices are there; try 2"
+    assert message == "mesh.data=4: only 2 cpu devices are available; try 2"
 
 
 def test_a_part_of_a_slice_is_refused_with_what_takes_all_of_it():

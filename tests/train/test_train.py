@@ -174,8 +174,14 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(learning_rate, steps,
     ("changes", "message"),
     [
         ({"loft": {"workers": 3}}, r"loft.workers=3: must divide every partitioned width \(8, 16\); try 2"),
-        ({"mesh": {"worker": 4, "data": 2}}, "mesh.worker=4: with mesh.data=2 it needs 8 devices and 4 cpu devices"),
-        ({"mesh": {"data": 8}}, "mesh.data=8: only 4 cpu devices are there; try 4; on a CPU raise mesh.cpu_devices"),
+        (
+            {"mesh": {"worker": 4, "data": 2}},
+            "mesh.worker=4: with mesh.data=2 it needs 8 devices, but only 4 cpu devices",
+        ),
+        (
+            {"mesh": {"data": 8}},
+            "mesh.data=8: only 4 cpu devices are available; try 4; on a CPU raise mesh.cpu_devices",
+        ),
     ],
 )
 def test_what_does_not_fit_model_or_devices_is_refused(changes, message):
