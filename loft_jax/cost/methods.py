@@ -118,7 +118,8 @@ class Costs:
         """
         if workers == 1:
             return [("plain SGD", partial(self._of_round, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
-        named, own = {}, self._config.loft.momentum
+        named: dict[str, Callable[[], list[Cost]]] = {}
+        own = self._config.loft.momentum
         splits = self._config.loft.partition != "none"
         if splits:
             named[f"LoFT-{workers}, server"] = partial(self._of_server, workers)

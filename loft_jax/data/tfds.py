@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def _not_prepared(name: str, root: Path) -> str:
     return f"data.name={name}: not prepared under data.data_dir={root}; prepare it with\n  {command}\n{here[2:]}"
 
 
-def _check(info, name: str, directory: Path) -> None:
+def _check(info: Any, name: str, directory: Path) -> None:
     """Whether the data set can be trained on."""
     features = info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
@@ -134,7 +135,7 @@ def _check(info, name: str, directory: Path) -> None:
         )
 
 
-def _test_split(builder, name: str) -> str:
+def _test_split(builder: Any, name: str) -> str:
     """The first split with labels: those of ImageNet's test split, for one, are withheld."""
     import tensorflow_datasets as tfds
 
@@ -147,7 +148,7 @@ def _test_split(builder, name: str) -> str:
     raise UserError(f"data.name={name}: split {' and '.join(there)} has images without labels")
 
 
-def _fingerprint(builder, split: str) -> str:
+def _fingerprint(builder: Any, split: str) -> str:
     """16 hex digits that change when the split's files do."""
     files = [Path(file) for file in builder.info.splits[split].filepaths]
     text = "|".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)

@@ -22,7 +22,7 @@ FLOOR_REACHED = 1.1  # of the limit
 def result_rows(sweep: TheoremSweep) -> list[Row]:
     """A row for each setting of each sweep after the last round, and for each round of the sweep of rounds."""
     last = sweep.theory.rounds
-    rows = []
+    rows: list[Row] = []
     for name, settings in sweep.sweeps.items():
         for setting in settings:
             ends = range(1, last + 1) if name == "rounds" else [last]

@@ -37,7 +37,7 @@ class SweepProgress(ProgressBar):
         if sys.stderr.isatty():
             columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=self._total)
+            self._bar.add_task("", total=self._total)
 
     def update(self, setting: Setting, draw: int) -> None:
         """Count one draw of a setting as done."""
@@ -49,7 +49,7 @@ class SweepProgress(ProgressBar):
             f"draw {draw + 1}/{self._draws}  {duration(left)} left"
         )
         if self._bar:
-            self._bar.update(self._task, completed=self._done, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=self._done, description=text)
         elif now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(text, file=sys.stderr, flush=True)

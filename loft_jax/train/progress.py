@@ -20,7 +20,7 @@ class TrainingProgress(ProgressBar):
         if sys.stdout.isatty():
             columns = (TextColumn("round"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._task = self._bar.add_task("", total=rounds, completed=done)
+            self._bar.add_task("", total=rounds, completed=done)
 
     def update(self, row: dict[str, Any]) -> None:
         """Show a row of metrics.jsonl."""
@@ -34,7 +34,7 @@ class TrainingProgress(ProgressBar):
         if "images_per_second" in row:
             text += f"  {row['images_per_second']:,.0f} images/s"
         if self._bar:
-            self._bar.update(self._task, completed=row["round"], description=text)
+            self._bar.update(self._bar.task_ids[0], completed=row["round"], description=text)
             return
         left = self._time_left(row["round"])
         if evaluated or time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:

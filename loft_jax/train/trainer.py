@@ -79,7 +79,7 @@ class Trainer:
     ):
         self._experiment, self._config, self._directory = experiment, experiment.config, directory
         self._takes_snapshots, self._preemption = snapshots, preemption
-        self._ticket_watch = None
+        self._ticket_watch: TicketWatch | None = None
         if self._config.train.stop_when is not None:
             self._ticket_watch = TicketWatch(self._config.train, experiment.method.groups)
         self._watch = Stopwatch()
