@@ -1,7 +1,7 @@
 """Pretrain: python -m loft_jax.train --config configs/digits.yaml --workdir runs/digits
 
-By LoFT, local SGD, plain SGD or GPipe, as the settings say. The same command run again resumes from the newest
-checkpoint; a finished run says so.
+The settings choose LoFT, local SGD, plain SGD or GPipe. Run the same command again to resume from the newest
+checkpoint; if the run is finished, its summary is printed again.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from loft_jax.devices import Preemption, check_visible, connect_processes, run_o
 from loft_jax.errors import UserError
 from loft_jax.storage import CONFIG, PHASES, RunDirectory
 
-# What imports JAX is imported where it is needed: a typo, a refusal and a finished run are told before JAX is loaded.
+# Modules that import JAX are imported where they are needed: a typo, a refusal and a finished run are reported before.
 
 
 def main() -> None:
@@ -25,13 +25,13 @@ def main() -> None:
     arguments, config = command.parse()
     if arguments.dry_run:
         if config.distributed.is_enabled:
-            raise UserError("--dry_run looks at the devices of one process; leave out --distributed")
+            raise UserError("--dry_run looks at the devices of one process only; leave out --distributed")
         dry_run(config)
         return
     name = Path(arguments.config).stem if arguments.config else "default"
     directory = RunDirectory(Path("runs") / name if arguments.workdir is None else arguments.workdir, "--workdir")
     if config.distributed.is_enabled:
-        # First, because processes that have found each other see their devices.
+        # First, because JAX must be set up before the processes connect: then it looks for the devices.
         configure(config)
     with connect_processes(config) as processes, Preemption() as preemption:
         directory.writes = processes.is_first
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:
-    """Open the directory, and look whether its run is finished; if so, say so. Raises UserError as `open`."""
+    """Open the directory, and print the summary of its run if that is finished. Raises UserError as `open`."""
     directory.open(config)
     summary = directory.summary()
     if summary:
@@ -54,14 +54,14 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
 
 
 def configure(config: Config) -> None:
-    """Load JAX, and set what it must know before it sees its devices."""
+    """Load JAX, and make the settings that it needs before it looks for devices."""
     from loft_jax.devices import configure_jax
 
     configure_jax(config)
 
 
 def dry_run(config: Config) -> None:
-    """Everything up to compiling one round; prints sizes, memory and bytes."""
+    """Do everything up to compiling one round; prints sizes, memory and bytes."""
     configure(config)
     from loft_jax.train.experiment import Experiment
     from loft_jax.train.overview import print_programs, print_setup
@@ -75,12 +75,12 @@ def run(config: Config, directory: RunDirectory, preemption: Preemption | None =
     """Train to the last round in an opened directory, from its newest checkpoint if it has one.
 
     Returns:
-      The summary; {} where the directory is another process's to write.
+      The summary; {} in a process that does not write the directory.
 
     Raises:
       UserError: model, data or devices do not fit the config, or every checkpoint is damaged.
-      RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
-      Preempted: `preemption` asked the run to leave.
+      RunStopped: the loss is no longer finite, or a file cannot be written.
+      Preempted: `preemption` asked the run to stop.
     """
     from loft_jax.train.experiment import Experiment
     from loft_jax.train.overview import print_setup
@@ -109,4 +109,4 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, interrupted="interrupted; the same command resumes from the last checkpoint")
+    run_command(main, interrupted="interrupted; run the same command again to resume from the last checkpoint")

@@ -1,4 +1,4 @@
-"""From a config to what a run is made of: data, mesh, model, method and its programs, each checked."""
+"""Builds the parts of a run from its config, and checks them: data, mesh, model, method and its programs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from loft_jax.models import Network, model_of
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run's parts."""
+    """The parts of a run."""
 
     config: Config
     dataset: AnyDataset
@@ -40,13 +40,13 @@ class Experiment:
         """Load and build all parts.
 
         Args:
-          dataset: one loaded before, instead of the config's.
-          widths: filter group -> number of filters, for groups smaller than the model declares (a ticket's).
+          dataset: a data set that is loaded already, to use instead of the config's.
+          widths: filter group -> number of filters, for groups that have fewer than the model declares (of a ticket).
 
         Raises:
           UserError: model, data or devices do not fit the config.
         """
-        # What the model alone can tell is told before devices and data are looked at.
+        # Errors that the model alone shows are reported before devices and data are looked at.
         check_method(model_of(config, 1), config)
         mesh = make_mesh(config)
         dataset = dataset or load_dataset(config)
@@ -65,7 +65,7 @@ class Experiment:
         )
 
     def initial_state(self) -> State:
-        """The state before the first round, on the mesh."""
+        """Make the state before the first round, on the mesh."""
         return replicate(jit_once(self._initialise)(), self.mesh)
 
     @cached_property
@@ -75,7 +75,7 @@ class Experiment:
 
     @cached_property
     def bill(self) -> RoundBill:
-        """What a round sends, and what its programs need."""
+        """The bill of a round: what it sends, and what its programs need."""
         data = data_bytes(Facts.from_dataset(self.dataset), self.config, self.mesh.size)
         return RoundBill(self.method, self.mesh, self.state_shapes, data)
 

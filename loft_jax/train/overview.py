@@ -1,4 +1,4 @@
-"""What an experiment is, in numbers: its first lines, its programs, and the figures of its summary."""
+"""An experiment in numbers: its first lines, its programs, and the figures of its summary."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ from loft_jax.train.experiment import Experiment
 
 
 def print_setup(experiment: Experiment) -> None:
-    """The first lines of a run: devices, mesh, data, model, rounds, bytes per sync; then a warning if there is one."""
+    """Print the first lines of a run: devices, mesh, data, model, rounds, bytes per sync; and a warning if any."""
     config, mesh, data = experiment.config, experiment.mesh, experiment.dataset
     idle = [f"{d.platform}:{d.id}" for d in jax.devices() if d not in mesh.devices.flat]
     used = f"{mesh.size} {jax.devices()[0].platform} of {jax.device_count()}"
     shape = data.image_shape
-    described = experiment.method.describe(experiment.state_shapes)
+    method_lines = experiment.method.describe(experiment.state_shapes)
     full, compact = (parameter_count(model, shape) for model in (experiment.model, experiment.method.step.model))
     lines = {
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
-        "mesh": described.pop("mesh"),
+        "mesh": method_lines.pop("mesh"),
         "data": f"{data.name}: {data.examples:,} training and {data.test_examples:,} test images, "
         + "x".join(map(str, shape))
         + data.loading_text,
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, data.examples):.1f} epochs",
-        **described,
+        **method_lines,
         **({"warning": config.warning} if config.warning else {}),
     }
     for name, text in lines.items():
@@ -37,7 +37,7 @@ def print_setup(experiment: Experiment) -> None:
 
 
 def print_programs(compiled: CompiledRound) -> None:
-    """Memory and compute of a round's compiled programs, of one device."""
+    """Print the memory and compute of a round's compiled programs, on one device."""
     table = Table(
         "program",
         "FLOPs",
@@ -45,7 +45,7 @@ def print_programs(compiled: CompiledRound) -> None:
         "results",
         "temporary",
         "peak",
-        title="one device; of a loop every step is counted",
+        title="one device; every step of a loop is counted",
     )
     for program in compiled.programs:
         sizes = (program.arguments, program.results, program.temporary)
@@ -55,7 +55,7 @@ def print_programs(compiled: CompiledRound) -> None:
 
 
 def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The summary of a finished run from its rows of metrics; times add up over resumed starts."""
+    """Make the summary of a finished run from its rows of metrics; times are sums over all resumed starts."""
     config, last = experiment.config, rows[-1]
     seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
     images = config.images_per_round * last["round"]

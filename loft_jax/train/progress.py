@@ -1,4 +1,4 @@
-"""A run's progress: one bar on a terminal; elsewhere a line at each evaluation, and now and then between."""
+"""The progress of a run: one bar on a terminal; elsewhere a line at each evaluation, and sometimes between them."""
 
 import sys
 import time
@@ -44,7 +44,7 @@ class TrainingProgress(ProgressBar):
     def _time_left(self, done: int) -> str:
         now = time.perf_counter()
         if self._first is None:
-            # The first round compiles; the others tell how long a round takes.
+            # The first round includes compilation; the others show how long a round takes.
             self._first = (done, now)
             return ""
         first, start = self._first

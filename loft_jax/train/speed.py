@@ -1,4 +1,4 @@
-"""How fast networks train on one device: local steps called back to back, two networks in turn."""
+"""The speed of training on one device: local steps without pauses, of two networks in turn."""
 
 import statistics
 import time
@@ -19,10 +19,10 @@ _SECONDS_A_TURN = 0.3
 
 
 class StepLoop:
-    """Local steps of one network on the first device, one dispatch each; of black images.
+    """Local steps of one network on black images, on the first device, one dispatch each.
 
     Attributes:
-      flops: of one step, as XLA counts them in the compiled program.
+      flops: FLOPs of one step, as XLA counts them in the compiled program.
       batch_size: images of one step.
     """
 
@@ -46,14 +46,14 @@ class StepLoop:
         self.flops = counted_flops(self._program)
 
     def __call__(self, steps: int) -> None:
-        """Run so many steps, and wait for them."""
+        """Run this number of steps, and wait for them."""
         for _ in range(steps):
             self._state, _ = self._program(self._state, *self._arguments)
         jax.block_until_ready(self._state)
 
 
 def images_per_second(first: StepLoop, second: StepLoop, pairs: int = 5) -> tuple[float, float]:
-    """Median images/s of two networks, measured in turn; some tenths of a second each."""
+    """Measure the median images/s of two networks in turn; a measurement takes some tenths of a second."""
     second(1)
     start = time.perf_counter()
     second(1)
@@ -66,7 +66,7 @@ def images_per_second(first: StepLoop, second: StepLoop, pairs: int = 5) -> tupl
 
 
 def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of a and of b, called in turn, after one call of each that is not counted."""
+    """Time a and b, called in turn, after one call of each that is not counted. Returns the seconds of each."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs + 1):
         for run, times in zip((a, b), seconds, strict=True):

@@ -1,4 +1,4 @@
-"""Whether the ticket has appeared: how far the ranking of the filters moves from one snapshot to the next."""
+"""Decides whether the ticket has appeared: how far the ranking of filters moves from one snapshot to the next."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,26 +15,26 @@ Row = dict[str, Any]
 
 
 class TicketWatch:
-    """Follows `train.stop_when`: the normalised footrule of each snapshot's ranking from that of the one before.
+    """Watches for `train.stop_when`: the normalised footrule from each snapshot's ranking to that of the one before.
 
-    To be shown only the snapshots for which `Config.stop_check_is_due`.
+    Give it only the snapshots for which `Config.stop_check_is_due`.
     """
 
     def __init__(self, settings: Train, groups: Sequence[FilterGroup]):
-        assert settings.stop_when is not None, "there is nothing to follow"
+        assert settings.stop_when is not None, "there is nothing to watch for"
         self._settings, self._groups, self._stop_when = settings, tuple(groups), settings.stop_when
         self._figure = f"distance/{settings.stop_groups}"
         self._previous: dict[str, jax.Array] | None = None
         self._figures: list[float] = []
 
     def resume(self, newest: Any, rows: Sequence[Row]) -> None:
-        """Go on behind the variables of the newest snapshot shown, and the rows of the run."""
-        self._previous = self._rankings(newest)
+        """Continue after a stop, given the variables of the newest snapshot observed and the rows of the run."""
+        self._previous = self._rank(newest)
         self._figures = [row[self._figure] for row in rows if self._figure in row]
 
     def observe(self, variables: Any) -> Row:
-        """The distances of the variables of a snapshot from the one before, worst group and mean; none at the first."""
-        before, self._previous = self._previous, self._rankings(variables)
+        """Return the distances of a snapshot from the one before, worst group and mean; {} for the first snapshot."""
+        before, self._previous = self._previous, self._rank(variables)
         if before is None:
             return {}
         distances = jax.device_get({name: normalised_footrule(before[name], self._previous[name]) for name in before})
@@ -45,7 +45,7 @@ class TicketWatch:
 
     @property
     def reason(self) -> str | None:
-        """Why the run ends here, with the figures; None while it goes on."""
+        """Why the run ends here, with the figures; None while it continues."""
         settings = self._settings
         last = self._figures[-settings.stop_snapshots :]
         if len(last) < settings.stop_snapshots or max(last) >= self._stop_when:
@@ -56,6 +56,6 @@ class TicketWatch:
             f"chance) was {', '.join(f'{figure:.4f}' for figure in last)}, below train.stop_when={self._stop_when:g}"
         )
 
-    def _rankings(self, variables: Any) -> dict[str, jax.Array]:
+    def _rank(self, variables: Any) -> dict[str, jax.Array]:
         scores = filter_scores({"params": variables["params"]}, self._groups)
         return {name: rank_filters(values) for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: compile, train, sync, evaluation."""
+"""Measures the time of a run by phase: compile, train, sync, evaluation."""
 
 import time
 from collections.abc import Generator
@@ -14,7 +14,7 @@ _COMPILE_EVENTS = (
 
 
 class Stopwatch:
-    """Seconds by phase since the last `lap`; time spent compiling is taken out of the phase it happened in."""
+    """Counts seconds by phase since the last `lap`; time of compilation is taken out of the phase it falls in."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -22,19 +22,19 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Count the block's wall time, less compilation, under a name."""
+        """Count the wall time of the `with` block, without compilation, under this name."""
         compiled, start = self._seconds.get("compile", 0.0), time.perf_counter()
         yield
         elapsed = time.perf_counter() - start - (self._seconds.get("compile", 0.0) - compiled)
         self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, elapsed)
 
     def lap(self) -> dict[str, float]:
-        """Phase -> seconds, and start again from zero."""
+        """Return phase -> seconds, and start again from zero."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening to JAX's compile events."""
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:

@@ -1,4 +1,4 @@
-"""A run in progress: its state, the rounds, and what is due after each."""
+"""A run in progress: its state, its rounds, and what is due after each round."""
 
 import math
 import sys
@@ -34,17 +34,17 @@ def train_to_the_end(
     """Train in an opened directory, from its newest checkpoint if it has one, with progress.
 
     Args:
-      start_from: gives the state before the first round; None for the experiment's initialisation.
+      start_from: makes the state before the first round; None for the experiment's initialisation.
       snapshots: whether to take snapshots for tickets.
-      preemption: asked after every round whether to leave.
+      preemption: asked after every round whether to stop.
 
     Returns:
-      The summary; {} where the directory is another process's to write.
+      The summary; {} in a process that does not write the directory.
 
     Raises:
       UserError: every checkpoint is damaged.
-      RunStopped: the loss is no longer finite, or what is to be kept cannot be written.
-      Preempted: the run was asked to leave, and has saved the round it was in.
+      RunStopped: the loss is no longer finite, or a file cannot be written.
+      Preempted: the run was asked to stop, and has saved the round it was in.
     """
     rounds = experiment.config.train.rounds
     with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption) as trainer:
@@ -55,8 +55,8 @@ def train_to_the_end(
                 progress.update(trainer.train_one_round())
         if not trainer.finished:
             raise Preempted(
-                f"stopped   by SIGTERM after round {trainer.done} of {rounds}, which is saved; the same command goes "
-                "on from there"
+                f"stopped   by SIGTERM after round {trainer.done} of {rounds}, which is saved; run the same command "
+                "again to resume"
             )
         if not directory.writes:
             return {}
@@ -93,27 +93,27 @@ class Trainer:
         self._watch.close()
         self._experiment.images.close()
         if kind and kind is not Preempted and jax.process_count() > 1:
-            return  # Closing waits for the other processes, which may have gone.
-        # What has stopped the run is to be told, not what closing says of it again.
+            return  # Closing waits for the other processes, which may have ended.
+        # Report the error that stopped the run, not one that closing raises because of it.
         with suppress(Exception) if kind else nullcontext():
             for store in self._stores:
                 store.close()
 
     def start(self, start_from: Callable[[], State] | None = None) -> int:
-        """Initialise, or resume from the newest checkpoint that is sound. Returns the number of completed rounds."""
+        """Initialise, or resume from the newest sound checkpoint. Returns the number of completed rounds."""
         directory = self._directory
         found = newest_sound(directory.checkpoints)
         self.done = found[0] if found else 0
         lost = max((row["round"] for row in directory.rows()), default=0)
         if found is None and lost and directory.writes:
             print(
-                f"warning: {directory.checkpoints}: holds no checkpoint to go on from; the run starts anew, and what "
-                f"was kept of its {lost} rounds is deleted",
+                f"warning: {directory.checkpoints}: holds no checkpoint to resume from; the run starts again from the "
+                f"beginning, and what is left of its {lost} rounds is deleted",
                 file=sys.stderr,
                 flush=True,
             )
         directory.forget_after(self.done if found else -1)
-        # All wait for the first process, which has just deleted what Orbax would find.
+        # All wait for the first process, which has just deleted files that Orbax would find.
         reduce_over_processes(self.done)
         self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
         self._snapshots = Store(directory.snapshots) if self._takes_snapshots else None
@@ -125,7 +125,7 @@ class Trainer:
             self._state = self._place(found[1])
             self._resume_ticket_watch()
             self.finished = self._is_over()
-        self.stop_requested = self._is_asked_to_stop()
+        self.stop_requested = self._is_stop_requested()
         if self.stop_requested:
             self._checkpoints.wait()
         return self.done
@@ -138,28 +138,28 @@ class Trainer:
                 before = read_state(directory.snapshots, judged[-1])["variables"]
             except UserError as error:
                 raise UserError(
-                    f"{error}; train.stop_when goes on from it. Delete the checkpoints of round {judged[-1]} and "
-                    "later, to go on from before it"
+                    f"{error}; train.stop_when needs it to continue. Delete the checkpoints of round {judged[-1]} and "
+                    "later to resume from an earlier round"
                 ) from None
             self._ticket_watch.resume(before, directory.rows())
 
     def _is_over(self) -> bool:
-        """Whether no round is left: the last is done, or `train.stop_when` has ended the run; all agree."""
+        """Whether no round is left: the last is done, or `train.stop_when` ends the run. All processes agree."""
         if self._ticket_watch is None:
             return self.done == self._config.train.rounds
         return bool(reduce_over_processes(self.done == self._config.train.rounds or self.stop_reason is not None))
 
-    def _is_asked_to_stop(self) -> bool:
-        """Whether any process is; all agree."""
+    def _is_stop_requested(self) -> bool:
+        """Whether any process was asked to stop. All processes agree."""
         return bool(reduce_over_processes(self._preemption is not None and self._preemption.requested))
 
     @property
     def stop_reason(self) -> str | None:
-        """Why `train.stop_when` has ended the run; None if it has not."""
+        """Why `train.stop_when` ends the run; None if it does not."""
         return self._ticket_watch.reason if self._ticket_watch else None
 
     def train_one_round(self) -> Row:
-        """One round and whatever is due after it. Returns the round's row of metrics.
+        """Do one round and everything that is due after it. Returns the round's row of metrics.
 
         Raises:
           RunStopped: the loss is not finite; nothing of the round is saved.
@@ -173,13 +173,13 @@ class Trainer:
             loss = float(loss)
         learning_rate = float(experiment.method.step.learning_rate(self.done * config.loft.local_steps))
         self.done += 1
-        self.stop_requested = self._is_asked_to_stop()
+        self.stop_requested = self._is_stop_requested()
         self._stop_unless_finite("train/loss", loss, learning_rate)
         moved = experiment.bill.wire
         return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
 
     def _conclude(self, metrics: Row) -> Row:
-        """Evaluate, write the row, save: what is due after `self.done` rounds."""
+        """Do what is due after `self.done` rounds: evaluate, write the row, save."""
         due = self._config.train
         snapshots = self._snapshots if due.snapshot_is_due(self.done) else None
         full = variables = None
@@ -196,7 +196,7 @@ class Trainer:
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
-            # The loss is of before the round's last update, and not every round that is saved is evaluated.
+            # The loss is from before the last update of the round, and a saved round is not always evaluated.
             if not _all_finite((variables, full)):
                 self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
         row = self._row(metrics)
@@ -208,11 +208,11 @@ class Trainer:
         return row
 
     def _save(self, full: State, variables: Tree, snapshots: Store | None, *, checkpoint: bool) -> None:
-        """Save what is due: a snapshot where its store is given, a checkpoint, of a state ready to evaluate."""
+        """Save what is due of a state that is ready to evaluate: a snapshot if its store is given, and a checkpoint."""
         if snapshots:
             snapshots.save(self.done, {"variables": variables, "round": full.round})
         if checkpoint:
-            # A snapshot must not be missing where a later start resumes past it.
+            # Write snapshots first: a run that resumes from this checkpoint needs all snapshots before it.
             if self._snapshots:
                 self._snapshots.wait()
             self._checkpoints.save(self.done, full.checkpoint(variables))
@@ -234,7 +234,7 @@ class Trainer:
         return row | {f"seconds/{phase}": value for phase, value in seconds.items()}
 
     def _place(self, saved: Tree) -> Any:
-        """The state between rounds that a checkpoint holds. Raises UserError if it is another model's."""
+        """Make the state between rounds from a checkpoint. Raises UserError if that is another model's."""
         shapes = self._experiment.state_shapes
         like = shapes.checkpoint(shapes.variables)
         found, expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (saved, like))
@@ -252,8 +252,8 @@ class Trainer:
         raise RunStopped(
             f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); "
             f"{last if good else 'nothing is saved'}. Lower "
-            "optimizer.learning_rate or raise optimizer.warmup_steps, and start anew, in another directory or after "
-            "deleting this one"
+            "optimizer.learning_rate or raise optimizer.warmup_steps, and start again in another directory, or "
+            "delete this one first"
         )
 
 

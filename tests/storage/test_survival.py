@@ -137,9 +137,8 @@ def test_a_run_whose_checkpoints_are_gone_starts_anew_and_says_so(experiment, fi
     with Trainer(experiment, directory) as trainer:
         assert trainer.start() == 0
     said = capsys.readouterr().err
-    assert (
-        "checkpoints: holds no checkpoint to go on from; the run starts anew, and what was kept of its 6 rounds" in said
-    )
+    assert "checkpoints: holds no checkpoint to resume from; the run starts again from the beginning, and what" in said
+    assert "what is left of its 6 rounds is deleted" in said
     assert [row["round"] for row in directory.rows()] == [0]
     assert saved_rounds(directory.snapshots) == [0]
     with Trainer(experiment, opened(tmp_path / "other", config_of())) as trainer:

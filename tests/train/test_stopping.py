@@ -157,6 +157,6 @@ def test_a_run_does_not_go_on_past_a_judged_snapshot_that_is_damaged(stopped, tm
     shutil.copytree(stopped[0], tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     shutil.rmtree(tmp_path / "run/snapshots/6/default/d")
-    message = r"snapshots/6: .*train.stop_when goes on from it. Delete the checkpoints of round 6 and later"
+    message = r"snapshots/6: .*train.stop_when needs it to continue. Delete the checkpoints of round 6 and later"
     with pytest.raises(UserError, match=message):
         train(STOPPING, opened(tmp_path / "run", STOPPING))
