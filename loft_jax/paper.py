@@ -12,15 +12,17 @@ Accuracies = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class PaperRow:
     """A row of the paper's table.
 
     Attributes:
-      model, data, image_shape, num_classes: of the network; data is TFDS's name.
-      images, images_counted: of the training set, and as the paper counts them.
-      batch_size: of a step.
-      syncs: of LoFT's whole pretraining.
-      cuts: number of GPipe stages -> the blocks behind which the network is cut.
+      model: name of the network.
+      data: name of the data set in TFDS.
+      image_shape, num_classes: shape of the images, and number of classes.
+      images, images_counted: number of training images, and their number as the paper counts it.
+      batch_size: images of a step.
+      syncs: number of syncs in LoFT's whole pretraining.
+      cuts: number of GPipe stages -> the blocks after which the network is cut.
       published: method -> gigabytes (1e9 bytes) of the whole pretraining, as printed.
       no_prune: test accuracy of the unpruned network, %.
       accuracies: method -> test accuracy, %, after removing each of `RATIOS` of the filters and retraining.
@@ -43,28 +45,28 @@ class Setting:
 
 
 def _methods(gpipe: Any, loft2: Any, loft4: Any) -> dict[str, Any]:
-    # Its number of stages leaves GPipe's accuracy as it is.
+    # GPipe's accuracy does not depend on its number of stages.
     return {"GPipe-2": gpipe, "LoFT-2": loft2, "GPipe-4": gpipe, "LoFT-4": loft4}
 
 
 def _cifar(
     model: str, classes: int, moved: tuple[float, float], improvement4: float, no_prune: float, *rows: Accuracies
-) -> Setting:
+) -> PaperRow:
     published = {"GPipe-2": 131.88, "LoFT-2": moved[0], "GPipe-4": 461.60, "LoFT-4": moved[1]}
     sizes = ((32, 32, 3), classes, 50_000, 50_000, 128, 500, _CUTS_34)
     improvements = {"LoFT-2": 1.26, "LoFT-4": improvement4}
-    return Setting(model, f"cifar{classes}", *sizes, published, no_prune, _methods(*rows), improvements)
+    return PaperRow(model, f"cifar{classes}", *sizes, published, no_prune, _methods(*rows), improvements)
 
 
-def _imagenet() -> Setting:
+def _imagenet() -> PaperRow:
     published = {"GPipe-2": 20954.24, "LoFT-2": 791.09, "GPipe-4": 52385.59, "LoFT-4": 1284.84}
     sizes = ((224, 224, 3), 1000, 1_281_167, 1_300_000, 256, 6000, _CUTS_18)
     accuracies = _methods((66.71, 69.14, 70.29), (65.41, 69.12, 69.64), (65.60, 68.93, 69.77))
     improvements = {"LoFT-2": 21.60, "LoFT-4": 40.77}
-    return Setting("preresnet18", "imagenet2012", *sizes, published, 70.71, accuracies, improvements)
+    return PaperRow("preresnet18", "imagenet2012", *sizes, published, 70.71, accuracies, improvements)
 
 
-def _all_settings() -> dict[str, Setting]:
+def _make_rows() -> dict[str, PaperRow]:
     return {
         "PreResNet-34 CIFAR-10": _cifar(
             *("preresnet34", 10, (104.59, 144.27), 3.20, 93.51),
@@ -86,4 +88,4 @@ def _all_settings() -> dict[str, Setting]:
     }
 
 
-SETTINGS = _all_settings()
+PAPER_ROWS = _make_rows()

@@ -15,7 +15,7 @@ from loft_jax.filters import FilterGroup, flatten_paths
 from loft_jax.gpipe import boundary_floats
 from loft_jax.loft import BYTES_OF_FLOAT
 from loft_jax.models import Network, create_model
-from loft_jax.paper import SETTINGS, Setting
+from loft_jax.paper import PAPER_ROWS, PaperRow
 
 COLUMNS = (
     *("setting", "method", "published_gb", "predicted_gb", "relative_error", "improvement"),
@@ -32,28 +32,26 @@ def communication_table() -> list[Row]:
     `predicted_gb` counts the images there are; `predicted_gb_as_printed` counts them as the paper's figures do, for
     GPipe (B + 1) floor(N / B) an epoch; `improvement` is GPipe over LoFT, counted as printed.
     """
-    return [row for name, setting in SETTINGS.items() for workers in (2, 4) for row in _rows(name, setting, workers)]
+    return [row for name, paper in PAPER_ROWS.items() for workers in (2, 4) for row in _rows(name, paper, workers)]
 
 
-def _rows(name: str, setting: Setting, parts: int) -> list[Row]:
-    imagenet = setting.image_shape[0] > 32
-    model = create_model(setting.model, setting.num_classes, stem="imagenet" if imagenet else "cifar")
-    boundaries = boundary_floats(model, setting.image_shape, setting.cuts[parts])
-    batches = setting.images_counted // setting.batch_size
-    counted = (setting.batch_size + 1) * batches
-    gpipe, gpipe_printed = (
-        gpipe_bytes(boundaries, _EPOCHS * images) / _GIGABYTE for images in (setting.images, counted)
-    )
-    split = ParameterSplit.of(model, model.filter_groups(), setting.image_shape)
-    loft = setting.syncs * split.server_bytes(parts) / _GIGABYTE
+def _rows(name: str, paper: PaperRow, parts: int) -> list[Row]:
+    imagenet = paper.image_shape[0] > 32
+    model = create_model(paper.model, paper.num_classes, stem="imagenet" if imagenet else "cifar")
+    boundaries = boundary_floats(model, paper.image_shape, paper.cuts[parts])
+    batches = paper.images_counted // paper.batch_size
+    counted = (paper.batch_size + 1) * batches
+    gpipe, gpipe_printed = (gpipe_bytes(boundaries, _EPOCHS * images) / _GIGABYTE for images in (paper.images, counted))
+    split = ParameterSplit.of(model, model.filter_groups(), paper.image_shape)
+    loft = paper.syncs * split.server_bytes(parts) / _GIGABYTE
     return [
-        _row(name, setting, f"GPipe-{parts}", gpipe, gpipe_printed, None),
-        _row(name, setting, f"LoFT-{parts}", loft, loft, gpipe_printed / loft),
+        _row(name, paper, f"GPipe-{parts}", gpipe, gpipe_printed, None),
+        _row(name, paper, f"LoFT-{parts}", loft, loft, gpipe_printed / loft),
     ]
 
 
-def _row(name: str, setting: Setting, method: str, predicted: float, printed: float, improvement: float | None) -> Row:
-    published = setting.published[method]
+def _row(name: str, paper: PaperRow, method: str, predicted: float, printed: float, improvement: float | None) -> Row:
+    published = paper.published[method]
     values = (name, method, published, predicted, predicted / published - 1, improvement, printed)
     return dict(zip(COLUMNS, values, strict=True))
 

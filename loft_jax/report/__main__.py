@@ -1,7 +1,7 @@
 """Figures and tables of runs: python -m loft_jax.report RUN [RUN ...] --out DIR
 
-Reads the files of the runs (train, tickets, retrain, and RUN/cost.csv of loft_jax.cost --format csv), trains nothing
-and changes nothing there, so it may be used while they go on. Writes into DIR, replacing an earlier report:
+Reads the files of the runs (of train, tickets, retrain, and RUN/cost.csv of loft_jax.cost --format csv). It trains
+nothing and changes nothing in a run, so it can be used during a run. Writes into DIR, and replaces an earlier report:
   report.html      everything, in one file that needs no network
   figures/         each figure as PNG and SVG
   tables/          each table as CSV and Markdown
@@ -18,7 +18,7 @@ from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import ensure_writable, stop_on_write_error
 from loft_jax.storage import RunDirectory
 
-# What imports JAX, NumPy or matplotlib is imported where it is needed: a typo is told before they are loaded.
+# Modules that import JAX, NumPy or matplotlib are imported where they are needed: a typo is reported before that.
 
 REPORT, FIGURES, TABLES = "report.html", "figures", "tables"
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
-    """The runs' directories. Raises UserError where one is named twice."""
+    """Open the runs' directories. Raises UserError if one is named twice."""
     directories: dict[Path, RunDirectory] = {}
     for path in paths:
         directory = RunDirectory(path)
@@ -45,24 +45,24 @@ def open_runs(paths: Sequence[str]) -> list[RunDirectory]:
 
 
 def open_out(path: str) -> Path:
-    """The report's directory, made if it is not there. Raises UserError where no report can be written there."""
+    """Return the report's directory, made if needed. Raises UserError if no report can be written there."""
     if problem := path_problem(path):
         raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
     out = Path(path)
     for name in (FIGURES, TABLES):
         if (out / name).exists() and not (out / REPORT).exists():
             raise UserError(
-                f"--out {path}: holds {name}, and no {REPORT}; use another directory, for this one would be replaced"
+                f"--out {path}: holds {name} but no {REPORT}; use another directory, because {name} would be replaced"
             )
     ensure_writable(out, "--out")
     return out
 
 
 def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Path) -> None:
-    """Read the runs, draw, write, and say what was written and what is missing."""
+    """Read the runs, draw and write the report, and print what was written and what is missing."""
     import jax
 
-    # The little that is computed needs no accelerator, and runs may be at work on those there are.
+    # A report needs no accelerator, and runs may be using those of this machine.
     jax.config.update("jax_platforms", "cpu")
     from loft_jax.report.page import render
     from loft_jax.report.parts import parts_of, write_tables
@@ -84,7 +84,7 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
         shutil.rmtree(aside, ignore_errors=True)
     for part in parts:
         for message in part.messages:
-            print(f"seen      {message}")
+            print(f"result    {message}")
         for name, lines in part.missing:
             for line in lines:
                 print(f"missing   {name}: {line}")
@@ -96,7 +96,7 @@ def _replace(out: Path, aside: Path) -> None:
     for name in (FIGURES, TABLES):
         shutil.rmtree(out / name, ignore_errors=True)
         os.replace(aside / name, out / name)
-    # Last, for it is what says that a report is there.
+    # Last, because this file marks a complete report.
     os.replace(aside / REPORT, out / REPORT)
 
 

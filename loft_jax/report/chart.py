@@ -23,7 +23,7 @@ INK, FAINT = "#333334", "#c9c9cb"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":")
-# Darker is smaller, evenly so in grey; made for the colour-blind.
+# Darker is smaller, also in grey and for the colour-blind.
 COLOUR_MAP = "cividis"
 _DPI = 150
 _STYLE = {
@@ -41,7 +41,7 @@ _STYLE = {
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "text.parse_math": False,  # names of runs are no formulas
+    "text.parse_math": False,  # names of runs are not formulas
     "svg.fonttype": "none",
     "svg.image_inline": True,
     **{f"{what}color": INK for what in ("axes.edge", "axes.label", "xtick.", "ytick.", "text.")},
@@ -51,12 +51,12 @@ _STYLE = {
 
 
 def style() -> AbstractContextManager[Any]:
-    """Everything about the look of figures, while they are drawn and saved; leaves matplotlib's own settings alone."""
+    """Set the look of figures, in a context where they are drawn and saved. Matplotlib's own settings do not change."""
     return matplotlib.rc_context(_STYLE)
 
 
 def run_style(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a section's run of this number, from 0; all different for the first 24."""
+    """Colour, marker and dashes of a run, by its number in its comparison (from 0); different for the first 24."""
     dashes = DASHES[number // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
 
@@ -67,8 +67,9 @@ class Rendered:
 
     Attributes:
       svg, png: contents of the files.
-      inline: the SVG element, whose INK and FAINT are the page's, and whose artists of a run have the class run-K.
-      values: what to say where, in units of the SVG's viewBox; see `page.js`.
+      inline: SVG element for the page, with the page's colours in place of INK and FAINT; artists of run K have the
+        class run-K.
+      values: texts to show, and where, in units of the SVG's viewBox; see `page.js`.
     """
 
     svg: str
@@ -78,12 +79,12 @@ class Rendered:
 
 
 class Chart:
-    """A figure to draw on, that notes what is where.
+    """A figure to draw on, which records the text to show at each place.
 
     Attributes:
-      name: of its files.
-      title, caption: for the page; the caption says what to see and how to read it.
-      run: number of the run in its section that it is about, where it is about one.
+      name: name of its files.
+      title, caption: for the page; the caption says what the figure shows and how to read it.
+      run: number, in its comparison, of the run that it shows; None if it shows several.
       wide: whether it needs more than half a page.
     """
 
@@ -103,48 +104,49 @@ class Chart:
         self._cells: list[tuple[Axes, np.ndarray, dict[str, Any]]] = []
 
     def note_points(self, axes: Axes, x: Any, y: Any, texts: Sequence[str], run: int | None = None) -> None:
-        """Say `texts[i]` near (x[i], y[i]), in data coordinates, while the run is shown."""
+        """Show `texts[i]` near (x[i], y[i]), in data coordinates, while the run is visible."""
         self._points.append((axes, x, y, texts, run))
 
     def note_cells(
         self, axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], text: str
     ) -> None:
-        """Say something over each cell of an image.
+        """Show a text over each cell of an image.
 
         Args:
           values: [rows, columns], drawn with row 0 at the bottom.
-          text: with {row}, {column} and {value} in it.
+          rows, columns: labels of the rows and columns.
+          text: text with {row}, {column} and {value} in it.
         """
         self._cells.append((axes, values, {"rows": list(rows), "columns": list(columns), "text": text}))
 
     def render(self) -> Rendered:
-        """Lay it out and save it; the chart is done with."""
+        """Lay out and save the figure. Nothing can be drawn on it afterwards."""
         with warnings.catch_warnings():
-            # A browser has the glyphs that the font of the PNG lacks.
+            # The font of the PNG lacks some glyphs that a browser has.
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-            return self._rendered()
+            return self._save()
 
-    def _rendered(self) -> Rendered:
+    def _save(self) -> Rendered:
         figure = self.figure
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # or every file would be laid out again
-        values = {"points": self._placed_points(), "cells": self._placed_cells()}
+        figure.set_layout_engine("none")  # otherwise every file would be laid out again
+        values = {"points": self._place_points(), "cells": self._place_cells()}
         text, picture = io.StringIO(), io.BytesIO()
-        # Names in the file are hashed with the salt: the same every time, and different from chart to chart.
+        # Ids in the file are hashed with this salt: the same every time, but different for each chart.
         with matplotlib.rc_context({"svg.hashsalt": self.name}):
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(picture, format="png", dpi=_DPI, facecolor="white")
-        return Rendered(text.getvalue(), picture.getvalue(), _inline(text.getvalue(), self.title), values)
+        return Rendered(text.getvalue(), picture.getvalue(), _make_inline(text.getvalue(), self.title), values)
 
-    def _placed_points(self) -> list[list[Any]]:
+    def _place_points(self) -> list[list[Any]]:
         placed = []
         for axes, x, y, texts, run in self._points:
-            for (px, py), said in zip(self._pixels(axes, np.column_stack([x, y])), texts, strict=True):
+            for (px, py), text in zip(self._pixels(axes, np.column_stack([x, y])), texts, strict=True):
                 if np.isfinite(px) and np.isfinite(py):
-                    placed.append([round(px, 1), round(py, 1), said, run])
+                    placed.append([round(px, 1), round(py, 1), text, run])
         return placed
 
-    def _placed_cells(self) -> list[dict[str, Any]]:
+    def _place_cells(self) -> list[dict[str, Any]]:
         placed = []
         for axes, values, facts in self._cells:
             (left, bottom), (right, top) = self._pixels(
@@ -158,21 +160,21 @@ class Chart:
         return placed
 
     def _pixels(self, axes: Axes, data: np.ndarray) -> np.ndarray:
-        """Data coordinates [k, 2] in those of the SVG, whose y points down."""
+        """Convert data coordinates [k, 2] to those of the SVG, whose y axis points down."""
         height = self.figure.get_size_inches()[1] * 72
         return axes.transData.transform(data) * (1, -1) + (0, height)
 
 
-def belongs_to(run: int, *artists: Artist) -> None:
-    """Show and hide these with a section's run of this number."""
+def show_with_run(run: int, *artists: Artist) -> None:
+    """Show and hide these artists together with the run of this number in its comparison."""
     for artist in artists:
         artist.set_gid(f"run-{run}")
 
 
-def _inline(svg: str, title: str) -> str:
+def _make_inline(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' id="run-(\d+)"', r' class="run-\1"', svg)
-    # What nothing refers to would stand in the page many times over.
+    # Remove ids that nothing refers to: they would occur in the page many times.
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)

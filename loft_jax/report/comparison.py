@@ -1,4 +1,4 @@
-"""Which runs of a report can be compared: those of one model, on one data set."""
+"""Which runs of a report can be compared: runs of the same model on the same data set."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,12 @@ _LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
-class Section:
-    """Runs that can be held against each other: of one model, on one data set.
+class Comparison:
+    """Runs that are compared: of the same model, on the same data set.
 
     Attributes:
-      title: for people.
+      title: human-readable name of the model and the data set.
+      runs: the runs.
       names: one for each run, all different.
     """
 
@@ -26,28 +27,28 @@ class Section:
     names: list[str]
 
 
-def sections_of(runs: Iterable[RunFiles]) -> list[Section]:
-    """The runs by what can be compared, in the order given."""
-    by_setting: dict[Any, list[RunFiles]] = {}
+def group_comparable_runs(runs: Iterable[RunFiles]) -> list[Comparison]:
+    """Group the runs that can be compared, in the order given."""
+    by_key: dict[Any, list[RunFiles]] = {}
     for run in runs:
-        by_setting.setdefault(_setting(run), []).append(run)
-    sections = []
-    for (model, width, stem, data), some in by_setting.items():
+        by_key.setdefault(comparison_key(run), []).append(run)
+    comparisons = []
+    for (model, width, stem, data), some in by_key.items():
         details = [f"width {width}"] if width else []
         details += [f"{stem} stem"] if stem != "cifar" else []
         title = " ".join([model, *([f"({', '.join(details)})"] if details else []), "on", data])
-        sections.append(Section(title, some, _names(some)))
-    return sections
+        comparisons.append(Comparison(title, some, _name_runs(some)))
+    return comparisons
 
 
-def _setting(run: RunFiles) -> tuple[Any, ...]:
-    """What two runs must share for their accuracies and filter groups to be held against each other."""
+def comparison_key(run: RunFiles) -> tuple[Any, ...]:
+    """Return what two runs must share so that their accuracies and filter groups can be compared."""
     model, data = run.config.model, run.config.data
     width = None if model.width == published_width(model.name) else model.width
     return (model.name, width, model.stem, data.name)
 
 
-def _names(runs: Sequence[RunFiles]) -> list[str]:
+def _name_runs(runs: Sequence[RunFiles]) -> list[str]:
     methods = [run.config.method for run in runs]
     names = []
     for run, method in zip(runs, methods, strict=True):
@@ -55,7 +56,7 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
         if len(directory) > _LONGEST_NAME:
             directory = f"{directory[: _LONGEST_NAME // 2]}…{directory[-_LONGEST_NAME // 2 :]}"
         name = method if methods.count(method) == 1 else f"{method} ({directory})"
-        # Directories of one name in different places.
+        # Directories of the same name in different places.
         taken = sum(re.sub(r" #\d+$", "", other) == name for other in names)
         names.append(f"{name} #{taken + 1}" if taken else name)
     return names

@@ -1,4 +1,4 @@
-"""Curves of a run for a report: when they settle, and what accuracy cost."""
+"""Curves of a run for a report: their values, and when they settle."""
 
 from typing import Any
 
@@ -12,13 +12,16 @@ SETTLED_WITHIN = 0.1
 
 
 def settled_at(x: Any, y: Any, within: float = SETTLED_WITHIN) -> float | None:
-    """The first x from which on y stays within a share of its start-to-end range around its end.
+    """Return the first x from which on y stays near its last value.
+
+    Near is a distance of at most `within` times the change of y from its first to its last value.
 
     Args:
-      x, y: [T]; places where either is not finite are left out.
+      x, y: [T]; points where either is not finite are left out.
+      within: a share.
 
     Returns:
-      None where y ends where it began, or has fewer than three values.
+      None if the first and the last value of y are equal, or if there are fewer than three values.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     finite = np.isfinite(x) & np.isfinite(y)
@@ -30,7 +33,7 @@ def settled_at(x: Any, y: Any, within: float = SETTLED_WITHIN) -> float | None:
 
 
 def stage_distances(search: SearchFiles) -> dict[str, np.ndarray]:
-    """Stage name -> [T] the mean over its groups of the normalised distance to the reference; "mean": over all."""
+    """Stage name -> [T], mean normalised distance to the reference over the stage's groups; "mean": over all groups."""
     stages: dict[str, list[np.ndarray]] = {}
     for name, distances in search.distances.items():
         stages.setdefault(name.split("/")[0], []).append(distances)
@@ -40,14 +43,15 @@ def stage_distances(search: SearchFiles) -> dict[str, np.ndarray]:
 
 
 def training_curve(run: RunFiles, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of a metric, where it was measured."""
+    """Epochs and values of a metric, at the rounds where it was measured."""
     points = [(row["epoch"], row[key]) for row in run.rows if "epoch" in row and row.get(key) is not None]
     return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
 def accuracy_by_cost(run: RunFiles) -> list[Row]:
-    """A row for each evaluation: accuracy, and images, bytes, and seconds of training up to there."""
-    rows, moved, seconds = [], 0.0, 0.0
+    """A row for each evaluation: accuracy, and the images, bytes and seconds of training until then."""
+    rows: list[Row] = []
+    moved = seconds = 0.0
     for row in run.rows:
         moved += row.get("bytes_on_the_wire", 0.0)
         seconds += sum(row.get(f"seconds/{phase}", 0.0) for phase in ("train", "sync"))
@@ -58,7 +62,7 @@ def accuracy_by_cost(run: RunFiles) -> list[Row]:
 
 
 def seconds_a_round(run: RunFiles) -> dict[str, float]:
-    """Phase -> its mean seconds over the trained rounds, compilation left out, which is once; {} before the first."""
+    """Phase -> mean seconds of a trained round, without compilation, which happens once; {} if none was trained."""
     trained = [row for row in run.rows if "train/loss" in row]
     if not trained:
         return {}
@@ -70,5 +74,5 @@ def seconds_a_round(run: RunFiles) -> dict[str, float]:
 
 
 def moved_bytes(run: RunFiles) -> float:
-    """What all devices together have sent in training so far."""
+    """Bytes that all devices together have sent in training so far."""
     return sum(row.get("bytes_on_the_wire", 0.0) for row in run.rows)

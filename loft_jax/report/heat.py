@@ -18,7 +18,7 @@ def distance_maps(name: str, run: int, title: str, search: SearchFiles) -> Chart
     """Filter distance between all snapshots of a run, a heat map for each filter group."""
     caption = (
         "Filter distance of the ranking at one snapshot (across) from that at another (up), divided by chance, in each "
-        "filter group. Darker is smaller: a dark square at the top right is a time in which the ranking no longer "
+        "filter group. Darker is smaller. A dark square at the top right is a time in which the ranking no longer "
         "changed."
     )
     chart, axes = _panels(name, f"{title}: filter distance between snapshots", caption, run, list(search.rankings))
@@ -40,8 +40,8 @@ def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> 
     """Filter distance of every snapshot from the winning ticket, a row for each filter group."""
     groups = list(search.distances)
     caption = (
-        f"Filter distance from the winning ticket's ranking ({_reference(search)}), divided by chance. Darker is "
-        "smaller; groups that darken early have found their filters early."
+        f"Filter distance from the winning ticket's ranking ({_describe_reference(search)}), divided by chance. "
+        "Darker is smaller. Groups that become dark early have found their filters early."
     )
     chart = Chart(
         name,
@@ -51,7 +51,7 @@ def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> 
         run=run,
     )
     ax = chart.figure.subplots()
-    # The first group at the top, as in the network's picture.
+    # The first group is at the top, as in pictures of networks.
     values = np.array([search.distances[group] for group in reversed(groups)])
     image = _image(ax, values, aspect="auto")
     ax.set_yticks(range(len(groups)), reversed(groups))
@@ -67,11 +67,11 @@ def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> 
 def kept_filters(
     name: str, run: int, title: str, search: SearchFiles, ratio: float, kept: Mapping[str, np.ndarray]
 ) -> Chart:
-    """Which filters the ticket of each snapshot keeps, group by group; filters in the order of the last ranking."""
-    removed = Pruning(ratio, search.asked["scope"], search.asked["norm"]).removed
+    """Filters that the ticket of each snapshot keeps, group by group; filters are in the order of the last ranking."""
+    removed = Pruning(ratio, search.options["scope"], search.options["norm"]).removed
     caption = (
-        f"Filters that the ticket of each snapshot keeps with {removed}. Filters (across) stand in the order "
-        "of the last snapshot's ranking, so what the last ticket keeps is the block at the left; where it reaches far "
+        f"Filters that the ticket of each snapshot keeps with {removed}. Filters (across) are in the order "
+        "of the last snapshot's ranking, so the last ticket keeps the block at the left. Where this block reaches far "
         "down, its filters were chosen early."
     )
     chart, axes = _panels(name, f"{title}: filters kept, {removed}", caption, run, list(kept), height=1.15)
@@ -91,8 +91,8 @@ def kept_filters(
     return chart
 
 
-def _reference(search: SearchFiles) -> str:
-    return "its own last snapshot" if search.own_end else f"round {search.asked['reference_round']} of another run"
+def _describe_reference(search: SearchFiles) -> str:
+    return "its own last snapshot" if search.own_end else f"round {search.options['reference_round']} of another run"
 
 
 def _panels(
@@ -109,7 +109,7 @@ def _panels(
 
 
 def _columns(count: int) -> int:
-    """Of panels side by side: about four, so that few places stay empty."""
+    """Return the number of panels side by side: three to five, so that few places stay empty."""
     return min(count, min((4, 3, 5), key=lambda columns: -count % columns))
 
 
@@ -130,7 +130,7 @@ def _image(ax: Axes, values: np.ndarray, **options: Any) -> Any:
 
 
 def _epoch_ticks(axis: Any, search: SearchFiles) -> None:
-    """Snapshots stand side by side, however far apart they were taken; the ticks name epochs of four of them."""
+    """Label four snapshots with their epochs. Neighbouring snapshots are at equal distances, whatever their epochs."""
     last = len(search.rounds) - 1
     at = sorted({round(last * share) for share in (0, 1 / 3, 2 / 3, 1)})
     axis.set_ticks(at, [_epoch_text(search, i) for i in at])

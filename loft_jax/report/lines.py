@@ -1,4 +1,4 @@
-"""Figures of curves: distance and loss over training, accuracy by what it cost, tickets by when they were drawn."""
+"""Figures of curves: distance and loss over training, accuracy against cost, tickets against when they were drawn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from loft_jax.report.chart import COLOURS, DASHES, INK, MARKERS, Chart, belongs_to, run_style
-from loft_jax.report.comparison import Section
+from loft_jax.report.chart import COLOURS, DASHES, INK, MARKERS, Chart, run_style, show_with_run
+from loft_jax.report.comparison import Comparison
 from loft_jax.report.curves import accuracy_by_cost, settled_at, stage_distances, training_curve
 from loft_jax.report.run_files import RunFiles, most_pruned_first, pruning_of
 from loft_jax.tickets import Pruning, ratio_text
@@ -19,24 +19,27 @@ _COSTS = {
     "seconds": ("time", "training and sync, without compilation", "s"),
 }
 _HATCHES = ("", "///", "...")
-_RULE = "The marker on a curve is where it settles: from there on it stays within 10 % of its whole way around its end."
+_RULE = (
+    "The marker on a curve shows where it settles: from there on, it differs from its last value by at most 10 % of "
+    "its change from first to last value."
+)
 
 
-def settling(name: str, section: Section) -> Chart:
-    """The distance from the winning ticket, and the training loss, of all runs on one axis of time."""
+def settling(name: str, comparison: Comparison) -> Chart:
+    """Distance from the winning ticket, and training loss, of all runs over the same epochs."""
     caption = (
-        "Above, the mean filter distance from the winning ticket, divided by chance; faint dotted: chance. Below, the "
+        "Above: the mean filter distance from the winning ticket, divided by chance (dotted line: chance). Below: the "
         f"training loss. {_RULE}"
     )
     chart = Chart(name, "Distance and loss over training", caption, size=(4.6, 4.4))
     above, below = chart.figure.subplots(2, 1, sharex=True)
-    for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         look = {key: value for key, value in run_style(k).items() if key != "marker"}
         if run.search:
             mean = stage_distances(run.search)["mean"]
             _curve(chart, above, k, label, run.search.epochs, mean, look, "distance")
         _curve(chart, below, k, label, *training_curve(run, "train/loss"), look, "loss")
-    _chance(above)
+    _draw_chance(above)
     above.set_ylabel("filter distance / chance")
     _loss_axis(below)
     (below if below.lines else above).legend()
@@ -44,10 +47,10 @@ def settling(name: str, section: Section) -> Chart:
 
 
 def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Chart:
-    """One run's distance from the winning ticket, a line for each stage of the network, over its training loss."""
+    """Distance of one run from the winning ticket, a line for each stage of the network, above its training loss."""
     search = run.search
-    assert search is not None, "drawn of runs whose tickets have been searched"
-    own = " It falls to 0 by construction, for the ticket is the run's own end." if search.own_end else ""
+    assert search is not None, "needs a run whose tickets have been searched"
+    own = " It falls to 0 by construction, because the ticket is the run's own end." if search.own_end else ""
     caption = (
         f"The stages of the network and their mean; dashed: the initialisation's distance; dotted: chance.{own} {_RULE}"
     )
@@ -61,7 +64,7 @@ def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Char
     _curve(chart, above, number, "mean", search.epochs, mean, {"color": INK, "linewidth": 2}, "distance")
     above.axhline(mean[0], color=INK, linestyle="--", linewidth=0.8)
     above.annotate("initialisation", (1, mean[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
-    _chance(above)
+    _draw_chance(above)
     above.set_ylabel("filter distance / chance")
     above.legend(ncols=2)
     _curve(chart, below, number, "loss", *training_curve(run, "train/loss"), {"color": INK}, "loss")
@@ -69,17 +72,17 @@ def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Char
     return chart
 
 
-def accuracy_against(name: str, section: Section, cost: str) -> Chart:
+def accuracy_against(name: str, comparison: Comparison, cost: str) -> Chart:
     """Test accuracy over bytes, images or seconds, a line for each run; `cost` is a key of `accuracy_by_cost`."""
     title, explained, unit = _COSTS[cost]
     axis = EngFormatter(unit=unit)
     caption = f"Test accuracy of the full CNN against {explained}, so far. Higher and further left is better."
     chart = Chart(name, f"Accuracy against {title}", caption)
     ax = chart.figure.subplots()
-    for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         rows = accuracy_by_cost(run)
         x, y = [row[cost] for row in rows], [100 * row["accuracy"] for row in rows]
-        belongs_to(k, *ax.plot(x, y, label=label, **run_style(k)))
+        show_with_run(k, *ax.plot(x, y, label=label, **run_style(k)))
         texts = [f"{label}: {b:.2f} % after {axis.format_data(a)}" for a, b in zip(x, y, strict=True)]
         chart.note_points(ax, x, y, texts, k)
     ax.xaxis.set_major_formatter(axis)
@@ -89,15 +92,15 @@ def accuracy_against(name: str, section: Section, cost: str) -> Chart:
     return chart
 
 
-def tickets_by_snapshot(name: str, section: Section) -> Chart | None:
-    """Accuracy of retrained tickets over the epoch their snapshot was taken at; None where there are not two."""
+def tickets_by_snapshot(name: str, comparison: Comparison) -> Chart | None:
+    """Accuracy of retrained tickets against the epoch of their snapshot; None if no run has two snapshots."""
     caption = (
         "Test accuracy after rewinding and retraining, against the epoch of the snapshot that the ticket was drawn "
         "from; bars: sample deviation over seeds. Where a line is flat, an early ticket is as good as a late one."
     )
     chart = Chart(name, "Tickets by the snapshot they were drawn from", caption)
     ax = chart.figure.subplots()
-    for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         for i, (pruning, rows) in enumerate(_ticket_series(run).items()):
             look = {**run_style(k), "linestyle": DASHES[i % 4], "marker": MARKERS[i % 6]}
             x = [row["ticket_epoch"] for row in rows]
@@ -111,14 +114,14 @@ def tickets_by_snapshot(name: str, section: Section) -> Chart | None:
 
 
 def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> Chart | None:
-    """Accuracy of the last ticket and of its controls at every ratio; None where none was retrained."""
+    """Accuracy of the last ticket and of its controls at every ratio; None if none was retrained."""
     last = max((row["ticket_round"] for row in run.retrained), default=0)
     chosen = [row for row in run.retrained if row["ticket_round"] in (0, last) and not row["rewind_to"]]
     if not chosen:
         return None
     caption = (
         "Test accuracy after retraining the last ticket (rewind: to its initial weights) and its controls; bars: "
-        "sample deviation over seeds. What the choice of filters is worth is the gap to random filters."
+        "sample deviation over seeds. The gap to random filters shows what the choice of filters is worth."
     )
     chart = Chart(name, f"{title}: ticket against controls", caption, run=number)
     ax = chart.figure.subplots()
@@ -140,7 +143,7 @@ def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> C
     return chart
 
 
-def kept_overlap(name: str, section: Section) -> Chart:
+def kept_overlap(name: str, comparison: Comparison) -> Chart:
     """How much of the last ticket each earlier one keeps, over training, for every ratio searched."""
     caption = (
         "Intersection over union of the filters kept by the ticket of a snapshot and by that of the last snapshot, "
@@ -148,16 +151,16 @@ def kept_overlap(name: str, section: Section) -> Chart:
     )
     chart = Chart(name, "Overlap of tickets with the last", caption)
     ax = chart.figure.subplots()
-    ratios = sorted({ratio for run in section.runs if run.search for ratio in run.search.asked["ratios"] if ratio})
-    for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
+    ratios = sorted({ratio for run in comparison.runs if run.search for ratio in run.search.options["ratios"] if ratio})
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         for i, ratio in enumerate(ratios):
-            if run.search is None or ratio not in run.search.asked["ratios"]:
+            if run.search is None or ratio not in run.search.options["ratios"]:
                 continue
             x, y = run.search.epochs, run.search.overlaps[f"{ratio_text(ratio)}/all"][:, -1]
-            belongs_to(k, *ax.plot(x, y, color=run_style(k)["color"], linestyle=DASHES[i % 4]))
-            text = f"{label}, {Pruning(ratio, run.search.asked['scope'], run.search.asked['norm']).removed}"
+            show_with_run(k, *ax.plot(x, y, color=run_style(k)["color"], linestyle=DASHES[i % 4]))
+            text = f"{label}, {Pruning(ratio, run.search.options['scope'], run.search.options['norm']).removed}"
             chart.note_points(ax, x, y, [f"{text}, epoch {a:.2f}: {b:.2f}" for a, b in zip(x, y, strict=True)], k)
-    for k, (run, label) in enumerate(zip(section.runs, section.names, strict=True)):
+    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         if run.search:
             ax.plot([], color=run_style(k)["color"], label=label)
     for i, ratio in enumerate(ratios):
@@ -170,15 +173,15 @@ def kept_overlap(name: str, section: Section) -> Chart:
 
 
 def time_of_a_round(name: str, bars: Sequence[tuple[int, str, dict[str, float]]]) -> Chart:
-    """Mean seconds of a round by phase; `bars`: number of a run in its section, its name, and phase -> seconds."""
-    caption = "Mean seconds of a round over the run, compilation left out; evaluation is spread over all rounds."
+    """Mean seconds of a round by phase; `bars`: number of a run in its comparison, its name, and phase -> seconds."""
+    caption = "Mean seconds of a round over the run, without compilation; evaluation is spread over all rounds."
     chart = Chart(name, "Where the time of a round went", caption, size=(4.6, 1.3 + 0.4 * len(bars)))
     ax = chart.figure.subplots()
     for place, (k, label, split) in enumerate(bars):
         left = 0.0
         for i, (phase, seconds) in enumerate(split.items()):
             look = {"color": COLOURS[i], "hatch": _HATCHES[i % 3], "edgecolor": "white", "linewidth": 0}
-            belongs_to(k, *ax.barh(-place, seconds, 0.6, left, label=None if place else phase, **look))
+            show_with_run(k, *ax.barh(-place, seconds, 0.6, left, label=None if place else phase, **look))
             text = f"{label}: {phase} {seconds:.3g} s, {seconds / sum(split.values()):.0%}"
             chart.note_points(ax, [left + seconds / 2], [-place], [text], k)
             left += seconds
@@ -190,7 +193,7 @@ def time_of_a_round(name: str, bars: Sequence[tuple[int, str, dict[str, float]]]
 
 
 def _curve(chart: Chart, ax: Axes, run: int, label: str, x: Any, y: Any, look: dict[str, Any], what: str) -> None:
-    belongs_to(run, *ax.plot(x, y, label=label, **look))
+    show_with_run(run, *ax.plot(x, y, label=label, **look))
     chart.note_points(ax, x, y, [f"{label}, epoch {a:.2f}: {what} {b:.3g}" for a, b in zip(x, y, strict=True)], run)
     at = settled_at(x, y)
     if at is not None:
@@ -198,7 +201,7 @@ def _curve(chart: Chart, ax: Axes, run: int, label: str, x: Any, y: Any, look: d
         # Above the lines of all runs.
         marker = {"marker": "D", "markersize": 6, "markeredgecolor": "white", "zorder": 3}
         mark = ax.plot([at], [value], color=look["color"], **marker)
-        belongs_to(run, *mark)
+        show_with_run(run, *mark)
         chart.note_points(ax, [at], [value], [f"{label}: {what} settled at epoch {at:.2f}"], run)
 
 
@@ -208,7 +211,7 @@ def _error_bars(
     y = [100 * row["test_accuracy_mean"] for row in rows]
     spread = [100 * (row["test_accuracy_std"] or 0) for row in rows]
     drawn = ax.errorbar(x, y, spread, label=label, capsize=2, elinewidth=0.8, **look)
-    belongs_to(run, *drawn.get_children())
+    show_with_run(run, *drawn.get_children())
     texts = [
         f"{label}: {a:.2f}" + (f" ± {b:.2f}" if b else "") + f" % (seeds {row['seeds']})"
         for a, b, row in zip(y, spread, rows, strict=True)
@@ -217,7 +220,7 @@ def _error_bars(
 
 
 def _ticket_series(run: RunFiles) -> dict[Pruning, list[Any]]:
-    """Rewound retrainings of at least two snapshots, by epoch, for each pruning."""
+    """Pruning -> its rewound retrainings in the order of epochs, if they are of at least two snapshots."""
     series: dict[Pruning, list[Any]] = {}
     for row in run.retrained:
         if row["mode"] == "rewind" and not row["rewind_to"] and row["ticket_epoch"] is not None:
@@ -226,7 +229,7 @@ def _ticket_series(run: RunFiles) -> dict[Pruning, list[Any]]:
     return {p: rows for p, rows in ordered.items() if len({row["ticket_round"] for row in rows}) > 1}
 
 
-def _chance(ax: Axes) -> None:
+def _draw_chance(ax: Axes) -> None:
     ax.axhline(1, color=INK, linestyle=":", linewidth=0.8)
     ax.annotate("chance", (0.02, 1), xycoords=("axes fraction", "data"), va="bottom", size=8)
     ax.set_ylim(0, max(1.15, ax.get_ylim()[1]))

@@ -1,6 +1,6 @@
-"""The report as one HTML file: figures, tables and their script inside, and nothing fetched from anywhere.
+"""The report as one HTML file, which contains figures, tables and their script and loads nothing else.
 
-All text from runs is escaped by the template.
+The template escapes all text from runs.
 """
 
 import json
@@ -20,9 +20,9 @@ class Picture:
     """A figure on the page.
 
     Attributes:
-      svg: an SVG element that is safe as it is.
-      values: what to say where; see `page.js`.
-      run: number in its section of the run it is about; None where it is about all.
+      svg: an SVG element, which needs no escaping.
+      values: texts to show, and where; see `page.js`.
+      run: number, in its part, of the run that it shows; None if it shows several.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Table:
     """A table of the page, and of the files beside it.
 
     Attributes:
-      name: of its files.
+      name: name of its files.
       rows: all with the same keys, the columns; None is an empty cell.
       note: how to read it.
     """
@@ -51,7 +51,7 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Its headings."""
+        """The column headings."""
         return list(self.rows[0])
 
 
@@ -60,9 +60,9 @@ class Part:
     """A section of the page.
 
     Attributes:
-      messages: what it shows, a sentence each.
-      missing: run -> what is not there.
-      colours: of the runs, as CSS.
+      names, colours: names of the runs, and their colours in CSS.
+      messages: results, a sentence each.
+      missing: pairs of a run's name and what it lacks.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Part:
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
-    """The whole file."""
+    """Return the whole HTML file."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"svg": Markup, "json": _json, "cell": cell}
     assets = files("loft_jax.report") / "assets"
@@ -85,23 +85,23 @@ def render(title: str, parts: Sequence[Part]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = [table.columns, ["---"] * len(table.columns)]
     lines += [[cell(row[column]) for column in table.columns] for row in table.rows]
-    return "".join("| " + " | ".join(_escaped(text) for text in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(_escape(text) for text in line) + " |\n" for line in lines)
 
 
 def cell(value: Any) -> str:
-    """A value as people read it; a dash for None and for what is empty."""
+    """Format a value for a person to read; a dash for None and for empty text."""
     if value in (None, ""):
         return "-"
     return f"{value:,.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _json(value: Any) -> Markup:
-    # Inside a script element only "</" and "<!--" could end it.
+    # Only "</" and "<!--" could end a script element.
     return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c"))

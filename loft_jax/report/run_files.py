@@ -1,6 +1,6 @@
-"""All that the files of one run say, for a report: what is there, and a line for what is not.
+"""The contents of one run's files, for a report, with a line for everything that is missing.
 
-Only reads, so it may be used while the run goes on. Imports neither JAX nor a plotting library.
+Only reads, so it can be used during the run. Imports neither JAX nor a plotting library.
 """
 
 import csv
@@ -26,24 +26,24 @@ from loft_jax.tickets import Pruning, ratio_text, read_ticket, ticket_name
 Row = dict[str, Any]
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, csv.Error)
-# A flipped byte of a zipped file can be any of these.
+# A flipped byte in a zip file can cause any of these.
 _DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """What a ticket search wrote, over T snapshots.
+    """The files of a ticket search over T snapshots.
 
     Attributes:
-      asked: of search.json: reference, ratios, scope, norm.
-      rounds, epochs: [T] of the snapshots, ascending; an epoch is NaN where the metrics had none.
+      options: the options of the search, from search.json: reference, ratios, scope, norm.
+      rounds, epochs: [T], of the snapshots, ascending; an epoch is NaN if the metrics did not have it.
       rankings: group name -> int32 [T, n], 1 = highest score.
       distances: group name -> float [T], normalised filter distance to the reference; 1 is chance.
       overlaps: "{ratio}/{group}" and "{ratio}/all" -> float32 [T, T], intersection over union of the kept filters.
       own_end: whether the reference is the run's own last snapshot.
     """
 
-    asked: Row
+    options: Row
     rounds: np.ndarray
     epochs: np.ndarray
     rankings: dict[str, np.ndarray]
@@ -53,36 +53,36 @@ class SearchFiles:
 
     @classmethod
     def read(cls, directory: RunDirectory) -> "SearchFiles":
-        """Raises one of many errors where a file is missing or damaged, or not of the same search as the others."""
-        asked = json.loads(directory.search.read_text(encoding="utf-8"))
-        asked = {key: asked[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
-        rankings, overlaps = _arrays(directory.rankings), _arrays(directory.overlaps)
+        """Read the files. Raises one of `_UNREADABLE` if one is missing or damaged, or of another search."""
+        options = json.loads(directory.search.read_text(encoding="utf-8"))
+        options = {key: options[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
+        rankings, overlaps = _read_arrays(directory.rankings), _read_arrays(directory.overlaps)
         rounds = rankings.pop("rounds")
         with open(directory.distances, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        of_group = {name: [row for row in rows if row["group"] == name] for name in rankings}
-        columns = [[int(row["round"]) for row in some] for some in of_group.values()]
+        group_rows = {name: [row for row in rows if row["group"] == name] for name in rankings}
+        columns = [[int(row["round"]) for row in some] for some in group_rows.values()]
         if any(found != rounds.tolist() for found in [*columns, overlaps.pop("rounds").tolist()]):
             raise ValueError("its files are of different searches")
-        if not {f"{ratio_text(ratio)}/all" for ratio in asked["ratios"]} <= overlaps.keys():
+        if not {f"{ratio_text(ratio)}/all" for ratio in options["ratios"]} <= overlaps.keys():
             raise ValueError("its files are of different searches")
-        distances = {name: _floats(some, "to_reference_normalised") for name, some in of_group.items()}
-        epochs = _floats(next(iter(of_group.values())), "epoch")
-        own_end = asked["reference_round"] == rounds[-1] and _same(asked["reference"], directory.path)
-        return cls(asked, rounds, epochs, rankings, distances, overlaps, own_end)
+        distances = {name: _floats(some, "to_reference_normalised") for name, some in group_rows.items()}
+        epochs = _floats(next(iter(group_rows.values())), "epoch")
+        own_end = options["reference_round"] == rounds[-1] and _is_same_path(options["reference"], directory.path)
+        return cls(options, rounds, epochs, rankings, distances, overlaps, own_end)
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run. What could not be read is empty, and has a line in `missing`.
+    """The files of one run. What could not be read is empty, and has a line in `missing`.
 
     Attributes:
-      rows: of metrics.jsonl.
-      summary: of a finished run, else None.
-      search: of the last ticket search, else None.
+      rows: rows of metrics.jsonl.
+      summary: summary of a finished run; otherwise None.
+      search: the last ticket search; None if there is none.
       retrained: a row for each ticket and mode, as in results.csv.
       costs: rows of RUN/cost.csv, as `loft_jax.cost --format csv` prints them.
-      missing: what is not there, and how to get it.
+      missing: what is missing, and how to get it, a line each.
     """
 
     directory: RunDirectory
@@ -96,7 +96,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, directory: RunDirectory, config: Config) -> "RunFiles":
-        """All that can be read of a run, whatever state it is in."""
+        """Read all that can be read of a run, whatever its state."""
         missing: list[str] = []
         path = shlex.quote(str(directory.path))
         rows = directory.rows()
@@ -105,18 +105,20 @@ class RunFiles:
             missing.append(f"{METRICS} has no rows yet; the run has not begun")
         elif summary is None:
             missing.append(
-                f"the run has not finished: {rows[-1]['round']} of {config.train.rounds} rounds are done; the train "
-                "command that began it goes on from its last checkpoint"
+                f"the run has not finished: {rows[-1]['round']} of {config.train.rounds} rounds are done; run the "
+                "same train command again to resume from its last checkpoint"
             )
-        search = None
+        search: SearchFiles | None = None
         try:
             search = SearchFiles.read(directory)
         except FileNotFoundError:
             missing.append(f"no tickets have been searched; python -m loft_jax.tickets {path}")
         except _UNREADABLE as error:
-            missing.append(f"the ticket search cannot be read ({error}); python -m loft_jax.tickets {path} anew")
+            missing.append(
+                f"the ticket search cannot be read ({error}); search again: python -m loft_jax.tickets {path}"
+            )
         if search and rows and search.rounds[-1] < max(row["round"] for row in rows):
-            missing.append(f"the ticket search ends at round {search.rounds[-1]}; search anew for later snapshots")
+            missing.append(f"the ticket search ends at round {search.rounds[-1]}; search again for later snapshots")
         retrained, unfinished = collect_results(directory)
         if not retrained:
             missing.append(f"no ticket has been retrained; python -m loft_jax.retrain {path} --ticket NAME")
@@ -140,20 +142,17 @@ class RunFiles:
 
     @property
     def epochs(self) -> dict[int, float]:
-        """Round -> epoch, of all rows."""
+        """Round -> epoch, from all rows."""
         return {row["round"]: row["epoch"] for row in self.rows if "epoch" in row}
 
     def kept(self, ratio: float) -> dict[str, np.ndarray]:
-        """Group name -> bool [T, n]: the filters that the ticket of each snapshot keeps; {} where tickets are missing.
-
-        T is that of the search.
-        """
+        """Group name -> bool [T, n]: filters that the ticket of each snapshot keeps; {} if a ticket is missing."""
         search = self.search
         if search is None:
             return {}
         masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()}
         for t, round_number in enumerate(search.rounds):
-            name = ticket_name(int(round_number), search.asked["scope"], search.asked["norm"], ratio)
+            name = ticket_name(int(round_number), search.options["scope"], search.options["norm"], ratio)
             try:
                 kept = read_ticket(self.directory.tickets / name).kept
                 for group, mask in masks.items():
@@ -163,8 +162,8 @@ class RunFiles:
         return masks
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, "rounds" and at least one more among them. Raises OSError or ValueError."""
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a file: "rounds" and at least one more. Raises OSError or ValueError."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -179,17 +178,17 @@ def _floats(rows: Sequence[Row], column: str) -> np.ndarray:
     return np.array([float(row[column] or "nan") for row in rows])
 
 
-def _same(one: str, other: Path) -> bool:
+def _is_same_path(one: str, other: Path) -> bool:
     return Path(one).resolve() == other.resolve()
 
 
 def pruning_of(row: Row) -> Pruning:
-    """How the ticket of a retraining was drawn."""
+    """Return how the ticket of a retraining was drawn."""
     return Pruning(row["ratio"], row["scope"], row["norm"])
 
 
-def of_the_last_ticket(run: RunFiles, mode: str) -> dict[Pruning, Row]:
-    """The retraining from round 0 of the latest ticket of every pruning, in a mode; the most pruned first."""
+def last_ticket_results(run: RunFiles, mode: str) -> dict[Pruning, Row]:
+    """Pruning -> the retraining of its last ticket in a mode, not rewound to a later round; the most pruned first."""
     found: dict[Pruning, Row] = {}
     for row in run.retrained:
         if row["mode"] == mode and not row["rewind_to"]:
@@ -200,5 +199,5 @@ def of_the_last_ticket(run: RunFiles, mode: str) -> dict[Pruning, Row]:
 
 
 def most_pruned_first(prunings: Iterable[Pruning]) -> list[Pruning]:
-    """Prunings by their ratio; of one ratio the paper's first."""
+    """Sort prunings by ratio, the highest first; at equal ratio the paper's first."""
     return sorted(prunings, key=lambda p: (-p.ratio, p.scope != SCOPES[0], p.norm != NORMS[0]))

@@ -1,20 +1,20 @@
-"""What a report says in numbers, computed from the files of runs: when curves settle, what accuracy cost, the table."""
+"""The tables of a report, computed from the files of runs: the paper's table, the runs, when curves settle."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loft_jax.paper import RATIOS, SETTINGS, Setting
-from loft_jax.report.comparison import Section, _setting
+from loft_jax.paper import PAPER_ROWS, RATIOS, PaperRow
+from loft_jax.report.comparison import Comparison, comparison_key
 from loft_jax.report.curves import moved_bytes, settled_at, stage_distances, training_curve
-from loft_jax.report.run_files import RunFiles, most_pruned_first, of_the_last_ticket
+from loft_jax.report.run_files import RunFiles, last_ticket_results, most_pruned_first
 from loft_jax.tickets import Pruning
 
 Row = dict[str, Any]
 
 
 def percent(row: Row | None) -> str | None:
-    """A retraining's accuracy in percent, with its deviation over seeds where there are several; None for none."""
+    """Format a retraining's accuracy in percent, with its deviation if there are several seeds; None for None."""
     if row is None:
         return None
     spread = row["test_accuracy_std"]
@@ -22,37 +22,37 @@ def percent(row: Row | None) -> str | None:
 
 
 def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
-    """The paper's table, what was published beside what these runs gave; a cell is None where nothing was run.
+    """Return the paper's table: published values beside those of these runs; a cell is None if nothing was run.
 
-    A run belongs to a row where model, data set and method are the row's, at the published width.
+    A run belongs to a row if it has the row's model, at the published width, the row's data set and its method.
     """
     rows = []
-    for name, setting in SETTINGS.items():
-        for method, gigabytes in setting.published.items():
-            ours = next((run for run in runs if _belongs(run, setting) and run.config.method == method), None)
-            tickets = of_the_last_ticket(ours, "rewind") if ours else {}
-            published = dict(zip(RATIOS, setting.accuracies[method], strict=True))
-            cells: Row = {"setting": name, "method": method, "no-prune, published": setting.no_prune}
+    for name, paper in PAPER_ROWS.items():
+        for method, gigabytes in paper.published.items():
+            ours = next((run for run in runs if _matches(run, paper) and run.config.method == method), None)
+            tickets = last_ticket_results(ours, "rewind") if ours else {}
+            published = dict(zip(RATIOS, paper.accuracies[method], strict=True))
+            cells: Row = {"setting": name, "method": method, "no-prune, published": paper.no_prune}
             cells["no-prune, ours"] = percent(_unpruned(tickets))
             for pruning in map(Pruning, RATIOS):
                 cells[f"{pruning.removed}, published"] = published[pruning.ratio]
                 cells[f"{pruning.removed}, ours"] = percent(tickets.get(pruning))
             cells["GB moved, published"] = gigabytes
             cells["GB moved, ours"] = round(moved_bytes(ours) / 1e9, 3) if ours else None
-            cells["improvement, published"] = setting.improvements.get(method)
+            cells["improvement, published"] = paper.improvements.get(method)
             cells["run"] = _state(ours)
             rows.append(cells)
     return rows
 
 
-def own_table(section: Section) -> list[Row]:
-    """A section's runs in the layout of the paper's table; None where nothing was run."""
-    gpipe = {run.config.method: moved_bytes(run) for run in section.runs if run.config.method.startswith("GPipe-")}
-    tickets = [of_the_last_ticket(run, "rewind") for run in section.runs]
+def own_table(comparison: Comparison) -> list[Row]:
+    """Return the runs of a comparison in the layout of the paper's table; a cell is None if nothing was run."""
+    gpipe = {run.config.method: moved_bytes(run) for run in comparison.runs if run.config.method.startswith("GPipe-")}
+    tickets = [last_ticket_results(run, "rewind") for run in comparison.runs]
     drawn = (pruning for found in tickets for pruning in found if pruning.ratio)
     prunings = most_pruned_first({*map(Pruning, RATIOS), *drawn})
     rows = []
-    for run, name, found in zip(section.runs, section.names, tickets, strict=True):
+    for run, name, found in zip(comparison.runs, comparison.names, tickets, strict=True):
         moved = moved_bytes(run)
         against = gpipe.get(f"GPipe-{run.config.loft.workers}") if run.config.gpipe.stages is None else None
         rows.append(
@@ -68,10 +68,10 @@ def own_table(section: Section) -> list[Row]:
     return rows
 
 
-def overview_table(section: Section) -> list[Row]:
-    """What each run is and where it stands."""
+def overview_table(comparison: Comparison) -> list[Row]:
+    """Return what each run is, and its state."""
     rows = []
-    for run, name in zip(section.runs, section.names, strict=True):
+    for run, name in zip(comparison.runs, comparison.names, strict=True):
         losses, accuracies = training_curve(run, "train/loss")[1], training_curve(run, "test/accuracy")[1]
         seconds = sum(value for row in run.rows for key, value in row.items() if key.startswith("seconds/"))
         rows.append(
@@ -93,10 +93,10 @@ def overview_table(section: Section) -> list[Row]:
     return rows
 
 
-def settling_table(section: Section) -> list[Row]:
-    """When the filter distance and the training loss of each run have settled, in epochs, by one rule."""
+def settling_table(comparison: Comparison) -> list[Row]:
+    """Return when the filter distance and the training loss of each run settle, in epochs, by the same rule."""
     rows = []
-    for run, name in zip(section.runs, section.names, strict=True):
+    for run, name in zip(comparison.runs, comparison.names, strict=True):
         loss = settled_at(*training_curve(run, "train/loss"))
         if run.search:
             means = stage_distances(run.search)
@@ -105,24 +105,25 @@ def settling_table(section: Section) -> list[Row]:
             rows.append({"run": name, "distance": distance, "loss": loss, "distance of the initialisation": start})
             rows[-1] |= {f"distance, {stage}": settled_at(run.search.epochs, y) for stage, y in means.items()}
             rows[-1].pop("distance, mean")
-    return [{key: _rounded(value) for key, value in row.items()} for row in rows]
+    return [{key: _round(value) for key, value in row.items()} for row in rows]
 
 
-def messages(section: Section) -> list[str]:
-    """What a section shows, a sentence each."""
-    said = []
-    for row in settling_table(section):
+def messages(comparison: Comparison) -> list[str]:
+    """Return the results of a comparison, a sentence each."""
+    sentences = []
+    for row in settling_table(comparison):
         distance, loss = row["distance"], row["loss"]
         if distance is not None and loss is not None:
             order = "before" if distance < loss else "after" if distance > loss else "as does"
-            said.append(f"{row['run']}: the filter distance settles at epoch {distance}, {order} the loss at {loss}")
-    for run, name in zip(section.runs, section.names, strict=True):
-        tickets, controls = of_the_last_ticket(run, "rewind"), of_the_last_ticket(run, "random")
+            text = f"{row['run']}: the filter distance settles at epoch {distance}, {order} the loss at {loss}"
+            sentences.append(text)
+    for run, name in zip(comparison.runs, comparison.names, strict=True):
+        tickets, controls = last_ticket_results(run, "rewind"), last_ticket_results(run, "random")
         for pruning in (pruning for pruning in tickets if pruning.ratio):
             reached, against = percent(tickets[pruning]), controls.get(pruning)
             text = f"{name}: with {pruning.share} of the filters removed the ticket reaches {reached} %"
-            said.append(text + (f", random filters {percent(against)} %" if against else ""))
-    return said
+            sentences.append(text + (f", random filters {percent(against)} %" if against else ""))
+    return sentences
 
 
 def _unpruned(tickets: Mapping[Pruning, Row]) -> Row | None:
@@ -135,10 +136,10 @@ def _state(run: RunFiles | None) -> str:
     return "finished" if run.summary else "unfinished"
 
 
-def _belongs(run: RunFiles, setting: Setting) -> bool:
-    stem = "imagenet" if setting.data == "imagenet2012" else "cifar"
-    return _setting(run) == (setting.model, None, stem, setting.data)
+def _matches(run: RunFiles, paper: PaperRow) -> bool:
+    stem = "imagenet" if paper.data == "imagenet2012" else "cifar"
+    return comparison_key(run) == (paper.model, None, stem, paper.data)
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     return round(float(value), 2) if isinstance(value, float) and math.isfinite(value) else value

@@ -3,7 +3,7 @@
 from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
 
 from loft_jax.report import lines
-from loft_jax.report.comparison import sections_of
+from loft_jax.report.comparison import group_comparable_runs
 from loft_jax.report.curves import seconds_a_round
 
 
@@ -14,13 +14,13 @@ def said(chart):
 
 def test_figures_say_the_numbers_they_show(tmp_path):
     run = read(complete_run(tmp_path / "run"))
-    section = sections_of([run])[0]
+    comparison = group_comparable_runs([run])[0]
     overlaps = run.search.overlaps["0.8/all"]
-    points = said(lines.kept_overlap("x", section))
+    points = said(lines.kept_overlap("x", comparison))
     by_ratio = [text for text in points if "80% removed" in text]
     assert by_ratio[0] == f"LoFT-4, 80% removed, epoch 0.00: {overlaps[0, -1]:.2f}"
     assert by_ratio[-1] == "LoFT-4, 80% removed, epoch 6.00: 1.00"
-    assert said(lines.tickets_by_snapshot("x", section)) == [
+    assert said(lines.tickets_by_snapshot("x", comparison)) == [
         "LoFT-4, 80% removed: 90.50 ± 2.12 % (seeds 0 1)",
         "LoFT-4, 80% removed: 94.00 ± 1.41 % (seeds 0 1)",
     ]
@@ -37,7 +37,7 @@ def test_a_ticket_rewound_to_a_later_round_is_not_in_the_figure_of_snapshots(tmp
         fake_retraining(directory, 0.5, [0.9], ticket_round=ticket_round)
         path = directory.retrain / f"r{ticket_round}-group-l2-0.5/rewind/seed0/summary.json"
         path.write_text(path.read_text().replace('"rewind_to": 0', f'"rewind_to": {rewound}'))
-    chart = lines.tickets_by_snapshot("x", sections_of([read(directory)])[0])
+    chart = lines.tickets_by_snapshot("x", group_comparable_runs([read(directory)])[0])
     assert [list(x) for _, x, *_ in chart._points] == [[2.0, 6.0]]
 
 
@@ -52,15 +52,15 @@ def test_controls_are_shown_beside_the_ticket_and_the_first_rounds_apart(tmp_pat
 
 def test_a_marker_says_when_a_curve_has_settled(tmp_path):
     run = read(complete_run(tmp_path / "run"))
-    chart = lines.settling("x", sections_of([run])[0])
+    chart = lines.settling("x", group_comparable_runs([run])[0])
     marks = [(float(x[0]), text) for _, x, _, (text, *_), _ in chart._points if "settled" in text]
     assert marks == [(4.0, "LoFT-4: distance settled at epoch 4.00"), (3.0, "LoFT-4: loss settled at epoch 3.00")]
     assert "by construction" in lines.distance_by_stage("x", 0, "LoFT-4", run).caption
 
 
 def test_accuracies_are_said_with_what_they_cost(tmp_path):
-    section = sections_of([read(fake_run(tmp_path / "run"))])[0]
-    last = [said(lines.accuracy_against("x", section, cost))[-1] for cost in ("bytes", "images", "seconds")]
+    comparison = group_comparable_runs([read(fake_run(tmp_path / "run"))])[0]
+    last = [said(lines.accuracy_against("x", comparison, cost))[-1] for cost in ("bytes", "images", "seconds")]
     assert last == [f"LoFT-4: 94.81 % after {cost}" for cost in ("12 MB", "24.576 k", "12 s")]
 
 
@@ -68,5 +68,5 @@ def test_the_overlaps_curves_say_how_their_tickets_are_drawn(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_search(directory, ratios=(0.5,))
     directory.search.write_text(directory.search.read_text().replace('"group"', '"global"'))
-    texts = said(lines.kept_overlap("x", sections_of([read(directory)])[0]))
+    texts = said(lines.kept_overlap("x", group_comparable_runs([read(directory)])[0]))
     assert texts[-1] == "LoFT-4, 50% removed (global), epoch 6.00: 1.00"

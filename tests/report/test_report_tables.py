@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
 
-from loft_jax.report.comparison import sections_of
+from loft_jax.report.comparison import group_comparable_runs
 from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, settled_at, stage_distances
 from loft_jax.report.tables import messages, overview_table, own_table, paper_table, settling_table
 
@@ -36,7 +36,7 @@ def test_a_stages_distance_is_the_mean_of_its_groups(tmp_path):
     np.testing.assert_allclose(stages["stage2"], np.mean(blocks, axis=0))
     np.testing.assert_allclose(stages["mean"], np.mean([stages[f"stage{i}"] for i in (1, 2, 3)], axis=0))
     assert stages["mean"][-1] == 0 < stages["mean"][0]
-    (row,) = settling_table(sections_of([read(directory)])[0])
+    (row,) = settling_table(group_comparable_runs([read(directory)])[0])
     assert row["distance"] == pytest.approx(4)  # the scores have arrived at round 8 of 12, at two rounds an epoch
     assert row["distance of the initialisation"] == round(stages["mean"][0], 2)
 
@@ -53,7 +53,7 @@ def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
     for ratio, accuracy in {0.5: 0.1222, 0.12: 0.30, 0.125: 0.70, 0.995: 0.4}.items():
         fake_retraining(directory, ratio, [accuracy])
     run = read(directory)
-    (row,) = own_table(sections_of([run])[0])
+    (row,) = own_table(group_comparable_runs([run])[0])
     assert list(row) == [
         *("method", "no-prune", "99.5% removed", "80% removed", "50% removed", "50% removed (global, l1)"),
         *("30% removed", "12.5% removed", "12% removed", "GB moved", "improvement", "run"),
@@ -62,7 +62,7 @@ def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
     assert (row["12% removed"], row["12.5% removed"]) == ("30.00", "70.00")
     (ours,) = [row for row in paper_table([run]) if row["run"] == "finished"]
     assert ours["50% removed, ours"] == "12.22"
-    said = messages(sections_of([run])[0])
+    said = messages(group_comparable_runs([run])[0])
     assert sum("with 50% of the filters" in line for line in said) == 1
     assert any("with 50% (global, l1) of the filters removed the ticket reaches 90.00 %" in line for line in said)
 
@@ -76,7 +76,7 @@ def test_costs_add_up_to_each_evaluation(tmp_path):
     assert seconds_a_round(run) == pytest.approx({"train": 0.9, "sync": 0.1, "evaluation": 0.2})
 
 
-def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_differ(tmp_path):
+def test_runs_of_another_model_or_data_set_are_compared_separately_and_names_differ(tmp_path):
     runs = [
         read(fake_run(tmp_path / path, **options))
         for path, options in [
@@ -91,13 +91,13 @@ def test_runs_of_another_model_or_data_set_are_sections_of_their_own_and_names_d
             ("i", {"loft": {"workers": 1, "momentum": "reset"}}),
         ]
     ]
-    sections = sections_of(runs)
-    assert [section.title for section in sections] == [
+    comparisons = group_comparable_runs(runs)
+    assert [comparison.title for comparison in comparisons] == [
         "preresnet20 on digits",
         "preresnet20 (width 8) on digits",
         "preresnet20 on cifar10",
     ]
-    assert sections[0].names == [
+    assert comparisons[0].names == [
         *("LoFT-4 (x)", "LoFT-4 (x) #2", "plain SGD", "local SGD-4", "LoFT-4, exchange", "GPipe-2"),
         "plain SGD, momentum reset",
     ]
@@ -138,12 +138,12 @@ def test_improvement_is_against_gpipe_with_as_many_stages(tmp_path):
     loft = fake_run(tmp_path / "loft", loft={"workers": 2})
     gpipe = fake_run(tmp_path / "gpipe", gpipe={"stages": 2}, loft={"workers": 1}, rounds=24)
     other = fake_run(tmp_path / "four")
-    rows = own_table(sections_of(map(read, (loft, gpipe, other)))[0])
+    rows = own_table(group_comparable_runs(map(read, (loft, gpipe, other)))[0])
     assert [row["improvement"] for row in rows] == ["2.00x", None, None]
 
 
 def test_the_messages_name_what_settles_first_and_what_a_ticket_is_worth(tmp_path):
-    said = messages(sections_of([read(complete_run(tmp_path / "run"))])[0])
+    said = messages(group_comparable_runs([read(complete_run(tmp_path / "run"))])[0])
     assert said[0].startswith("LoFT-4: the filter distance settles at epoch 4.0, after the loss at 3.0")
     ticket = "LoFT-4: with 80% of the filters removed the ticket reaches 94.00 ± 1.41 %"
     assert said[1] == f"{ticket}, random filters 90.50 ± 0.71 %"
@@ -155,13 +155,13 @@ def test_a_ticket_rewound_to_a_later_round_is_not_the_papers(tmp_path):
     fake_retraining(directory, 0.5, [0.7], mode="rewind-r4")
     path = directory.retrain / "r12-group-l2-0.5/rewind-r4/seed0/summary.json"
     path.write_text(path.read_text().replace('"mode": "rewind-r4", "rewind_to": 0', '"mode": "rewind", "rewind_to": 4'))
-    (row,) = own_table(sections_of([read(directory)])[0])
+    (row,) = own_table(group_comparable_runs([read(directory)])[0])
     assert row["50% removed"] == "90.00"
 
 
 def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     runs = [read(fake_run(tmp_path / "a")), read(fake_run(tmp_path / "b", finished=False, loft={"workers": 2}, seed=3))]
-    first, second = overview_table(sections_of(runs)[0])
+    first, second = overview_table(group_comparable_runs(runs)[0])
     expected = {
         **{"run": "LoFT-2", "directory": str(tmp_path / "b"), "state": "unfinished", "rounds": 6, "epochs": 3.0},
         **{"test accuracy, %": 83.98, "train loss": 0.2026, "images": 6 * 2 * 16 * 32, "GB moved": 0.006},
@@ -182,9 +182,9 @@ def test_a_run_of_imagenet_is_in_the_papers_table(tmp_path):
 
 def test_a_long_directory_is_shortened_in_a_runs_name(tmp_path):
     runs = [read(fake_run(tmp_path / name)) for name in ("a" * 12 + "middle" + "z" * 12, "b" * 24)]
-    assert sections_of(runs)[0].names == [f"LoFT-4 ({'a' * 12}…{'z' * 12})", f"LoFT-4 ({'b' * 24})"]
+    assert group_comparable_runs(runs)[0].names == [f"LoFT-4 ({'a' * 12}…{'z' * 12})", f"LoFT-4 ({'b' * 24})"]
 
 
 def test_the_unpruned_network_is_no_ticket_in_the_messages(tmp_path):
-    said = messages(sections_of([read(complete_run(tmp_path / "run"))])[0])
+    said = messages(group_comparable_runs([read(complete_run(tmp_path / "run"))])[0])
     assert [line.split(" of the filters")[0] for line in said[1:]] == ["LoFT-4: with 80%", "LoFT-4: with 50%"]

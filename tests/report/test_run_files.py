@@ -112,7 +112,7 @@ def test_a_run_that_has_gone_on_since_its_search_says_so(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_search(directory)
     directory.append({"round": 13, "step": 208, "epoch": 6.5, "train/loss": 0.1})
-    assert "the ticket search ends at round 12; search anew for later snapshots" in read(directory).missing
+    assert "the ticket search ends at round 12; search again for later snapshots" in read(directory).missing
 
 
 def test_a_search_against_another_round_of_the_run_is_not_of_its_own_end(tmp_path):

@@ -1,6 +1,6 @@
 "use strict";
 
-// Runs are shown and hidden by their number, within their section.
+// Boxes show and hide runs by their number, within a section of the page.
 for (const box of document.querySelectorAll(".runs input")) {
   const section = box.closest("section");
   box.addEventListener("change", () => {
@@ -14,7 +14,7 @@ const isHidden = (section, run) => {
   return box !== null && !box.checked;
 };
 
-// Figures bring values: points as [x, y, text, run], and images as {box, rows, columns, levels, largest, text}.
+// Every figure has values: points as [x, y, text, run], and images as {box, rows, columns, levels, largest, text}.
 const tip = document.getElementById("tip");
 const NEAR = 14;
 for (const figure of document.querySelectorAll("figure")) {
@@ -57,7 +57,7 @@ for (const figure of document.querySelectorAll("figure")) {
   svg.addEventListener("pointerleave", () => { tip.hidden = true; });
 }
 
-// A table is sorted by the heading that is pressed: numbers as numbers, what is empty last.
+// Press a heading to sort its table: numbers as numbers, empty cells last.
 const number = (text) => (/^[+-]?[\d,]*\.?\d+/.test(text) ? parseFloat(text.replaceAll(",", "")) : NaN);
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
