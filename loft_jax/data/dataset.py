@@ -1,4 +1,4 @@
-"""What a loaded data set is."""
+"""A data set in memory, and the rule that decides whether a data set is streamed instead."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from loft_jax.errors import UserError
 
-# A data set of up to this many bytes of images is kept on the device whole.
+# A data set whose images have at most this many bytes is kept on the device.
 FITS_ON_DEVICE_BYTES = 8 * 2**30
 
 
@@ -44,16 +44,16 @@ class Dataset:
                     f"not {images.dtype} {images.shape} with labels {labels.shape}"
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
-                raise ValueError(f"{self.name} {split}: labels must lie in [0, {self.num_classes})")
+                raise ValueError(f"{self.name} {split}: labels must be in [0, {self.num_classes})")
 
     @property
     def examples(self) -> int:
-        """Training images."""
+        """Number of training images."""
         return len(self.train_labels)
 
     @property
     def test_examples(self) -> int:
-        """Test images."""
+        """Number of test images."""
         return len(self.test_labels)
 
     @property
@@ -64,12 +64,12 @@ class Dataset:
 
     @property
     def streamed(self) -> bool:
-        """Whether batches come from reader processes, and not from arrays on the devices."""
+        """Whether batches come from reader processes instead of arrays on the devices."""
         return False
 
     @property
     def loading_text(self) -> str:
-        """What the first lines of a run add about how images are loaded."""
+        """Text about the loading of images for the first lines of a run."""
         return ""
 
     @cached_property
@@ -80,17 +80,22 @@ class Dataset:
 
 
 def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loading: str) -> bool:
-    """Whether a data set of so many uint8 images (None: they differ in that) is streamed, as `data.loading` says.
+    """Whether a data set is streamed.
+
+    Args:
+      name: name of the data set.
+      image_shape: shape of its uint8 images; None for a size in which they differ.
+      images: number of images.
+      loading: the setting `data.loading`.
 
     Raises:
-      UserError: it is to be kept on the device and cannot be.
+      UserError: `data.loading=device`, but the data set cannot be kept on the device.
     """
     sizes = [size for size in image_shape if size is not None]
     if len(sizes) < len(image_shape):
         if loading == "device":
             raise UserError(
-                f"data.loading=device: {name} has images of mixed sizes, which are cropped as they are needed; use "
-                "stream, or auto"
+                f"data.loading=device: {name} has images of mixed sizes, which can only be streamed; use stream or auto"
             )
         return True
     size = math.prod(sizes) * images
@@ -103,13 +108,13 @@ def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loa
 
 
 def count_levels(images: np.ndarray) -> np.ndarray:
-    """How many pixels of uint8 images [n, height, width, channels] have each level: int [channels, 256]."""
-    # Counting takes eight bytes a pixel, so give it some images at a time.
+    """Count the pixels with each level in uint8 images [n, height, width, channels]: int [channels, 256]."""
+    # Counting takes eight bytes per pixel, so callers give it some images at a time.
     return np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
 
 
 def compute_statistics(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel from its `count_levels`, exact: float32 [channels], in uint8 units."""
+    """Compute mean and deviation of each channel from `count_levels`, exactly: float32 [channels], in uint8 units."""
     levels, shares = np.arange(256.0), counts / counts[0].sum()
     mean = shares @ levels
     variance = shares @ levels**2 - mean**2

@@ -10,13 +10,13 @@ from loft_jax.data.dataset import Dataset
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels that scikit-learn has: float64 [1797, 8, 8], whole numbers from 0 to 16, and int [1797]."""
+    """Read images and labels from scikit-learn: float64 [1797, 8, 8], whole numbers from 0 to 16, and int [1797]."""
     digits: Any = sklearn.datasets.load_digits()
     return digits.images, digits.target
 
 
 def load_digits(seed: int) -> Dataset:
-    """80 % training and 20 % test images, stratified by class; the split is a function of `seed`."""
+    """Load 80 % training and 20 % test images, stratified by class; the split is a function of `seed`."""
     images, labels = read_digits()
     images, labels = images.astype(np.uint8)[..., None], labels.astype(np.int32)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)

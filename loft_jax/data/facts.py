@@ -1,4 +1,4 @@
-"""What costs depend on of a data set: known for the paper's without having them, read from any other."""
+"""Facts about a data set on which costs depend. Those of the paper's data sets are known; others are loaded."""
 
 import math
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from loft_jax.data.load import load_dataset
 from loft_jax.data.streaming.dataset import AnyDataset, StreamedDataset
 from loft_jax.data.streaming.stored import StoredImages
 
-_STAND_IN_IMAGES = 512
+_PLACEHOLDER_IMAGES = 512
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a data set's images.
+    """Facts about a data set's images.
 
     Attributes:
-      image_shape: (height, width, channels), as the network sees them.
-      num_classes: of the labels.
+      image_shape: (height, width, channels) of the images that the network gets.
+      num_classes: number of classes.
       examples, test_examples: number of training and test images.
-      streamed: whether they are, or else are kept on the devices.
+      streamed: whether they are streamed; otherwise they are kept on the devices.
     """
 
     image_shape: tuple[int, int, int]
@@ -32,10 +32,10 @@ class Facts:
     streamed: bool = False
 
     def device_bytes(self, devices: int, batches: int) -> int:
-        """Of uint8 images and int32 labels on each device.
+        """Return the bytes of uint8 images and int32 labels on each device.
 
-        Those of the training set and of a part of the test set; or where they are streamed, of the `batches` images
-        that are in work or on their way.
+        A device holds the training set and its part of the test set. If images are streamed, it holds only the
+        `batches` images of the batches that it works on or that are dispatched to it.
         """
         image = math.prod(self.image_shape) + 4
         kept = batches if self.streamed else self.examples + math.ceil(self.test_examples / devices)
@@ -43,28 +43,28 @@ class Facts:
 
     @classmethod
     def from_dataset(cls, data: AnyDataset) -> "Facts":
-        """Of a data set that is there."""
+        """Read the facts from a loaded data set."""
         return cls(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
 
-    def placeholder(self, images: int = _STAND_IN_IMAGES) -> AnyDataset:
-        """So many black images of this kind, to compile programs for; they take the memory of one."""
+    def placeholder(self, images: int = _PLACEHOLDER_IMAGES) -> AnyDataset:
+        """Make a data set of black images of this kind, to compile programs for; it takes the memory of one image."""
         if self.streamed:
-            stored = StoredImages("stand-in", "", "", self.image_shape, self.num_classes, mixed=True)
-            return _StreamedStandIn("stand-in", stored, stored, images, images, fingerprint="")
+            stored = StoredImages("placeholder", "", "", self.image_shape, self.num_classes, mixed=True)
+            return _StreamedPlaceholder("placeholder", stored, stored, images, images, fingerprint="")
         black = np.broadcast_to(np.zeros(self.image_shape, np.uint8), (images, *self.image_shape))
         labels = np.zeros(images, np.int32)
-        return Dataset("stand-in", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
+        return Dataset("placeholder", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
 
 
-class _StreamedStandIn(StreamedDataset):
+class _StreamedPlaceholder(StreamedDataset):
     @property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of no images."""
+        """Mean 0 and deviation 1, because there are no images to read."""
         channels = self.image_shape[-1]
         return np.zeros(channels, np.float32), np.ones(channels, np.float32)
 
 
-# Image shape (None for what differs), classes, and numbers of training and test images.
+# Image shape (None for a size in which images differ), number of classes, of training images and of test images.
 _KNOWN: dict[str, tuple[tuple[int | None, int | None, int], int, int, int]] = {
     "cifar10": ((32, 32, 3), 10, 50_000, 10_000),
     "cifar100": ((32, 32, 3), 100, 50_000, 10_000),
@@ -73,7 +73,7 @@ _KNOWN: dict[str, tuple[tuple[int | None, int | None, int], int, int, int]] = {
 
 
 def dataset_facts(config: Config) -> Facts:
-    """Of the config's data set. Raises UserError as `load_dataset`, unless it is one of the paper's."""
+    """Return the facts about the config's data set; load it with `load_dataset` if it is not one of the paper's."""
     if known := _KNOWN.get(config.data.name):
         stored, classes, examples, test_examples = known
         streamed = is_streamed(config.data.name, stored, examples + test_examples, config.data.loading)
@@ -83,9 +83,9 @@ def dataset_facts(config: Config) -> Facts:
 
 
 def facts_to_compile_for(config: Config) -> tuple[Facts, AnyDataset]:
-    """Facts of the config's data set, and images that a run's programs can be compiled for: its own, or a stand-in.
+    """Return the facts about the config's data set, and a data set to compile programs for: itself, or a placeholder.
 
-    A stand-in has as many images as there are, for a program's memory depends on their number.
+    A placeholder has the same number of images, because a program's memory depends on it.
     """
     if config.data.name not in _KNOWN:
         dataset = load_dataset(config)

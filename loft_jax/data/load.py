@@ -8,7 +8,7 @@ from loft_jax.errors import UserError
 
 
 def load_dataset(config: Config) -> AnyDataset:
-    """The data set of a config: `digits`, which ships with scikit-learn, or a prepared TFDS one.
+    """Load the data set of a config: `digits`, which ships with scikit-learn, or a prepared TFDS data set.
 
     Raises:
       UserError: the data set is unknown, not prepared, or not of the kind that `data.loading` asks for.

@@ -1,4 +1,4 @@
-"""What every image goes through before a network sees it, in training, in the estimation of norms and in the test."""
+"""Preparation of images for a network: in training, in the estimation of norm statistics, and in tests."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from loft_jax.data.streaming.dataset import AnyDataset
 
 @dataclass(frozen=True)
 class Preparation:
-    """What makes uint8 images into what a network sees, wherever they are trained or tested on.
+    """Makes the float32 input of a network from uint8 images.
 
     Attributes:
       augmentation: random crop and mirroring of training images; None for none.
@@ -35,8 +35,8 @@ class Preparation:
         """Augment and normalise: uint8 [part, height, width, channels] -> float32 of the same shape.
 
         Args:
-          key: of the batch; the random numbers are those of the whole batch.
-          shard, shards: which part of the batch this is (it may be traced), and how many there are.
+          key: PRNG key of the batch; random numbers are drawn for the whole batch.
+          shard, shards: number of this part of the batch (it may be traced), and the number of parts.
         """
         if self.augmentation is not None:
             part = len(images)

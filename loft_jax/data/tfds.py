@@ -1,7 +1,7 @@
 """Any TFDS image-classification data set, read without TensorFlow through `tfds.data_source` and ArrayRecord files.
 
-Decoding is slow, so the arrays of a data set that is kept on the devices are kept in the cache directory too, and
-mapped into memory from the second run on. What does not fit is streamed.
+Decoding is slow. So if a data set is kept on the devices, its decoded arrays are also written to the cache directory;
+later runs map them into memory. A data set that does not fit on the devices is streamed.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ _TEST_SPLITS = ("test", "validation")
 
 
 def load_tfds(settings: Data) -> AnyDataset:
-    """The train split, and the first of test and validation that has labels, of a prepared data set.
+    """Load a prepared data set: its train split, and the first of test and validation that has labels.
 
     Raises:
-      UserError: unknown, not prepared, not image classification, or not of the kind that `data.loading` asks for.
+      UserError: it is unknown, not prepared, not for image classification, or not suitable for `data.loading`.
     """
     name, root = settings.name, _data_root(settings.data_dir)
     directory = _newest_version(root / name)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of the missing OpenCV, which it does not need.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns that OpenCV is missing, but does not need it.
     import tensorflow_datasets as tfds
 
     if directory is None:
         raise UserError(_not_prepared(name, root))
-    with _readable(name, directory):
+    with _report_damage(name, directory):
         builder = tfds.builder_from_directory(directory)
-        _check(builder.info, name, directory)
+        _check_info(builder.info, name, directory)
         splits = ("train", _test_split(builder, name))
         fingerprints = [_fingerprint(builder, split) for split in splits]
     classes, image = builder.info.features["label"].num_classes, builder.info.features["image"].shape
@@ -58,7 +58,7 @@ def load_tfds(settings: Data) -> AnyDataset:
             fingerprint=fingerprints[0],
             readers=settings.readers,
         )
-    (train_images, train_labels), (test_images, test_labels) = map(_decoded, (train, test), counts, fingerprints)
+    (train_images, train_labels), (test_images, test_labels) = map(_decode, (train, test), counts, fingerprints)
     return Dataset(
         name=name,
         train_images=train_images,
@@ -72,8 +72,8 @@ def load_tfds(settings: Data) -> AnyDataset:
 
 
 @contextmanager
-def _readable(name: str, directory: Path) -> Generator[None]:
-    """TFDS raises what it pleases where files are damaged or missing."""
+def _report_damage(name: str, directory: Path) -> Generator[None]:
+    """Turn any exception into UserError, because TFDS raises many kinds if files are damaged or missing."""
     try:
         yield
     except UserError:
@@ -114,11 +114,11 @@ def _not_prepared(name: str, root: Path) -> str:
     return f"data.name={name}: not prepared under data.data_dir={root}; prepare it with\n  {command}\n{here[2:]}"
 
 
-def _check(info: Any, name: str, directory: Path) -> None:
-    """Whether the data set can be trained on."""
+def _check_info(info: Any, name: str, directory: Path) -> None:
+    """Raise UserError if a network cannot be trained on the data set."""
     features = info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
-        raise UserError(f"data.name={name}: has no features `image` and `label`, so it is no image classification")
+        raise UserError(f"data.name={name}: has no features `image` and `label`, so it is not for image classification")
     image = features["image"]
     if info.file_format.value != "array_record":
         raise UserError(
@@ -130,33 +130,33 @@ def _check(info: Any, name: str, directory: Path) -> None:
         raise UserError(f"data.name={name}: needs the splits train and test (or validation), has {list(info.splits)}")
     if len(image.shape) != 3 or image.np_dtype != np.uint8:
         raise UserError(
-            f"data.name={name}: its images are {np.dtype(image.np_dtype)} of shape {image.shape}; only uint8 images of "
-            "height, width and channels can be trained on"
+            f"data.name={name}: its images are {np.dtype(image.np_dtype)} of shape {image.shape}; use a data set of "
+            "uint8 images with height, width and channels"
         )
 
 
 def _test_split(builder: Any, name: str) -> str:
-    """The first split with labels: those of ImageNet's test split, for one, are withheld."""
+    """Return the first test split with labels; the labels of ImageNet's test split, for example, are not public."""
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
-    there = [split for split in _TEST_SPLITS if split in splits and splits[split].num_examples]
-    for split in there:
+    filled = [split for split in _TEST_SPLITS if split in splits and splits[split].num_examples]
+    for split in filled:
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         if source[0]["label"] >= 0:
             return split
-    raise UserError(f"data.name={name}: split {' and '.join(there)} has images without labels")
+    raise UserError(f"data.name={name}: split {' and '.join(filled)} has images without labels")
 
 
 def _fingerprint(builder: Any, split: str) -> str:
-    """16 hex digits that change when the split's files do."""
+    """Return 16 hex digits that change when the split's files change."""
     files = [Path(file) for file in builder.info.splits[split].filepaths]
     text = "|".join(f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _decoded(stored: StoredImages, examples: int, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a split whose images are of one size, from the cache directory if they are there."""
+def _decode(stored: StoredImages, examples: int, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode all images and labels of a split whose images have one size, or read them from the cache directory."""
     stem = cache_directory() / "decoded" / f"{stored.name}-{stored.split}-{fingerprint}"
     paths = [Path(f"{stem}-{part}.npy") for part in ("images", "labels")]
     if all(path.exists() for path in paths):

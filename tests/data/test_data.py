@@ -69,9 +69,9 @@ def dataset(**changes):
         ({"train_images": np.zeros((5, 4, 5, 3), np.uint8)}, r"with N labels, not uint8 .* with labels \(6,\)"),
         ({"test_images": np.zeros((2, 4, 5), np.uint8)}, "small test: images must be uint8"),
         ({"test_images": np.zeros((0, 4, 5, 3), np.uint8), "test_labels": np.zeros(0, np.int32)}, "small test: "),
-        ({"num_classes": 2}, r"small train: labels must lie in \[0, 2\)"),
-        ({"test_labels": np.array([0, 3], np.int32)}, r"small test: labels must lie in \[0, 3\)"),
-        ({"test_labels": np.array([0, -1], np.int32)}, r"small test: labels must lie in \[0, 3\)"),
+        ({"num_classes": 2}, r"small train: labels must be in \[0, 2\)"),
+        ({"test_labels": np.array([0, 3], np.int32)}, r"small test: labels must be in \[0, 3\)"),
+        ({"test_labels": np.array([0, -1], np.int32)}, r"small test: labels must be in \[0, 3\)"),
     ],
 )
 def test_arrays_that_are_no_data_set_are_refused(changes, message):

@@ -108,8 +108,7 @@ def test_images_of_mixed_sizes_are_streamed_and_refused_on_the_device(tmp_path, 
     assert (data.streamed, data.image_shape, data.crop_padding, data.flip) == (True, (7, 7, 3), 0, False)
     assert (
         refusal("tiny_images", tmp_path, {"loading": "device"})
-        == "data.loading=device: tiny_images has images of mixed sizes, which are cropped as they are needed; use "
-        "stream, or auto"
+        == "data.loading=device: tiny_images has images of mixed sizes, which can only be streamed; use stream or auto"
     )
 
 
@@ -285,7 +284,9 @@ def test_a_label_past_the_last_class_is_refused(tmp_path):
 def test_images_of_another_type_are_refused(tmp_path, cache):
     features = prepare(tmp_path, tiny_content()) / "features.json"
     features.write_text(features.read_text().replace("uint8", "uint16"))
-    assert "its images are uint16 of shape (8, 6, 3); only uint8 images of height" in refusal("tiny_images", tmp_path)
+    assert "its images are uint16 of shape (8, 6, 3); use a data set of uint8 images" in refusal(
+        "tiny_images", tmp_path
+    )
 
 
 @pytest.mark.parametrize(("stored", "read"), [(1, 1), (3, 3), (4, 3)])

@@ -1,1 +1,1 @@
-"""Images that stay in their files: which are needed when, and the processes that decode them."""
+"""Images that stay in their files: when each of them is needed, and the processes that decode them."""

@@ -12,20 +12,20 @@ from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
 from loft_jax.files import cache_array, cache_directory
 
-# Of TFDS data sets, on the device.
+# Zero padding before the random crop, which is made on the device, of a TFDS data set whose images have one size.
 CROP_PADDING = 4
 _STATISTICS_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
 class StreamedDataset:
-    """A data set in files; `Dataset` has the same facts.
+    """A data set in files; it has the same properties as `Dataset`, except the arrays.
 
     Attributes:
       train, test: its splits.
-      examples, test_examples: their sizes.
-      fingerprint: changes when the training images do.
-      readers: processes that decode; 0 for threads, None for one a core.
+      examples, test_examples: number of training and test images.
+      fingerprint: text that changes when the training images change.
+      readers: number of processes that decode; 0 for threads, None for one process per core.
     """
 
     name: str
@@ -38,7 +38,7 @@ class StreamedDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what is read."""
+        """(height, width, channels) of the images after decoding."""
         return self.train.image_shape
 
     @property
@@ -48,12 +48,12 @@ class StreamedDataset:
 
     @property
     def streamed(self) -> bool:
-        """Whether batches come from reader processes, and not from arrays on the devices."""
+        """Whether batches come from reader processes instead of arrays on the devices."""
         return True
 
     @property
     def crop_padding(self) -> int:
-        """Pixels of zero padding before a random crop on the device; images of mixed sizes are cropped before."""
+        """Pixels of zero padding before a random crop on the device; 0 if readers crop, for images of mixed sizes."""
         return 0 if self.train.mixed else CROP_PADDING
 
     @property
@@ -63,7 +63,7 @@ class StreamedDataset:
 
     @property
     def loading_text(self) -> str:
-        """What the first lines of a run add about how images are loaded: who decodes them."""
+        """Text about the loading of images for the first lines of a run: what decodes them."""
         return f", streamed by {f'{self._readers} processes' if self._readers else 'threads'}"
 
     @property
@@ -73,10 +73,12 @@ class StreamedDataset:
     def stream(
         self, split: str, schedule: Schedule, *, crop: tuple[int, int] | None = None, start: int = 0, ahead: int = 2
     ) -> Stream:
-        """The images of "train" or "test" that a schedule lists, from its chunk `start` on, some chunks ahead.
+        """Read the images of "train" or "test" that a schedule lists.
 
         Args:
-          crop: (seed, purpose) of random crops of images of mixed sizes; None for their middle.
+          crop: (seed, purpose) of the random crops of images of mixed sizes; None to take the middle.
+          start: number of the first chunk.
+          ahead: number of chunks to read ahead.
         """
         return Stream(Reading(getattr(self, split), schedule, crop), self._readers, start, ahead)
 
@@ -84,8 +86,8 @@ class StreamedDataset:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each channel: float32 [channels], in uint8 units.
 
-        Over all training images where they are of one size and would fit on a device; else over the middles of 10,000
-        of them, evenly spaced. Kept in the cache directory.
+        They are computed over all training images if these have one size and would fit on a device; otherwise over the
+        middle parts of 10,000 evenly spaced ones. They are kept in the cache directory.
         """
         fits = not self.train.mixed and self.examples * int(np.prod(self.image_shape)) <= FITS_ON_DEVICE_BYTES
         count = self.examples if fits else min(self.examples, _STATISTICS_IMAGES)
@@ -105,5 +107,5 @@ class StreamedDataset:
         return compute_statistics(counts)
 
 
-# What runs are trained on: on the devices, or streamed.
+# A data set that a run can use: kept on the devices, or streamed.
 AnyDataset = Dataset | StreamedDataset

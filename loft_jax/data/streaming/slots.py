@@ -1,7 +1,7 @@
-"""Memory that reader processes fill and the run's process empties: a ring of slots for each reader.
+"""Shared memory between reader processes, which write to it, and the run's process: a ring of slots for each reader.
 
-Grain by itself makes a new file of shared memory for every array that it sends, and leaves some behind when it is
-closed early. Here it sends nothing but the number of images in a chunk.
+Without this, Grain makes a new file of shared memory for every array that it sends, and does not remove all of them if
+it is closed early. Here Grain sends only the number of images in a chunk.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ _POLL_SECONDS = 0.001
 
 
 class ClosedError(Exception):
-    """The run's process has no use for further chunks."""
+    """The run's process needs no further chunks."""
 
 
 class Slots:
-    """Chunks of images and labels, in a file in memory; pickled, it is the same memory in another process.
+    """Slots for chunks of images and labels, in a file in memory; a pickled copy uses the same memory elsewhere.
 
     Args:
-      readers: processes that fill; depth: slots of each.
-      chunk_size, image_shape: of the images in a slot, [chunk_size, height, width, channels].
+      readers: number of processes that write; depth: number of slots of each.
+      chunk_size, image_shape: the images in a slot are [chunk_size, height, width, channels].
 
     Raises:
-      UserError: there is not so much memory of this kind.
+      UserError: there is not enough shared memory.
     """
 
     def __init__(self, readers: int, depth: int, chunk_size: int, image_shape: tuple[int, ...]):
@@ -40,7 +40,7 @@ class Slots:
         place = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
         handle, self.path = tempfile.mkstemp(prefix="loft_jax_", dir=place)
         try:
-            # Taken now: what is missing would else kill a process when it writes there.
+            # Reserve all of it now: otherwise a process that writes where memory is missing would be killed.
             os.posix_fallocate(handle, 0, self._layout[-1])
         except OSError as error:
             os.unlink(self.path)
@@ -62,7 +62,7 @@ class Slots:
 
     @property
     def _layout(self) -> tuple[int, int, int]:
-        """Where labels and images begin, and the end, in bytes."""
+        """Positions in the file, in bytes: the start of labels, the start of images, and the end."""
         slots = self._readers * self.depth
         labels = 8 * (1 + self._readers)
         images = labels + 4 * slots * self._chunk[0]
@@ -71,38 +71,38 @@ class Slots:
     def _map(self) -> None:
         memory = np.memmap(self.path, mode="r+")
         labels, images, end = self._layout
-        # Whether all is over, and how many chunks of each reader have been taken out.
+        # Whether the slots are closed, and how many chunks of each reader the run's process has released.
         self._header = memory[:labels].view(np.int64)
         self._labels = memory[labels:images].view(np.int32).reshape(self._readers, self.depth, -1)
         self._images = memory[images:end].reshape(self._readers, self.depth, *self._chunk)
 
     @property
     def closed(self) -> bool:
-        """Whether the run's process has no use for further chunks."""
+        """Whether the run's process needs no further chunks."""
         return bool(self._header[0])
 
-    def free(self, reader: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(images, labels) to fill with a reader's n-th chunk, as soon as there is room. Raises ClosedError."""
+    def wait_for_slot(self, reader: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Wait until the slot for a reader's n-th chunk is free; return its (images, labels). Raises ClosedError."""
         while number - self._header[1 + reader] >= self.depth and not self.closed:
             time.sleep(_POLL_SECONDS)
         if self.closed:
             raise ClosedError
-        return self.filled(reader, number)
+        return self.slot(reader, number)
 
-    def filled(self, reader: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(images, labels) of a reader's n-th chunk, until it is taken out."""
+    def slot(self, reader: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (images, labels) of the slot for a reader's n-th chunk; the data are valid until it is released."""
         return self._images[reader, number % self.depth], self._labels[reader, number % self.depth]
 
-    def take_out(self, reader: int) -> None:
-        """The oldest chunk of a reader has been copied."""
+    def release(self, reader: int) -> None:
+        """Free the slot of a reader's oldest chunk, which has been copied."""
         self._header[1 + reader] += 1
 
     def close(self) -> None:
-        """Readers stop waiting; the memory is given back when the last process lets go of it."""
+        """Make readers stop waiting; the memory is freed when the last process no longer maps it."""
         self._header[0] = 1
         self.unlink()
 
     def unlink(self) -> None:
-        """Remove the name of the memory, if it is still there."""
+        """Remove the file of the memory, if it still exists."""
         with contextlib.suppress(OSError):
             os.unlink(self.path)

@@ -1,4 +1,4 @@
-"""One split of a prepared TFDS data set, read by index without TensorFlow; what reader processes hold of it."""
+"""One split of a prepared TFDS data set, read by index without TensorFlow."""
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from loft_jax.errors import UserError
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Where a split is, and what its images become.
+    """Where a split is stored, and what is made of its images; it is small, and is sent to reader processes.
 
     Attributes:
-      name: of the data set; directory: of its version; split: of TFDS.
-      image_shape: (height, width, channels) of what is read.
-      num_classes: labels lie in [0, num_classes).
-      mixed: whether images differ in size and are cropped; else they are read as they are stored.
+      name: name of the data set; directory: that of its version; split: name of the TFDS split.
+      image_shape: (height, width, channels) of the images after decoding.
+      num_classes: number of classes; labels are in [0, num_classes).
+      mixed: whether images differ in size and are cropped; otherwise they are used as they are stored.
     """
 
     name: str
@@ -40,10 +40,10 @@ class StoredImages:
         """Fill uint8 [k, height, width, channels] and int32 [k]; an index of -1 gives a black image and label -1.
 
         Args:
-          generators: of each image's random crop; None for the middle. Ignored where images are of one size.
+          generators: one for each image's random crop; None to take the middle. Not used if images have one size.
 
         Raises:
-          UserError: an image cannot be decoded, or has no label; names split and index.
+          UserError: an image cannot be decoded, or has no label; the message names split and index.
         """
         wanted = [place for place, index in enumerate(indices) if index >= 0]
         if len(wanted) < len(indices):
@@ -53,13 +53,13 @@ class StoredImages:
             generator = generators[place] if generators is not None else None
             try:
                 images[place] = self._pixels(record["image"], generator)
-            except Exception as error:  # Decoders raise what they like on damaged images.
+            except Exception as error:  # Decoders raise many kinds of exceptions on damaged images.
                 raise self._damaged(int(indices[place]), error) from None
             labels[place] = label = int(record["label"])
             if not 0 <= label < self.num_classes:
                 raise UserError(
                     f"data.name={self.name}: image {indices[place]} of split {self.split} has label {label}, not one "
-                    f"of 0 to {self.num_classes - 1}; only labelled images can be trained and tested on"
+                    f"of 0 to {self.num_classes - 1}; only labelled images can be used for training and tests"
                 )
 
     def _records(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ class StoredImages:
         try:
             return source.__getitems__(indices)
         except Exception:
-            # Which of them it is.
+            # Find out which record is damaged.
             for index in indices:
                 try:
                     source[index]
@@ -92,7 +92,7 @@ class StoredImages:
 
 @lru_cache
 def _source(directory: str, split: str, raw: bool) -> Any:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of the missing OpenCV, which it does not need.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns that OpenCV is missing, but does not need it.
     import tensorflow_datasets as tfds
 
     decoders: dict[str, Any] | None = {"image": tfds.decode.SkipDecoding()} if raw else None

@@ -1,4 +1,4 @@
-"""Chunks of images, read in order by processes or threads that Grain runs."""
+"""Chunks of images, in order, read by processes or threads that Grain runs."""
 
 import math
 import multiprocessing
@@ -25,24 +25,24 @@ _WATCH_SECONDS = 0.1
 
 
 def chunk_size(part: int, image_shape: tuple[int, ...]) -> int:
-    """Images of a chunk, where a device gets `part` of them in a step: some megabytes, in equal parts."""
+    """Return the size of a chunk: the `part` images of a device in a step, split evenly into at most 4 MiB each."""
     most = max(1, _CHUNK_BYTES // math.prod(image_shape))
     return math.ceil(part / math.ceil(part / most))
 
 
 def default_readers() -> int:
-    """One for each core that this process may use."""
+    """Return the default number of readers: one for each core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The images of a schedule, as Grain asks for them: chunk by chunk, in any order.
+    """The images of a schedule as a data source for Grain, which reads the chunks in any order.
 
     Attributes:
-      images: where they are.
+      images: where they are stored.
       schedule: which of them, and in what order.
-      crop: (seed, purpose) of the random crops of images of mixed sizes; None for their middle.
+      crop: (seed, purpose) of the random crops of images of mixed sizes; None to take the middle.
     """
 
     images: StoredImages
@@ -59,10 +59,10 @@ class Reading:
         return images[:count], labels[:count]
 
     def fill(self, number: int, images: np.ndarray, labels: np.ndarray) -> int:
-        """Write the n-th chunk to the start of both, and return how many images it has."""
+        """Write the n-th chunk to the start of both arrays, and return its number of images."""
         chunk, generators = self.schedule.chunk(number), None
         if self.crop is not None and self.images.mixed:
-            # A function of the example's place in its worker's stream alone, whoever reads it.
+            # A crop depends only on the example's position in its worker's stream, not on the process that reads it.
             generators = [
                 np.random.default_rng([*self.crop, chunk.worker, max(0, int(position))]) for position in chunk.positions
             ]
@@ -73,7 +73,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _SlottedReading:
-    """A reading whose chunks are left in slots; what is sent is the number of images."""
+    """A reading that writes its chunks to slots; Grain then sends only their numbers of images."""
 
     reading: Reading
     slots: Slots
@@ -84,39 +84,39 @@ class _SlottedReading:
         return len(self.reading)
 
     def __getitem__(self, index: int) -> int:
-        # Grain gives every reader each so many-th chunk.
+        # Grain gives the chunks to the readers in turn.
         nth, reader = divmod(index - self.start, self.readers)
-        return self.reading.fill(index, *self.slots.free(reader, nth))
+        return self.reading.fill(index, *self.slots.wait_for_slot(reader, nth))
 
 
 class Stream:
-    """The chunks of a reading, from one of them on. Use as a context manager, or close.
+    """The chunks of a reading, from chunk `start` to the last. Use it as a context manager, or call `close`.
 
     Args:
       reading: what to read.
-      readers: processes; 0 for threads of this one.
+      readers: number of processes; 0 for threads of this process.
       start: number of the first chunk.
-      ahead: chunks to have ready.
+      ahead: number of chunks to read ahead.
     """
 
     def __init__(self, reading: Reading, readers: int, start: int = 0, ahead: int = 2):
         import grain
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # Grain reads its own.
+        if not flags.FLAGS.is_parsed():  # Grain reads its absl flags, which must have been parsed.
             flags.FLAGS.mark_as_parsed()
         self._reading, self._next, self._slots = reading, 0, None
-        left = len(reading) - start
-        self._readers = readers = min(readers, left)
+        remaining = len(reading) - start
+        self._readers = readers = min(readers, remaining)
         if not readers:
-            threads = min(default_readers(), left)
+            threads = min(default_readers(), remaining)
             options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
             self._iterator = iter(grain.MapDataset.source(reading)[start:].to_iter_dataset(options))
             return
         depth = max(2, math.ceil(ahead / readers) + 1)
         self._slots = Slots(readers, depth, reading.schedule.chunk_size, reading.images.image_shape)
         source = grain.MapDataset.source(_SlottedReading(reading, self._slots, readers, start))
-        # No threads: they would make chunks out of turn, and wait for slots that their turn must free.
+        # No threads: they would read chunks out of order, and wait for slots that are freed only in order.
         dataset = source[start:].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         options = grain.MultiprocessingOptions(num_workers=readers, per_worker_buffer_size=depth)
         slots = self._slots
@@ -129,7 +129,7 @@ class Stream:
         self.close()
 
     def fill(self, images: np.ndarray, labels: np.ndarray) -> int:
-        """Copy the next chunk to the start of both, and return how many images it has.
+        """Copy the next chunk to the start of both arrays, and return its number of images.
 
         Raises:
           UserError: an image cannot be decoded.
@@ -143,9 +143,9 @@ class Stream:
             images[:count], labels[:count] = chunk
         else:
             count, (nth, reader) = chunk, divmod(self._next, self._readers)
-            filled = self._slots.filled(reader, nth)
-            images[:count], labels[:count] = filled[0][:count], filled[1][:count]
-            self._slots.take_out(reader)
+            slot = self._slots.slot(reader, nth)
+            images[:count], labels[:count] = slot[0][:count], slot[1][:count]
+            self._slots.release(reader)
         self._next += 1
         return count
 
@@ -156,12 +156,12 @@ class Stream:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise RunStopped(
-                f"a process that reads {self._reading.images.name} has died ({str(error).split('. ')[0]}); where "
-                "memory ran out, use fewer with data.readers. The same command resumes from the last checkpoint"
+                f"a process that reads {self._reading.images.name} has died ({str(error).split('. ')[0]}); if memory "
+                "ran out, use a smaller data.readers. Run the same command again to resume from the last checkpoint"
             ) from None
 
     def close(self) -> None:
-        """Ends the readers; call it more than once if you like."""
+        """End the readers; it may be called more than once."""
         if self._slots is not None:
             self._slots.close()
         self._iterator.close()
@@ -169,12 +169,13 @@ class Stream:
 
 @contextmanager
 def _children_without_signals() -> Generator[None]:
-    """Processes started here never see Ctrl-C or SIGTERM, which reach a terminal's or a job's processes all at once.
+    """Block Ctrl-C and SIGTERM in the processes that are started in this block.
 
-    What ends them is the run, which does what such a signal asks for, and its end. Blocked rather than ignored by the
-    children themselves, which take seconds to start.
+    Such a signal goes to all processes of a terminal or of a job. Only the run should react to it; it ends its readers
+    itself, and they also end when it has ended. Signals are blocked here, because a reader takes seconds to start and
+    could not ignore them before that.
     """
-    # Started within, it would unblock them on its way.
+    # Start the resource tracker first: if it started inside the block, it would unblock the signals.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -184,20 +185,20 @@ def _children_without_signals() -> Generator[None]:
 
 
 def _prepare_reader(slots: Slots) -> None:
-    """Runs first in a reader process."""
-    # The order of examples is computed with JAX; the accelerators are the run's.
+    """Set up a reader process; Grain calls it first there."""
+    # A reader computes the order of examples with JAX; it must not use the accelerators, which the run uses.
     jax.config.update("jax_platforms", "cpu")
     threading.Thread(target=_end_with_the_run, args=(slots,), daemon=True).start()
 
 
 def _end_with_the_run(slots: Slots) -> None:
-    """At once, when the run has closed the slots or is gone: nothing is lost, and Python takes seconds to end."""
-    # Not `is_alive` or `join`: they import, and while TFDS is imported what other threads import is not what they get.
+    """Exit at once when the run has closed the slots or has ended: no data are lost, and a normal exit takes seconds."""
+    # Not `is_alive` or `join`: they import modules, and TFDS, while it is imported, replaces imports in all threads.
     run = multiprocessing.parent_process()
     assert run is not None  # This is a reader's process.
     while not slots.closed and not wait([run.sentinel], _WATCH_SECONDS):
         pass
-    # Killed, the run could not do this.
+    # If the run was killed, it has not removed the file.
     slots.unlink()
-    # Not 0: Grain would take that for a reader that still has something to give, and wait for it when it is closed.
+    # Not 0: Grain would think that this reader still has chunks to send, and wait for them when it is closed.
     os._exit(1)

@@ -113,7 +113,7 @@ import sys, time
 from multiprocessing import active_children
 import numpy as np
 sys.path[:0] = {places!r}
-from test_readers import CROP, chunks_of, opened, plan_of
+from test_readers import CROP, chunks_of, make_schedule, opened
 if __name__ == "__main__":
     stream = opened({directory!r}, readers=2).stream("train", make_schedule(rounds=100), crop=CROP)
     next(chunks_of(stream))
