@@ -5,6 +5,6 @@ from .compiled import (
     RoundBill as RoundBill,
     nbytes as nbytes,
 )
-from .hlo import Collective as Collective, collectives as collectives, counted_trips as counted_trips
+from .hlo import Collective as Collective, collectives as collectives, count_trips as count_trips
 from .memory import PeakMemory as PeakMemory, data_bytes as data_bytes
 from .prediction import ParameterSplit as ParameterSplit, gpipe_bytes as gpipe_bytes

@@ -1,11 +1,11 @@
 """What pretraining costs: python -m loft_jax.cost --config C, or --paper
 
 --config C   a setting, with its own number of workers and with 1, 2, 4, 8: parameters, FLOPs, bytes and peak memory of
-             LoFT (as the paper counts bytes, and as this program's two syncs move them), local SGD, data-parallel SGD
-             and GPipe. Bytes are predicted from the model's declaration, and beside that read from the compiled
+             LoFT (bytes as the paper counts them, and as this program's two syncs move them), local SGD, data-parallel
+             SGD and GPipe. Bytes are given twice: predicted from the model's declaration, and read from the compiled
              programs. The settings decide what is compared: loft.partition, gpipe.cuts, gpipe.microbatches,
-             train.rounds, ...; a worker is one device (mesh.data is left out)
---paper      the paper's table of communication, printed and predicted from the models
+             train.rounds, ...; a worker is one device (mesh.data is ignored)
+--paper      the paper's table of communication: the printed figures, and those predicted from the models
 """
 
 import argparse
@@ -19,7 +19,7 @@ from loft_jax.config import CommandLine, Config, apply_overrides, read_config, r
 from loft_jax.console import duration
 from loft_jax.errors import UserError
 
-# What imports JAX is imported where it is needed: a typo is told before JAX is loaded.
+# Modules that import JAX are imported where they are needed: a typo is reported before JAX is loaded.
 
 Row = dict[str, Any]
 WORKERS = (1, 2, 4, 8)
@@ -28,16 +28,16 @@ WORKERS = (1, 2, 4, 8)
 def main() -> None:
     command = CommandLine("python -m loft_jax.cost", __doc__)
     add = command.parser.add_argument
-    add("--paper", action="store_true", help="the paper's table, instead of a setting's")
-    add("--format", choices=("table", "csv"), default="table", help="(default: table)")
+    add("--paper", action="store_true", help="print the paper's table instead of the costs of a setting")
+    add("--format", choices=("table", "csv"), default="table", help="output format (default: table)")
     add(
         "--workers",
         type=whole_number(1, 4096),
         nargs="+",
         metavar="S",
-        help="(default: 1 2 4 8, and the setting's own)",
+        help="numbers of workers (default: 1 2 4 8, and the setting's own)",
     )
-    add("--no_compile", action="store_true", help="what is known without compiling: no memory, and nothing measured")
+    add("--no_compile", action="store_true", help="compile nothing: prints no memory and no bytes of compiled programs")
     options, overrides = command.parse_overrides()
     check_options(options, overrides)
     if options.paper:
@@ -49,7 +49,7 @@ def main() -> None:
         return
     config = apply_overrides(read_config(options.config), overrides, source=options.config)
     numbers = options.workers or (*WORKERS, config.loft.workers, config.gpipe.stages or 1)
-    costs, notes = costs_of(config, numbers, compiles=not options.no_compile)
+    costs, notes = compute_costs(config, numbers, compiles=not options.no_compile)
     from loft_jax.cost.tables import as_rows, print_setting
 
     rows = as_rows(costs)
@@ -59,18 +59,18 @@ def main() -> None:
 
 
 def check_options(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    """Raise UserError on what the options alone tell to be wrong."""
+    """Raise UserError if the options are wrong by themselves."""
     if options.paper and (options.config is not None or overrides or options.workers or options.no_compile):
-        raise UserError("--paper has settings of its own; leave out all others but --format, or leave out --paper")
+        raise UserError("--paper has settings of its own; leave out all others except --format, or leave out --paper")
     if not options.paper and options.config is None:
         raise UserError("give --config FILE for what a setting costs, or --paper for the paper's table; see --help")
 
 
-def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple[list[Any], list[str]]:
-    """The costs of every method that the model and the devices allow, with progress on stderr.
+def compute_costs(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple[list[Any], list[str]]:
+    """Compute the costs of every method that the model and the devices allow, with progress on stderr.
 
     Returns:
-      A list of `costs.Cost`, and a note for each method that is missing or not compiled.
+      A list of `methods.Cost`, and a note for each method that is missing or not compiled.
     """
     from loft_jax.cost.methods import Costs
     from loft_jax.data import dataset_facts
@@ -79,7 +79,7 @@ def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple
     mesh = config.mesh.model_copy(update={"cpu_devices": max(*numbers, config.mesh.cpu_devices)})
     configure_jax(config.model_copy(update={"mesh": mesh}))
     costs = Costs(config, dataset_facts(config), compiles=compiles)
-    # Plain SGD always, for the others are compared with it.
+    # Plain SGD always, because the others are compared with it.
     methods = [method for number in sorted({1, *numbers}) for method in costs.methods(number)]
     found, notes, start = [], [], time.perf_counter()
     for done, (name, rows) in enumerate(methods):
@@ -97,7 +97,7 @@ def costs_of(config: Config, numbers: Sequence[int], *, compiles: bool) -> tuple
 
 
 def print_csv(columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """The rows for programs; None is an empty cell."""
+    """Print the rows as CSV; None is an empty cell."""
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

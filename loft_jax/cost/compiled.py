@@ -1,7 +1,7 @@
-"""A round's bill: what it sends as declared, and what its compiled programs hold, compute and send.
+"""The bill of a round: what it sends as declared, and what its compiled programs hold, compute and send.
 
-The one place where a round is billed: for the tables of `cost`, the plans of `plan`, `train --dry_run`, and the bytes
-that a run counts in its metrics.
+All bills of a round are made here: for the tables of `cost`, the plans of `plan`, `train --dry_run`, and the bytes that
+a run counts in its metrics.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,26 +20,26 @@ from loft_jax.loft import NO_TRAFFIC, Method, RoundProgram, State, Traffic, init
 from loft_jax.methods import make_method
 from loft_jax.models import Network
 
-# Told what is compiled next: (name, how many have been, how many there are).
+# Is called before each compilation: (name, number of programs compiled so far, number of all programs).
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a device does in one run of a program, as its compiler counts it.
+    """The work of a device in one run of a program, as its compiler counts it.
 
     Attributes:
-      runs: in a round.
+      runs: runs in a round.
       flops: operations.
       accessed: bytes read and written.
-      collectives: that the program holds.
-      sent: bytes to other devices, in collectives and beside them.
-      stage: of the pipeline that it belongs to, from 0; None for a program of every device.
-      ticks: its time with those in which the pipeline fills and drains, over its own.
-      declared: what its collectives move, as the model's declaration says.
-      arguments, results, temporary, aliased, code: bytes, as the compiler plans them; results that take an argument's
+      collectives: the collectives in the program.
+      sent: bytes sent to other devices, in collectives and outside them.
+      stage: pipeline stage that runs it, counted from 0; None for a program of every device.
+      ticks: its time including the ticks in which the pipeline fills and drains, divided by its own time.
+      declared: what its collectives move, according to the model's declaration.
+      arguments, results, temporary, aliased, code: bytes that the compiler reserves; results that take an argument's
         place are aliased.
-      resident: bytes beside images that stay on its device while it runs, its arguments among them.
+      resident: bytes, without images, that stay on its device while it runs, its arguments included.
       grows: whether it takes more memory for a larger batch.
     """
 
@@ -62,14 +62,14 @@ class Program:
 
     @property
     def needed(self) -> int:
-        """Bytes beside arguments: temporary space, and results that take no argument's place."""
+        """Bytes that it needs besides its arguments: temporary space, and results that take no argument's place."""
         return self.temporary + self.results - self.aliased
 
     @classmethod
-    def of(cls, name: str, program: RoundProgram, compiled: jax.stages.Compiled, resident: int = 0) -> Self:
-        """Read what the compiler says of a program."""
+    def from_compiled(cls, name: str, program: RoundProgram, compiled: jax.stages.Compiled, resident: int = 0) -> Self:
+        """Read what the compiler says about a program."""
         cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        assert memory is not None, "this backend does not say what memory a program takes"
+        assert memory is not None, "this backend does not say how much memory a program takes"
         found = tuple(collectives(compiled))
         return cls(
             name=name,
@@ -96,9 +96,9 @@ class CompiledRound:
     """A round whose programs are compiled.
 
     Attributes:
-      programs: of a round; in a program that loops over steps every step is counted.
+      programs: programs of the round; in a program that loops over steps every step is counted.
       data: bytes of images and labels on each device.
-      devices: of the mesh.
+      devices: number of devices of the mesh.
     """
 
     programs: tuple[Program, ...]
@@ -107,7 +107,7 @@ class CompiledRound:
 
     @property
     def memory(self) -> PeakMemory:
-        """Memory of the device that holds most, at the worst moment of a round."""
+        """Memory of the device that holds most, at the moment of a round when it holds most."""
         peaks = [PeakMemory(self.data + p.resident, p.needed, p.name, p.grows) for p in self.programs]
         return max(peaks, key=lambda peak: peak.total)
 
@@ -127,7 +127,7 @@ class CompiledRound:
 
 @dataclass(frozen=True)
 class RoundBill:
-    """A round of a method on a mesh, to be counted as declared, or compiled.
+    """The bill of a round of a method on a mesh, from the declaration or from compiled programs.
 
     Attributes:
       full: the full state, or its shapes.
@@ -140,12 +140,12 @@ class RoundBill:
     data: int
 
     @classmethod
-    def of(cls, config: Config, model: Network, facts: Facts, dataset: AnyDataset, mesh: Mesh) -> Self:
-        """Make the bill of what a config would train; nothing is put on a device.
+    def from_config(cls, config: Config, model: Network, facts: Facts, dataset: AnyDataset, mesh: Mesh) -> Self:
+        """Make the bill of a config; nothing is put on a device.
 
         Args:
-          facts: of the config's data set.
-          dataset: images that programs can be compiled for: the config's, or a stand-in.
+          facts: facts of the config's data set.
+          dataset: images for which programs can be compiled: the config's, or a stand-in.
         """
         images = make_images(config, dataset, mesh, shapes_only=True)
         method = make_method(config, model, dataset, mesh, images)
@@ -154,7 +154,7 @@ class RoundBill:
 
     @cached_property
     def programs(self) -> dict[str, RoundProgram]:
-        """The programs of a round by name."""
+        """Programs of a round by name."""
         return self.method.programs(self.full)
 
     @cached_property
@@ -174,17 +174,18 @@ class RoundBill:
         """Compile the programs of a round.
 
         Args:
-          refusal: makes what is raised where the compiler finds no room for a program, from its name and the
-            compiler's words; None for the compiler's own error.
+          progress: is called before each compilation.
+          refusal: makes the error to raise if the compiler finds no room for a program, from the program's name and
+            the compiler's message; None for the compiler's own error.
         """
         resident, programs = self.method.resident(self.full), []
         for done, (name, program) in enumerate(self.programs.items()):
             progress(name, done, len(self.programs))
             try:
-                compiled = Program.of(name, program, program.lower().compile(), resident[name])
+                compiled = Program.from_compiled(name, program, program.lower().compile(), resident[name])
                 if program.begin is not None:
-                    begin = Program.of(name, program, program.begin().compile())
-                    compiled = with_all_steps(compiled, begin, program.steps)
+                    begin = Program.from_compiled(name, program, program.begin().compile())
+                    compiled = count_all_steps(compiled, begin, program.steps)
             except jax.errors.JaxRuntimeError as error:
                 if refusal is None or "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -193,8 +194,8 @@ class RoundBill:
         return CompiledRound(tuple(programs), self.data, self.mesh.size)
 
 
-def with_all_steps(loop: Program, begin: Program, steps: int) -> Program:
-    """A loop whose body counts as often as it runs: compilers count it once, with what comes before the first step."""
+def count_all_steps(loop: Program, begin: Program, steps: int) -> Program:
+    """Return a loop whose body counts as often as it runs: compilers count once the body and what is before it."""
     flops, accessed = (
         before + steps * (once - before)
         for before, once in ((begin.flops, loop.flops), (begin.accessed, loop.accessed))
@@ -203,9 +204,9 @@ def with_all_steps(loop: Program, begin: Program, steps: int) -> Program:
 
 
 def wire_bytes(programs: Mapping[str, RoundProgram], devices: int) -> float:
-    """Bytes that so many devices together send when each program runs as often as it says; compiles them."""
-    found = [(program.runs, collectives(program.lower().compile())) for program in programs.values()]
-    return devices * sum(runs * collective.sent for runs, some in found for collective in some)
+    """Count the bytes that all devices together send when each program does its runs; compiles the programs."""
+    read = [(program.runs, collectives(program.lower().compile())) for program in programs.values()]
+    return devices * sum(runs * collective.sent for runs, found in read for collective in found)
 
 
 def nbytes(tree: Any) -> int:

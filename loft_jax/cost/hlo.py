@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its HLO: what each device hands in, and what goes over the wire."""
+"""The collectives of a compiled program, read from its HLO: what each device contributes, and what it sends."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from loft_jax.loft import COLLECTIVE_KINDS, sent_bytes
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$")
 _OPCODE = re.compile(r"^ ([a-z][\w\-]*)\(")
-# Operations between devices whose bytes are not known here, and those that only end what another has begun.
+# Operations between devices whose bytes are not known here, and operations that only end what another one began.
 _UNKNOWN = re.compile(r"(ragged-all-to-all|collective-broadcast|send|recv)")
 _ENDING = re.compile(r".*-(done|update)")
 _CALLED = re.compile(r"\b(?:to_apply|calls|body|condition|\w+_computations?)=(?:\{([^}]*)\}|([^\s,]+))")
@@ -23,8 +23,8 @@ class Collective:
 
     Attributes:
       kind: as HLO names it: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute.
-      payload: bytes that each device hands in at one execution.
-      devices: that exchange with each other.
+      payload: bytes that each device contributes in one execution.
+      devices: number of devices that exchange with each other.
       times: executions in one run of the program (a loop's body counts as often as it runs).
     """
 
@@ -40,11 +40,11 @@ class Collective:
 
 
 def collectives(program: jax.stages.Compiled) -> list[Collective]:
-    """The collectives of a compiled program that more than one device takes part in.
+    """Return the collectives of a compiled program in which more than one device takes part.
 
     Raises:
-      ValueError: one is in a loop of which the compiler does not say how often it runs, or in a conditional; or it is
-        written in a way that is not known here. Nothing is guessed.
+      ValueError: a collective is in a conditional, or in a loop for which the compiler does not say how often it runs;
+        or it is written in a way that is not known here. Nothing is guessed.
     """
     if (text := program.as_text()) is None:
         raise ValueError("the compiler shows no text of the program")
@@ -52,7 +52,7 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
 
 
 def payloads(program: jax.stages.Compiled) -> dict[str, int]:
-    """Kind -> bytes that a device hands to collectives of that kind in one run of the program."""
+    """Return kind -> bytes that a device contributes to collectives of that kind in one run of the program."""
     total: dict[str, int] = {}
     for found in collectives(program):
         total[found.kind] = total.get(found.kind, 0) + found.times * found.payload
@@ -60,14 +60,14 @@ def payloads(program: jax.stages.Compiled) -> dict[str, int]:
 
 
 def parse(hlo: str) -> list[Collective]:
-    """`collectives` of a module's text, those of one device included. Raises ValueError as that."""
+    """Return the collectives in a module's text, also those of one device. Raises ValueError as `collectives`."""
     header = re.search(r"\bnum_partitions=(\d+)", hlo.split("\n", 1)[0])
     computations, entry = _computations(hlo)
     return list(_walk(entry, computations, int(header[1]) if header else 1, times=1))
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> lines of each computation, and the name of the entry."""
+    """Return name -> lines of each computation, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.split("\n"):
@@ -81,24 +81,24 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _walk(name: str, computations: dict[str, list[str]], partitions: int, times: int | None) -> Iterator[Collective]:
-    """`times`: how often the computation runs; None if it is not known."""
+    """Yield the collectives of a computation that runs `times` times; None if that is not known."""
     sizes: dict[str, int] = {}
     for line in computations[name]:
         if not (instruction := _INSTRUCTION.match(line)):
             continue
         result, text = instruction[1], instruction[2].split(", metadata=")[0]
-        shape = _balanced(text) if text.startswith("(") else text.split(" ", 1)[0]
+        shape = _take_parentheses(text) if text.startswith("(") else text.split(" ", 1)[0]
         sizes[result], text = _bytes(shape), text[len(shape) :]
         opcode = (_OPCODE.match(text) or ["", ""])[1]
         if _ENDING.fullmatch(opcode):
             continue
         if _UNKNOWN.match(opcode):
-            raise ValueError(f"{result} is a {opcode}, of which it is not known how many bytes it sends")
+            raise ValueError(f"{result} is a {opcode}, and it is not known how many bytes that sends")
         kind = opcode.removesuffix("-start")
         if kind in COLLECTIVE_KINDS:
             if times is None:
                 raise ValueError(f"how often {result} runs is not known: it is in a conditional or an unbounded loop")
-            operands = re.findall(r"%([\w.\-]+)", _balanced(text[text.index("(") :]))
+            operands = re.findall(r"%([\w.\-]+)", _take_parentheses(text[text.index("(") :]))
             payload = sum(sizes[operand] for operand in operands)
             if not payload:
                 raise ValueError(f"operands of {result} have no size that is known: {text}")
@@ -107,7 +107,7 @@ def _walk(name: str, computations: dict[str, list[str]], partitions: int, times:
         inner = times
         if opcode == "while":
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-            trips = int(trips[1]) if trips else counted_trips(name, text, computations)
+            trips = int(trips[1]) if trips else count_trips(name, text, computations)
             inner = None if trips is None or times is None else times * trips
         elif opcode == "conditional":
             inner = None
@@ -116,11 +116,11 @@ def _walk(name: str, computations: dict[str, list[str]], partitions: int, times:
                 if (known := called.strip().lstrip("%")) in computations:
                     yield from _walk(known, computations, partitions, inner)
     if not sizes:
-        raise ValueError(f"no instruction was found in {name}: the text is not as it is known here")
+        raise ValueError(f"no instruction was found in {name}: the text has a form that is not known here")
 
 
-def _balanced(text: str) -> str:
-    """The text up to where its first parenthesis closes; layouts within may have parentheses of their own."""
+def _take_parentheses(text: str) -> str:
+    """Return the text up to the end of its first parentheses; layouts inside may have parentheses of their own."""
     depth = 0
     for i, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -138,7 +138,7 @@ def _bytes(shape: str) -> int:
 
 
 def _group_size(text: str, partitions: int) -> int:
-    """Devices that a collective joins, in whichever way its line says it."""
+    """Return the number of devices that a collective joins; HLO has several ways to write it."""
     permutes = " collective-permute" in text
     if permutes and (pairs := re.search(r"source_target_pairs=(\S+)", text)):
         return len({*re.findall(r"\d+", pairs[1])})
@@ -159,23 +159,24 @@ def _group_size(text: str, partitions: int) -> int:
 Computations = Mapping[str, Sequence[str]]
 
 
-# What hands on its first operand as it is.
+# Instructions that return their first operand unchanged.
 _COPIES = ("copy", "copy-done", "copy-start", "bitcast")
 
 
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 
-def counted_trips(name: str, text: str, computations: Computations) -> int | None:
-    """Runs of the body of a loop that counts from a constant in constant steps while below a constant, as scans do.
+def count_trips(name: str, text: str, computations: Computations) -> int | None:
+    """Count the runs of a loop's body, if it counts in constant steps from one constant up to another, as scans do.
 
     Args:
-      name: of the computation that the loop is in.
-      text: the loop's line, from its opcode on.
+      name: name of the computation that contains the loop.
+      text: line of the loop, from its opcode on.
       computations: name -> lines of the module's computations.
 
     Returns:
-      None unless all three constants are found, on the counter that the condition reads and the body raises.
+      The number of runs; None unless all three constants are found, for the counter that the condition reads and the
+      body raises.
     """
     tested, repeated = (re.search(rf"\b{role}=%?([\w.\-]+)", text) for role in ("condition", "body"))
     carried = _OPERAND.search(text)
@@ -189,7 +190,7 @@ def counted_trips(name: str, text: str, computations: Computations) -> int | Non
         return None
     before, after = _instructions(computations[name]), body.get("ROOT", "")
     first = _element(before.get(carried[1], ""), index, before)
-    raised, step = _operands(_behind(_element(after, index, body), body), "add", body)
+    raised, step = _operands(_follow_copies(_element(after, index, body), body), "add", body)
     begin, stride, end = _constant(first, before), _constant(step, body), _constant(limit, condition)
     if begin is None or stride is None or end is None or stride < 1 or _read_index(raised, body) != index:
         return None
@@ -197,7 +198,7 @@ def counted_trips(name: str, text: str, computations: Computations) -> int | Non
 
 
 def _instructions(lines: Sequence[str]) -> dict[str, str]:
-    """Name -> what stands behind "="; the last one also as ROOT."""
+    """Return name -> text after "="; the text of the ROOT instruction also under "ROOT"."""
     found = {}
     for line in lines:
         if instruction := re.match(r"\s*(ROOT )?%(\S+) = (.*)$", line):
@@ -207,8 +208,8 @@ def _instructions(lines: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _behind(name: str, instructions: Mapping[str, str]) -> str:
-    """The instruction of that name, or what it is a copy of."""
+def _follow_copies(name: str, instructions: Mapping[str, str]) -> str:
+    """Return the instruction of that name; if it is a copy, the instruction that is copied."""
     text = instructions.get(name, "")
     while copied := re.search(rf" (?:{'|'.join(_COPIES)})\(%([\w.\-]+)", text):
         text = instructions.get(copied[1], "")
@@ -216,7 +217,7 @@ def _behind(name: str, instructions: Mapping[str, str]) -> str:
 
 
 def _operands(text: str, opcode: str, instructions: Mapping[str, str]) -> tuple[str, str]:
-    """Names of the two operands of an instruction of this opcode; of an add, a constant is named second."""
+    """Return the names of the two operands of an instruction of this opcode; in an add, a constant comes second."""
     found = re.search(rf" {opcode}\(%([\w.\-]+), %([\w.\-]+)\)", text)
     if not found:
         return "", ""
@@ -225,13 +226,13 @@ def _operands(text: str, opcode: str, instructions: Mapping[str, str]) -> tuple[
 
 
 def _read_index(name: str, instructions: Mapping[str, str]) -> int | None:
-    """Which element of its argument a computation reads under that name."""
-    read = re.search(r" get-tuple-element\(%([\w.\-]+)\), index=(\d+)", _behind(name, instructions))
+    """Return the index of the argument's element that a computation reads under that name."""
+    read = re.search(r" get-tuple-element\(%([\w.\-]+)\), index=(\d+)", _follow_copies(name, instructions))
     return int(read[2]) if read and " parameter(0)" in instructions.get(read[1], "") else None
 
 
 def _element(text: str, index: int, instructions: Mapping[str, str]) -> str:
-    """Name of an element of a tuple, given the line that makes it."""
+    """Return the name of an element of a tuple, given the line that makes the tuple."""
     if not (made := re.search(r" tuple\((.*?)\)(?:, |$)", text)):
         return ""
     names = _OPERAND.findall(made[1])
@@ -239,5 +240,5 @@ def _element(text: str, index: int, instructions: Mapping[str, str]) -> str:
 
 
 def _constant(name: str, instructions: Mapping[str, str]) -> int | None:
-    found = re.search(r"^[su]\d+\[\]\S* constant\((-?\d+)\)", _behind(name, instructions))
+    found = re.search(r"^[su]\d+\[\]\S* constant\((-?\d+)\)", _follow_copies(name, instructions))
     return int(found[1]) if found else None

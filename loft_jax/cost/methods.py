@@ -1,6 +1,6 @@
-"""What a setting costs by every method and number of workers: size, compute, bytes and memory, a row each.
+"""What a setting costs with every method and number of workers: size, compute, bytes and memory, in one row each.
 
-Bytes are predicted from the model's declaration, and read from the compiled programs where they are compiled.
+Bytes are predicted from the model's declaration, and also read from the compiled programs if they are compiled.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from loft_jax.loft import (
     sub_cnn,
 )
 from loft_jax.methods import check_method
-from loft_jax.models import Network, counted_flops, model_of, parameter_count, training_flops
+from loft_jax.models import Network, counted_flops, make_model, parameter_count, training_flops
 
 COLLECTIVES = "this program's collectives"
 
@@ -46,16 +46,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Bytes:
-    """What goes from device to device.
+    """Bytes that go from device to device.
 
     Attributes:
       counts: whose bytes they are.
-      event: at what they are sent: a sync; a step; an evaluation, whose norm statistics are gathered on all devices,
-        as before every checkpoint and snapshot; an assembly of the full CNN before it.
-      sent, received: by a worker in one event (for GPipe by the stage that sends most).
-      events: their number over the whole run.
-      total: that all workers, and the server if there is one, send over the run.
-      measured: the same from the compiled programs; None where nothing was compiled.
+      event: when they are sent: sync; step; evaluation (norm statistics are gathered on all devices, also before every
+        checkpoint and snapshot); assembly (the full CNN is gathered before these).
+      sent, received: bytes of one worker in one event (in GPipe, of the stage that sends most).
+      events: number of these events in the whole run.
+      total: bytes that all workers, and the server if there is one, send in the run.
+      measured: the same total from the compiled programs; None if nothing was compiled.
     """
 
     counts: str
@@ -67,20 +67,20 @@ class Bytes:
     measured: float | None = None
 
     @classmethod
-    def of(cls, traffic: Traffic, event: str, events: int, measured: float | None = None) -> "Bytes":
-        """Of collectives; a device sends as much as it receives."""
+    def from_traffic(cls, traffic: Traffic, event: str, events: int, measured: float | None = None) -> "Bytes":
+        """Make the bytes of collectives, in which a device sends as much as it receives."""
         return cls(COLLECTIVES, event, traffic.sent, traffic.sent, events, events * traffic.wire, measured)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One method with one number of workers (devices; for GPipe stages).
+    """The costs of one method with one number of workers (for GPipe: stages), each on its device.
 
     Attributes:
-      momentum: whether it is carried over a sync, where that changes the bytes; else None.
-      full, worker: of the full CNN, and of what one worker trains.
-      bytes: None where nothing is sent.
-      memory: of a device; None where nothing was compiled.
+      momentum: `loft.momentum` if it changes the bytes; otherwise None.
+      full, worker: size of the full CNN, and of what one worker trains.
+      bytes: bytes that are sent; None if nothing is sent.
+      memory: memory of a device; None if nothing was compiled.
     """
 
     method: str
@@ -93,101 +93,101 @@ class Cost:
 
 
 class Costs:
-    """The costs of a setting: of a config's run, with other numbers of workers, methods and syncs.
+    """Computes the costs of a config's run, also with other numbers of workers, methods and syncs.
 
     Args:
-      config: of the run.
-      facts: of its data set.
-      compiles: whether to compile programs, for memory and for the bytes in them.
+      config: config of the run.
+      facts: facts of its data set.
+      compiles: whether to compile programs, to read their memory and bytes.
 
     Attributes:
-      notes: why there is nothing compiled in rows that have been made.
+      notes: for rows without compiled figures, why they were not compiled.
     """
 
     def __init__(self, config: Config, facts: Facts, *, compiles: bool):
         self._config, self._facts, self._compiles = config, facts, compiles
-        self._model = model_of(config, facts.num_classes)
+        self._model = make_model(config, facts.num_classes)
         self._dataset = facts.placeholder()
         self._sizes: dict[Network, Size] = {}
         self.notes: list[str] = []
 
     def methods(self, workers: int) -> list[tuple[str, Callable[[], list[Cost]]]]:
-        """(name, what makes its rows) of every method that there is for so many workers.
+        """Return (name, function that makes the rows) for every method with this number of workers.
 
-        The second raises UserError where the settings, the model or the devices do not allow the method.
+        The function raises UserError if the settings, the model or the devices do not allow the method.
         """
         if workers == 1:
-            return [("plain SGD", partial(self._of_round, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
+            return [("plain SGD", partial(self._make_round_rows, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
         named: dict[str, Callable[[], list[Cost]]] = {}
         own = self._config.loft.momentum
         splits = self._config.loft.partition != "none"
         if splits:
-            named[f"LoFT-{workers}, server"] = partial(self._of_server, workers)
+            named[f"LoFT-{workers}, server"] = partial(self._make_server_rows, workers)
         for sync in ("psum", "exchange") if splits else ():
             for momentum in (own, *({"carry", "reset"} - {own})):
                 loft = {"workers": workers, "sync": sync, "momentum": momentum}
-                of_round = partial(self._of_round, f"LoFT-{workers}, {sync}", workers, loft=loft)
-                named[f"LoFT-{workers}, {sync}, momentum {momentum}"] = of_round
+                make_rows = partial(self._make_round_rows, f"LoFT-{workers}, {sync}", workers, loft=loft)
+                named[f"LoFT-{workers}, {sync}, momentum {momentum}"] = make_rows
         name, loft = f"local SGD-{workers}", {"workers": workers, "sync": "psum", "partition": "none"}
-        named[name] = partial(self._of_round, name, workers, loft=loft)
+        named[name] = partial(self._make_round_rows, name, workers, loft=loft)
         name, loft = f"data-parallel SGD-{workers}", {"workers": 1, "sync": "psum"}
         batch = {"batch_size": workers * self._config.data.batch_size}
-        named[name] = partial(self._of_round, name, workers, loft=loft, data=batch, mesh={"data": workers})
-        return [*named.items(), (f"GPipe-{workers}", partial(self._of_gpipe, workers))]
+        named[name] = partial(self._make_round_rows, name, workers, loft=loft, data=batch, mesh={"data": workers})
+        return [*named.items(), (f"GPipe-{workers}", partial(self._make_gpipe_rows, workers))]
 
-    def _size(self, module: Network) -> Size:
+    def _measure_size(self, module: Network) -> Size:
         module, shape = module.with_norms(), self._facts.image_shape
         if module not in self._sizes:
             self._sizes[module] = Size(parameter_count(module, shape), training_flops(module, shape))
         return self._sizes[module]
 
-    def _of_server(self, workers: int) -> list[Cost]:
-        """What the paper counts: a server that every worker sends to and receives from."""
-        config = self._with(loft={"workers": workers})
+    def _make_server_rows(self, workers: int) -> list[Cost]:
+        """Make the row that the paper counts: every worker sends to a server and receives from it."""
+        config = self._change_config(loft={"workers": workers})
         groups = split_groups(self._model, config)
-        split = ParameterSplit.of(self._model, groups, self._facts.image_shape)
+        split = ParameterSplit.from_groups(self._model, groups, self._facts.image_shape)
         up = BYTES_OF_FLOAT * (split.partitioned / workers + split.shared_kernels)
         rounds = config.train.rounds
         down, total = up + BYTES_OF_FLOAT * split.rest, rounds * split.server_bytes(workers)
         moved = Bytes("the paper's server", "sync", up, down, rounds, total)
-        return [self._cost(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
+        return [self._make_row(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
 
-    def _of_round(self, name: str, workers: int, **sections: dict[str, Any]) -> list[Cost]:
-        """Rows of what trains in rounds on a mesh: training rounds, evaluations, and where there are any assemblies."""
-        config = self._with(**sections)
+    def _make_round_rows(self, name: str, workers: int, **sections: dict[str, Any]) -> list[Cost]:
+        """Make the rows of a method that trains in rounds: training, evaluation, and assembly if there is one."""
+        config = self._change_config(**sections)
         mesh = make_mesh(config)
-        bill = RoundBill.of(config, self._model, self._facts, self._dataset, mesh)
+        bill = RoundBill.from_config(config, self._model, self._facts, self._dataset, mesh)
         compiles = self._compiles and mesh.size == workers
         if self._compiles and not compiles:
             self.notes.append(
-                f"{name} is not compiled: {workers} devices are needed, and {jax.device_count()} are there"
+                f"{name} is not compiled: it needs {workers} devices, but only {jax.device_count()} are available"
             )
         compiled = bill.compiled() if compiles else None
-        row = partial(self._cost, name, config, workers, bill.method.step.model)
+        row = partial(self._make_row, name, config, workers, bill.method.step.model)
         memory = compiled.memory if compiled else None
         if workers == 1:
             return [row(None, memory)]
-        rounds, due = config.train.rounds, _due(config)
+        rounds, due = config.train.rounds, _count_due_rounds(config)
         measured = rounds * compiled.wire if compiled else None
         if config.mesh.data > 1:
-            gradients = step_traffic(self._size(self._model).parameters, workers)
-            moved = Bytes.of(gradients, "step", config.total_steps, measured)
+            gradients = step_traffic(self._measure_size(self._model).parameters, workers)
+            moved = Bytes.from_traffic(gradients, "step", config.total_steps, measured)
         else:
-            moved = Bytes.of(bill.programs["sync"].traffic, "sync", rounds, measured)
+            moved = Bytes.from_traffic(bill.programs["sync"].traffic, "sync", rounds, measured)
         rows = [row(moved, memory)]
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         estimate = NormEstimator(config, self._model, self._dataset, mesh, images)
         gathered = RoundProgram(partial(estimate.lower, bill.full.batch_stats), 1, norm_traffic(bill.full, workers))
         for event, program in {"evaluation": gathered, **bill.method.assembly(bill.full)}.items():
             measured = due * wire_bytes({event: program}, workers) if compiles else None
-            rows.append(row(Bytes.of(program.traffic, event, due, measured)))
+            rows.append(row(Bytes.from_traffic(program.traffic, event, due, measured)))
         return rows
 
-    def _of_gpipe(self, stages: int) -> list[Cost]:
+    def _make_gpipe_rows(self, stages: int) -> list[Cost]:
         gpipe: dict[str, Any] = {"stages": stages}
         if self._config.gpipe.cut_blocks and len(self._config.gpipe.cut_blocks) != stages - 1:
             gpipe["cuts"] = "balanced"
-        config = self._with(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
+        config = self._change_config(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
         mesh = make_mesh(config)
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         pipeline = GPipe(config, self._model, self._dataset, mesh, images)
@@ -195,7 +195,7 @@ class Costs:
         bill = RoundBill(pipeline, mesh, full, data_bytes(self._facts, config, stages))
         flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
         for program in bill.programs.values():
-            # An update sees no images.
+            # An update does not depend on the number of images.
             if program.grows and program.stage is not None:
                 flops[program.stage] += counted_flops(program.lower()) / microbatch
         parameters = [sum(leaf.size for leaf in jax.tree.leaves(own.params)) for own in pipeline.state_shapes]
@@ -204,18 +204,18 @@ class Costs:
         moved = Bytes(counts, "step", most, most, steps, steps * pipeline.bytes_per_step)
         memory = bill.compiled().memory if self._compiles else None
         largest = Size(max(parameters), max(flops))
-        row = partial(Cost, f"GPipe-{stages}", None, stages, self._size(self._model), largest)
-        return [row(moved, memory), row(self._copies(config, pipeline.state_shapes))]
+        row = partial(Cost, f"GPipe-{stages}", None, stages, self._measure_size(self._model), largest)
+        return [row(moved, memory), row(self._count_copies(config, pipeline.state_shapes))]
 
-    def _copies(self, config: Config, states: list[State]) -> Bytes:
-        """Of GPipe's stages to every device, where the full CNN is evaluated and saved."""
+    def _count_copies(self, config: Config, states: list[State]) -> Bytes:
+        """Count the bytes of copying GPipe's stages to every device, where the full CNN is evaluated and saved."""
         carried = [own if config.loft.momentum == "carry" else own.without_momentum() for own in states]
         sizes = [nbytes(own) for own in carried]
-        others, due = len(sizes) - 1, _due(config)
+        others, due = len(sizes) - 1, _count_due_rounds(config)
         sent, received = others * max(sizes), sum(sizes) - min(sizes)
         return Bytes("copies to every device", "assembly", sent, received, due, due * others * sum(sizes))
 
-    def _cost(
+    def _make_row(
         self,
         name: str,
         config: Config,
@@ -225,10 +225,10 @@ class Costs:
         memory: PeakMemory | None = None,
     ) -> Cost:
         momentum = config.loft.momentum if moved and moved.counts == COLLECTIVES and config.loft.workers > 1 else None
-        return Cost(name, momentum, workers, self._size(self._model), self._size(module), moved, memory)
+        return Cost(name, momentum, workers, self._measure_size(self._model), self._measure_size(module), moved, memory)
 
-    def _with(self, **sections: dict[str, Any]) -> Config:
-        """The config with these settings, without a pipeline, and a worker on one device."""
+    def _change_config(self, **sections: dict[str, Any]) -> Config:
+        """Return the config with these settings, without a pipeline, and with one device for each worker."""
         settings = self._config.model_dump()
         settings["gpipe"]["stages"], settings["mesh"] = None, {"cpu_devices": self._config.mesh.cpu_devices}
         for name, changes in sections.items():
@@ -238,6 +238,6 @@ class Costs:
         return config
 
 
-def _due(config: Config) -> int:
-    """Rounds at which the full CNN is evaluated or saved."""
+def _count_due_rounds(config: Config) -> int:
+    """Count the rounds after which the full CNN is evaluated or saved."""
     return sum(map(config.train.anything_is_due, range(config.train.rounds + 1)))

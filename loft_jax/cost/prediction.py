@@ -1,7 +1,7 @@
 """The paper's table (arXiv 2210.16169), and its communication figures computed from the models.
 
-The constants are what no model knows: how often there was a sync, how many images there were, and where GPipe cut the
-network. The printed figures fix the stage of each cut, not the block; of those that fit, these cut most evenly.
+The paper's rows give what a model does not: the number of syncs and of images, and where GPipe cuts the network. The
+printed figures show the stage of each cut, but not the block; the blocks used here divide the network most evenly.
 """
 
 from collections.abc import Sequence
@@ -27,26 +27,26 @@ Row = dict[str, Any]
 
 
 def communication_table() -> list[Row]:
-    """The twenty cells of the paper's table, printed and predicted; keys are `COLUMNS`.
+    """Return the twenty cells of the paper's table, printed and predicted; keys are `COLUMNS`.
 
-    `predicted_gb` counts the images there are; `predicted_gb_as_printed` counts them as the paper's figures do, for
-    GPipe (B + 1) floor(N / B) an epoch; `improvement` is GPipe over LoFT, counted as printed.
+    `predicted_gb` counts the images that there are. `predicted_gb_as_printed` counts images as the paper's figures do:
+    for GPipe (B + 1) floor(N / B) in an epoch. `improvement` is GPipe divided by LoFT, counted as printed.
     """
     return [row for name, paper in PAPER_ROWS.items() for workers in (2, 4) for row in _rows(name, paper, workers)]
 
 
-def _rows(name: str, paper: PaperRow, parts: int) -> list[Row]:
+def _rows(name: str, paper: PaperRow, devices: int) -> list[Row]:
     imagenet = paper.image_shape[0] > 32
     model = create_model(paper.model, paper.num_classes, stem="imagenet" if imagenet else "cifar")
-    boundaries = boundary_floats(model, paper.image_shape, paper.cuts[parts])
+    boundaries = boundary_floats(model, paper.image_shape, paper.cuts[devices])
     batches = paper.images_counted // paper.batch_size
     counted = (paper.batch_size + 1) * batches
     gpipe, gpipe_printed = (gpipe_bytes(boundaries, _EPOCHS * images) / _GIGABYTE for images in (paper.images, counted))
-    split = ParameterSplit.of(model, model.filter_groups(), paper.image_shape)
-    loft = paper.syncs * split.server_bytes(parts) / _GIGABYTE
+    split = ParameterSplit.from_groups(model, model.filter_groups(), paper.image_shape)
+    loft = paper.syncs * split.server_bytes(devices) / _GIGABYTE
     return [
-        _row(name, paper, f"GPipe-{parts}", gpipe, gpipe_printed, None),
-        _row(name, paper, f"LoFT-{parts}", loft, loft, gpipe_printed / loft),
+        _row(name, paper, f"GPipe-{devices}", gpipe, gpipe_printed, None),
+        _row(name, paper, f"LoFT-{devices}", loft, loft, gpipe_printed / loft),
     ]
 
 
@@ -61,9 +61,9 @@ class ParameterSplit:
     """The parameters of a network by what a parameter server does with them (the paper's communication column).
 
     Attributes:
-      partitioned: P, of the partitioned groups: one worker holds each.
+      partitioned: P, parameters of the partitioned groups: one worker holds each of them.
       shared_kernels: F, kernels of the other groups: every worker sends and receives them.
-      rest: R, all others (stem, shortcuts, head, other norms): counted once a worker and sync.
+      rest: R, all other parameters (stem, shortcuts, head, other norms): counted once per worker and sync.
     """
 
     partitioned: int
@@ -71,8 +71,10 @@ class ParameterSplit:
     rest: int
 
     @classmethod
-    def of(cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]) -> "ParameterSplit":
-        """The split of a model whose groups say what is partitioned, for images [height, width, channels]."""
+    def from_groups(
+        cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]
+    ) -> "ParameterSplit":
+        """Split the parameters of a model by its groups, for images of this shape (height, width, channels)."""
         partitioned = {path for group in groups if group.partitioned for path in group.axes}
         declared = {path for group in groups for path in group.axes}
         sizes = {"partitioned": 0, "shared_kernels": 0, "rest": 0}
@@ -87,10 +89,10 @@ class ParameterSplit:
         return cls(**sizes)
 
     def server_bytes(self, workers: int) -> int:
-        """Bytes that the paper's server sends and receives in one sync: 4 (2 P + S (2 F + R))."""
+        """Count the bytes that the paper's server sends and receives in one sync: 4 (2 P + S (2 F + R))."""
         return BYTES_OF_FLOAT * (2 * self.partitioned + workers * (2 * self.shared_kernels + self.rest))
 
 
 def gpipe_bytes(boundaries: Sequence[int], images: int, bytes_of_number: int = BYTES_OF_FLOAT) -> int:
-    """Bytes between GPipe's stages for this many images: activations forward, their gradients back."""
+    """Count the bytes between GPipe's stages for these images: activations forward, their gradients back."""
     return 2 * bytes_of_number * sum(boundaries) * images

@@ -1,4 +1,4 @@
-"""Tables of costs for people, and as rows for programs."""
+"""Costs as tables for a person to read, and as rows for programs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -11,10 +11,10 @@ Row = dict[str, Any]
 
 
 def as_rows(costs: Iterable[Cost]) -> list[Row]:
-    """A flat row for each cost; bytes, FLOPs of one image, and None for what is not known or not meant.
+    """Return a flat row for each cost: bytes, FLOPs of one image; None for what is not known or does not apply.
 
-    `gpipe_over_bytes` is the total of GPipe with as many stages over that of the row, as measured where it was;
-    `peak_over_plain_sgd` the device's peak memory over that of plain SGD.
+    `gpipe_over_bytes` is the total of GPipe with as many stages, divided by the row's total (if it was measured, by the
+    measured one). `peak_over_plain_sgd` is the device's peak memory divided by that of plain SGD.
     """
     costs = list(costs)
     steps = [(cost, cost.bytes.total) for cost in costs if cost.bytes and cost.bytes.event == "step"]
@@ -52,23 +52,23 @@ _BYTES = ("counts", "event", "sent", "received", "events", "total", "measured")
 
 
 def print_setting(rows: Sequence[Row]) -> None:
-    """Three tables: size and compute, bytes, memory."""
+    """Print three tables: size and compute, bytes, memory."""
     table = make_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
-    seen = set()
+    shown = set()
     for row in rows:
         size = (row["parameters_worker"], row["flops_worker"])
-        if size not in seen:
+        if size not in shown:
             shares = [f"{size[0] / row['parameters']:.1%}", f"{size[1] / row['flops']:.1%}"]
             name = row["method"].split(",")[0]
             table.add_row(name, f"{size[0]:,}", shares[0], f"{size[1] / 1e9:.3f}", shares[1])
-        seen.add(size)
+        shown.add(size)
     console().print(table)
     headings = ("at each", "a worker sends", "receives", "times", "in all", "compiled", "GPipe / it")
     table = make_table("bytes over the whole run", "method", "momentum", *headings, left=3)
     table.caption = (
         "server: what the paper counts, up and down; other rows of LoFT and SGD: this program's collectives, on all "
-        "devices, sums in rings (data-parallel: gradients and loss; compiled, norm statistics too); GPipe: activations "
-        "between its stages and their gradients"
+        "devices, sums as rings (data-parallel: gradients and loss; if compiled, also norm statistics); GPipe: "
+        "activations between its stages, and their gradients"
     )
     for row in (row for row in rows if row["bytes_total"] is not None):
         each = [megabytes(row[f"bytes_{way}"]) for way in ("sent", "received")]
@@ -89,7 +89,7 @@ def print_setting(rows: Sequence[Row]) -> None:
 
 
 def print_paper(rows: Sequence[Row]) -> None:
-    """The paper's communication table, printed and predicted."""
+    """Print the paper's communication table: its figures and the predicted ones."""
     headings = ("setting", "method", "published", "predicted", "error", "as printed", "GPipe over LoFT")
     table = make_table("communication of the whole pretraining, GB (1e9 bytes)", *headings, left=2)
     for row in rows:

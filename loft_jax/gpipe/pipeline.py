@@ -120,7 +120,7 @@ class GPipe:
             jax.device_put(_select_variables(full.collections, own.collections), device, may_alias=False)
             for own, device in zip(self.state_shapes, self.devices, strict=True)
         ]
-        return PipelineState(stages=[State.of_collections(stage) for stage in stages], round=full.round)
+        return PipelineState(stages=[State.from_collections(stage) for stage in stages], round=full.round)
 
     def full(self, state: PipelineState) -> State:
         """Convert the state between rounds to the full state, on every device of the mesh."""
@@ -132,7 +132,7 @@ class GPipe:
             for kind, own in stage.collections.items():
                 merged[kind] = merged.get(kind, {}) | own
         merged = jax.device_put(merged, NamedSharding(self._mesh, REPLICATED), may_alias=False)
-        return State.of_collections(merged, round=state.round)
+        return State.from_collections(merged, round=state.round)
 
     def train_locally(self, state: PipelineState) -> tuple[None, Tree]:
         """Run the steps of one round. `state` is donated. Returns (None, {"stages", "loss": the sum over steps})."""

@@ -97,7 +97,7 @@ class Exchange:
     def compact(self, state: ExchangeState, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         own = {path: jax.lax.dynamic_index_in_dim(s, turn, keepdims=False) for path, s in state.slices.items()}
-        return State.of_collections(unflatten_paths(own | vary(state.shared, WORKER)))
+        return State.from_collections(unflatten_paths(own | vary(state.shared, WORKER)))
 
     def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
         """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
@@ -195,7 +195,7 @@ class Exchange:
                 if path in state.slices:
                     slices = jax.lax.with_sharding_constraint(state.slices[path], everywhere)
                     flat[path] = jnp.take(jnp.concatenate(list(slices), axis=axis), order, axis=axis)
-        return State.of_collections(unflatten_paths(flat), owners=state.owners, round=state.round)
+        return State.from_collections(unflatten_paths(flat), owners=state.owners, round=state.round)
 
 
 def check_exchangeable(split: Sequence[FilterGroup]) -> None:

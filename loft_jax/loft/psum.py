@@ -64,7 +64,7 @@ class Psum:
     def compact(self, state: State, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         compact = extract(vary(state.collections, WORKER), self._groups, self._owned_indices(masks, turn))
-        return State.of_collections(compact)
+        return State.from_collections(compact)
 
     def combine(self, state: State, masks: Masks, compacts: Sequence[State]) -> State:
         """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
@@ -87,7 +87,7 @@ class Psum:
                 if which not in covered:
                     covered[which] = self._find_covered(masks, axes[path], leaf.ndim)
                 total[path] = jnp.where(covered[which], leaf, before[path])
-        return State.of_collections(unflatten_paths(total), round=state.round + 1)
+        return State.from_collections(unflatten_paths(total), round=state.round + 1)
 
     def traffic(self, full: State) -> Traffic:
         """Count the ring that sums everything, and how many workers hold an entry of two split groups (int32)."""

@@ -46,7 +46,7 @@ class State:
         return self.variables | ({} if self.momentum is None else {"momentum": self.momentum})
 
     @classmethod
-    def of_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
+    def from_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
         """Make the state that has these `collections`, and `owners` and `round` as given."""
         return cls(**collections, **others)
 
@@ -69,7 +69,7 @@ class State:
         return {"variables": dict(variables), "training": training, "round": self.round}
 
     @classmethod
-    def of_checkpoint(cls, saved: Mapping[str, Any]) -> Self:
+    def from_checkpoint(cls, saved: Mapping[str, Any]) -> Self:
         """Make the state from what `checkpoint` returned."""
         return cls(params=saved["variables"]["params"], round=saved["round"], **saved["training"])
 

@@ -45,7 +45,7 @@ def create_model(
     return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)
 
 
-def model_of(config: Config, num_classes: int) -> Network:
+def make_model(config: Config, num_classes: int) -> Network:
     """Create the model that a config names, with the config's precision."""
     settings, dtype = config.model, jnp.dtype(config.precision)
     return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)

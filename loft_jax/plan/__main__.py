@@ -1,12 +1,11 @@
 """Plan a run for hardware that is not there: python -m loft_jax.plan --config C --topology v5e:4x4
 
-The programs of a round are compiled ahead of time for the topology (for TPUs that takes libtpu, pip install
-'.[tpu]', but no TPU), and what the compiler knows is printed: memory of a chip, bytes of every collective,
-operations, and from the chip's stated peak figures the time of a round. A plan that does not fit is refused, with what
-to change.
+Compiles the programs of a round ahead of time for the topology. (For TPUs this needs libtpu, pip install '.[tpu]', but
+no TPU.) Prints what the compiler knows: memory of a chip, bytes of every collective, operations; and the time of a
+round, computed from the peak figures that the vendor states. A plan that does not fit is refused, with what to change.
 
---topology   v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB, a slice of TPU chips by its sides; or cpu:N, virtual devices, of
-             which nothing is stated
+--topology   v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB, a slice of TPU chips with these sides; or cpu:N, virtual devices,
+             which have no stated figures
 """
 
 import argparse
@@ -18,26 +17,26 @@ from loft_jax.config import CommandLine, run_command
 from loft_jax.errors import UserError
 from loft_jax.plan.topology import Topology
 
-# What imports JAX is imported where it is needed: a typo is told before JAX is loaded.
+# Modules that import JAX are imported where they are needed: a typo is reported before JAX is loaded.
 
 FIGURES = {
-    "tflops": ("--peak_tflops", "peak of a chip at the config's precision, 1e12 operations a second"),
+    "tflops": ("--peak_tflops", "peak compute of a chip at the config's precision, 1e12 operations a second"),
     "memory_gb": ("--memory_gb", "memory of a chip, 1e9 bytes"),
     "memory_gbps": ("--memory_gbps", "bandwidth of that memory, 1e9 bytes a second"),
-    "link_gbps": ("--link_gbps", "what a chip sends over all its links together, 1e9 bytes a second"),
+    "link_gbps": ("--link_gbps", "bandwidth of all links of a chip together, one way, 1e9 bytes a second"),
 }
 
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.plan", __doc__)
     add = command.parser.add_argument
-    add("--topology", metavar="T", help="v5e:4x4, cpu:8, ...")
-    add("--format", choices=("table", "csv"), default="table", help="(default: table)")
+    add("--topology", metavar="T", help="hardware to plan for: v5e:4x4, cpu:8, ...")
+    add("--format", choices=("table", "csv"), default="table", help="output format (default: table)")
     for option, meaning in FIGURES.values():
-        add(option, metavar="X", type=float, help=f"{meaning} (default: as the vendor states)")
+        add(option, metavar="X", type=float, help=f"{meaning} (default: what the vendor states)")
     options, config = command.parse()
-    topology = checked(options)
-    chip = topology.chip.stated(**stated(options))
+    topology = check_options(options)
+    chip = topology.chip.with_figures(**given_figures(options))
 
     from loft_jax.data import facts_to_compile_for
     from loft_jax.plan.plan import check_fits
@@ -54,26 +53,26 @@ def main() -> None:
         print_plan(plan, chip)
 
 
-def checked(options: argparse.Namespace) -> Topology:
-    """The topology. Raises UserError on what the options alone tell to be wrong."""
+def check_options(options: argparse.Namespace) -> Topology:
+    """Return the topology. Raises UserError if the options are wrong by themselves."""
     if not options.config:
         raise UserError("give --config FILE for what to plan; see --help")
     if not options.topology:
         raise UserError("give --topology T for the hardware to plan for, such as v5e:4x4 or cpu:4; see --help")
     for figure, (option, _) in FIGURES.items():
-        value = stated(options)[figure]
+        value = given_figures(options)[figure]
         if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{option} {value}: must be a positive number; leave it out for what the vendor states")
+            raise UserError(f"{option} {value}: must be a positive number; leave it out to use what the vendor states")
     return Topology.parse(options.topology)
 
 
-def stated(options: argparse.Namespace) -> dict[str, float | None]:
-    """The peak figures that were given."""
+def given_figures(options: argparse.Namespace) -> dict[str, float | None]:
+    """Return the peak figures that were given as options."""
     return {figure: getattr(options, option.removeprefix("--")) for figure, (option, _) in FIGURES.items()}
 
 
 def report(name: str, done: int, count: int) -> None:
-    """Say on stderr what is compiled; for a TPU a program can take minutes."""
+    """Print to stderr what is being compiled; a program for a TPU can take minutes."""
     print(f"compiling {done + 1}/{count}: {name}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What a plan says: programs, bytes, memory, the time of a round that follows from peaks, and whether it fits."""
+"""A plan: programs, bytes, memory, the time of a round computed from peak figures, and whether it fits."""
 
 import re
 from collections import defaultdict
@@ -13,19 +13,19 @@ from loft_jax.plan.topology import GB, Chip, Topology
 
 
 def peak_seconds(program: Program, peaks: tuple[float, float]) -> float:
-    """Time of one run at `Chip.peaks`: that of its arithmetic or of its memory, whichever takes longer."""
+    """Return the time of one run at `Chip.peaks`: that of arithmetic or of memory access, whichever is longer."""
     flops, bandwidth = peaks
     return max(program.flops / flops, program.accessed / bandwidth)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A round of a config on a mesh of devices.
+    """The plan of a round of a config on a mesh of devices.
 
     Attributes:
-      compiled: its programs. "loop" is all local steps of a worker.
-      full_state: bytes that every device holds beside its part while the full CNN is assembled, between rounds.
-      pipeline: micro-batches and stages under GPipe, else None.
+      compiled: the programs of the round. "loop" is all local steps of a worker.
+      full_state: bytes that every device holds in addition to its part while the full CNN is assembled, between rounds.
+      pipeline: numbers of micro-batches and of stages under GPipe, otherwise None.
     """
 
     config: Config
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def declared(self) -> dict[tuple[str, str, int], int]:
-        """(program, kind of collective, devices) -> bytes that a device hands in in a round, as declared.
+        """Map (program, kind of collective, devices) to the bytes that a device contributes in a round, as declared.
 
         The norm statistics of a data-parallel step are not declared.
         """
@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes of a device's memory that training takes."""
+        """Bytes of memory that training takes on a device."""
         return self.memory.total + self.compiled.code
 
     @property
     def flops(self) -> float:
-        """Operations of a round, all devices together (the mesh's, each as the one that has most)."""
+        """Operations of a round on all devices of the mesh together, each counted as the device that has most."""
         each = sum(program.runs * program.flops for program in self.programs)
         return each if self.pipeline else self.used * each
 
@@ -80,7 +80,7 @@ class Plan:
         return max(sizes) if self.pipeline else sum(sizes)
 
     def compute_seconds(self, chip: Chip) -> float | None:
-        """Of a round at the chip's peaks, nothing at the same time on one device; None where peaks are not stated."""
+        """Return the seconds of a round at the chip's peaks, with one program at a time; None if no peaks are known."""
         if chip.peaks is None:
             return None
         by_stage: dict[int | None, float] = defaultdict(float)
@@ -89,44 +89,44 @@ class Plan:
         return max(by_stage.values())
 
     def sending_seconds(self, chip: Chip) -> float | None:
-        """Of what a device sends in a round, at the full bandwidth of its links; None where that is not stated."""
+        """Return the seconds that a device takes to send a round's bytes over all its links; None if not known."""
         if not self.sent:
             return 0.0
         return None if chip.link_gbps is None else self.sent / (chip.link_gbps * GB)
 
 
 def check_fits(plan: Plan, chip: Chip) -> None:
-    """Raise UserError if training takes more memory than the chip has; where none is stated, all fits."""
+    """Raise UserError if training takes more memory than the chip has; without a stated memory everything fits."""
     if chip.memory_gb is None or plan.peak <= chip.memory_gb * GB:
         return
     fixed = plan.memory.resident + plan.compiled.code
     need = (
-        f"{plan.peak / GB:.4g} GB are needed, {fixed / GB:.4g} GB of them for state, data and code, and a device of "
+        f"{plan.peak / GB:.4g} GB are needed, {fixed / GB:.4g} GB of them for state, data and code, but a device of "
         f"{plan.topology.name} has {chip.memory_gb:.4g} GB"
     )
     share = (chip.memory_gb * GB - fixed) / plan.memory.program if plan.memory.grows else 0
-    raise refusal(plan.config, need, share)
+    raise make_refusal(plan.config, need, share)
 
 
-def compiler_refusal(config: Config, topology: Topology, name: str, error: str) -> UserError:
-    """What to raise for a program that the compiler finds no room for, given its own words."""
+def make_compiler_refusal(config: Config, topology: Topology, name: str, error: str) -> UserError:
+    """Make the error for a program for which the compiler finds no room, from the compiler's message."""
     need = f"the compiler finds no room for the program {name!r} on a chip of {topology.name}"
     sizes = [float(number) * 1024 ** " KMGT".index(unit) for number, unit in re.findall(r"([\d.]+)([KMGT])\b", error)]
     if len(sizes) < 2 or sizes[0] <= sizes[1]:
-        return refusal(config, need, 0.5)
-    need += f": {sizes[0] / GB:.4g} GB are needed, and {sizes[1] / GB:.4g} GB are there"
-    return refusal(config, need, sizes[1] / sizes[0])
+        return make_refusal(config, need, 0.5)
+    need += f": {sizes[0] / GB:.4g} GB are needed, but only {sizes[1] / GB:.4g} GB are available"
+    return make_refusal(config, need, sizes[1] / sizes[0])
 
 
-def refusal(config: Config, need: str, share: float) -> UserError:
-    """What to raise where there is room for a share of what a batch takes; 0 if the batch is not what is too large."""
+def make_refusal(config: Config, need: str, share: float) -> UserError:
+    """Make the error if there is room for only a share of what a batch takes; 0 if a smaller batch does not help."""
     batch, data, microbatches = config.data.batch_size, config.mesh.data, config.gpipe.microbatches
     pipeline = config.gpipe.stages is not None
-    part = microbatches if pipeline else data
-    fitting = int(batch * share) // part * part
+    divisor = microbatches if pipeline else data
+    fitting = int(batch * share) // divisor * divisor
     options = [f"data.batch_size={fitting}"] if 0 < fitting < batch else []
-    if share > 0 and batch % (2 * part) == 0:
-        options.append(f"gpipe.microbatches={2 * part}" if pipeline else f"mesh.data={2 * part} on more devices")
+    if share > 0 and batch % (2 * divisor) == 0:
+        options.append(f"gpipe.microbatches={2 * divisor}" if pipeline else f"mesh.data={2 * divisor} on more devices")
     if not options:
         return UserError(f"model.name={config.model.name}: {need}; try a smaller model.width")
     return UserError(f"data.batch_size={batch}: {need}; try about {', or '.join(options)}")

@@ -1,6 +1,6 @@
-"""A round compiled for devices that need not be there: memory, bytes, operations, and a time that follows from them.
+"""Makes a plan: compiles a round for devices that need not exist, and reads its memory, bytes and operations.
 
-Nothing runs on the devices: arguments are shapes, with the shardings of a run's arrays.
+Nothing runs on the devices: the arguments are shapes, with the shardings that a run's arrays have.
 """
 
 import jax
@@ -11,17 +11,17 @@ from loft_jax.data import AnyDataset, Facts
 from loft_jax.devices import configure_jax, make_mesh
 from loft_jax.errors import UserError
 from loft_jax.methods import check_data, check_method
-from loft_jax.models import Network, model_of
-from loft_jax.plan.plan import Plan, compiler_refusal
+from loft_jax.models import Network, make_model
+from loft_jax.plan.plan import Plan, make_compiler_refusal
 from loft_jax.plan.topology import Topology
 
 
 def prepare(config: Config, topology: Topology) -> None:
-    """Process-wide settings, before JAX sees a device: everything that is run here runs on the CPU."""
+    """Make process-wide settings before JAX looks for devices: everything that runs here runs on the CPU."""
     devices = {"cpu_devices": topology.size if topology.is_cpu else 1}
     configure_jax(config.model_copy(update={"mesh": config.mesh.model_copy(update=devices)}))
     jax.config.update("jax_platforms", "cpu")
-    # Programs for devices that are not there can be written to the cache, but not read from it.
+    # Programs for devices that do not exist here can be written to the cache, but not read from it.
     jax.config.update("jax_enable_compilation_cache", topology.is_cpu)
 
 
@@ -37,19 +37,20 @@ def make_plan(
     """Compile the programs of a round of the config for the topology.
 
     Args:
-      facts, dataset: of `facts_to_compile_for`.
-      model: instead of the config's own.
+      facts, dataset: what `facts_to_compile_for` returns.
+      progress: is called before each compilation.
+      model: a model to use instead of the config's.
 
     Raises:
-      UserError: config, model and devices do not go together, or the compiler says that a program does not fit.
+      UserError: config, model and devices do not fit each other, or the compiler finds no room for a program.
     """
-    model = model or model_of(config, facts.num_classes)
+    model = model or make_model(config, facts.num_classes)
     check_method(model, config)
     check_data(config, facts, config.data.name)
     mesh = make_mesh(config, topology.devices())
     check_whole_slice(config, topology, mesh.size)
-    bill = RoundBill.of(config, model, facts, dataset, mesh)
-    compiled = bill.compiled(progress, lambda name, error: compiler_refusal(config, topology, name, error))
+    bill = RoundBill.from_config(config, model, facts, dataset, mesh)
+    compiled = bill.compiled(progress, lambda name, error: make_compiler_refusal(config, topology, name, error))
     stages = config.gpipe.stages
     return Plan(
         config=config,
@@ -62,19 +63,19 @@ def make_plan(
 
 
 def check_whole_slice(config: Config, topology: Topology, used: int) -> None:
-    """Raise UserError if some chips of a TPU slice would be idle: libtpu aborts on some parts of a slice."""
+    """Raise UserError if some chips of a TPU slice would be idle, because libtpu aborts for some parts of a slice."""
     if topology.is_cpu or used == topology.size:
         return
-    lanes, batch = config.gpipe.stages or config.loft.workers, config.data.batch_size
-    data = topology.size // lanes
-    if config.gpipe.stages is None and lanes * data == topology.size and batch % data == 0:
+    rows, batch = config.gpipe.stages or config.loft.workers, config.data.batch_size
+    data = topology.size // rows
+    if config.gpipe.stages is None and rows * data == topology.size and batch % data == 0:
         advice = f"mesh.data={data}"
     else:
-        most = largest_divisor(topology.size, lanes)
+        most = largest_divisor(topology.size, rows)
         advice = (
             f"gpipe.stages={most}" if config.gpipe.stages else f"loft.workers={most}, mesh.data={topology.size // most}"
         )
     raise UserError(
-        f"--topology {topology.name}: the run would use {used} of its {topology.size} chips, and plans are made for "
+        f"--topology {topology.name}: the run would use {used} of its {topology.size} chips, but plans are made for "
         f"whole slices; try {advice}, or a smaller slice"
     )

@@ -1,4 +1,4 @@
-"""A plan for people, and as rows for programs."""
+"""A plan as tables for a person to read, and as rows for programs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +13,10 @@ Row = tuple[str, str, str, Any]
 
 
 def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
-    """(part, name, figure, value) of everything that is known; bytes, operations and seconds, of a device and a round
-    unless the figure says otherwise. What is not stated is left out."""
+    """Yield (part, name, figure, value) for everything that is known: bytes, operations and seconds.
+
+    They are of one device in one round unless the figure says otherwise. Figures that are not known are left out.
+    """
     yield from (("mesh", axis, "devices", size) for axis, size in plan.mesh.items())
     memory = {
         "resident": plan.memory.resident,
@@ -27,7 +29,7 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
     for program in plan.programs:
         figures = {"runs": program.runs, "flops of a run": program.flops, "bytes accessed by a run": program.accessed}
         yield from (("program", program.name, name, figure) for name, figure in figures.items())
-        for kind, devices, payload, sent in _moved(program):
+        for kind, devices, payload, sent in _sum_collectives(program):
             yield "collective", f"{program.name} {kind} of {devices}", "payload bytes", payload
             yield "collective", f"{program.name} {kind} of {devices}", "bytes sent", sent
     for (program, kind, devices), payload in plan.declared.items():
@@ -41,8 +43,8 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
         yield "round", "images a second", "all devices", plan.config.images_per_round / (compute + sending)
 
 
-def _moved(program: Program) -> list[tuple[str, int, int, float]]:
-    """Kind, devices, bytes that a device hands in, and bytes that it sends, in a round, for each sort of collective."""
+def _sum_collectives(program: Program) -> list[tuple[str, int, int, float]]:
+    """Return kind, devices, bytes that a device contributes and bytes that it sends in a round, for each collective."""
     total: dict[tuple[str, int], tuple[int, float]] = {}
     for found in program.collectives:
         payload, sent = total.get((found.kind, found.devices), (0, 0.0))
@@ -52,18 +54,18 @@ def _moved(program: Program) -> list[tuple[str, int, int, float]]:
 
 
 def print_plan(plan: Plan, chip: Chip) -> None:
-    """What is planned; tables of programs, of collectives and of memory; and the time of a round."""
+    """Print what is planned; tables of programs, of collectives and of memory; and the time of a round."""
     config, batch = plan.config, plan.config.data.batch_size
     if plan.pipeline:
-        parts, stages = plan.pipeline
-        lanes = f"{stages} stages, {parts} micro-batches of {batch // parts}"
+        microbatches, stages = plan.pipeline
+        mesh = f"{stages} stages, {microbatches} micro-batches of {batch // microbatches}"
     else:
-        lanes = (
+        mesh = (
             f"worker {plan.mesh[WORKER]} x data {plan.mesh[DATA]}; {config.loft.workers} workers, batch {batch} each, "
         )
-        lanes += f"{batch // plan.mesh[DATA]} a device"
+        mesh += f"{batch // plan.mesh[DATA]} a device"
     print(f"{'devices':<9} {plan.used} of {plan.topology.size} in {plan.topology.name}")
-    print(f"{'mesh':<9} {lanes}")
+    print(f"{'mesh':<9} {mesh}")
     print(f"{'round':<9} {config.loft.local_steps} local steps, {config.images_per_round:,} images, {config.precision}")
     _print_programs(plan, chip)
     _print_collectives(plan)
@@ -83,23 +85,23 @@ def _print_programs(plan: Plan, chip: Chip) -> None:
 
 
 def _print_collectives(plan: Plan) -> None:
-    headings = ("devices", "handed in", "as declared", "sent")
+    headings = ("devices", "payload", "as declared", "sent")
     table = make_table("sent in a round, by one device", "program", "collective", *headings, left=2)
     for program in plan.programs:
-        for kind, devices, payload, sent in _moved(program):
+        for kind, devices, payload, sent in _sum_collectives(program):
             declared = plan.declared.get((program.name, kind, devices))
             sizes = [megabytes(size) if size is not None else "" for size in (payload, declared, sent)]
             table.add_row(program.name, kind, str(devices), *sizes)
         if program.sent and not program.collectives:
-            table.add_row(program.name, "to the stages beside it", "", "", "", megabytes(program.runs * program.sent))
+            table.add_row(program.name, "to neighbouring stages", "", "", "", megabytes(program.runs * program.sent))
     if table.rows:
         console().print(table)
     else:
-        print(f"{'sent':<9} nothing: no other device takes part")
+        print(f"{'sent':<9} nothing: there is no other device")
 
 
 def _print_memory(plan: Plan, chip: Chip) -> None:
-    table = make_table("memory of the device that holds most", "of", "")
+    table = make_table("memory of the device that holds most", "for", "")
     table.add_row("state, data, workers' states", megabytes(plan.memory.resident))
     table.add_row(f"the program {plan.memory.name}", megabytes(plan.memory.program))
     if plan.compiled.code:
@@ -107,7 +109,7 @@ def _print_memory(plan: Plan, chip: Chip) -> None:
     table.add_row("peak in training", megabytes(plan.peak))
     if chip.memory_gb:
         share = f"{plan.peak / chip.memory_gb / 1e9:.1%} of {chip.memory_gb * 1e3:,.0f} MB"
-        table.add_row("of what the chip has", share)
+        table.add_row("share of the chip's memory", share)
     if plan.full_state:
         table.add_row("between rounds, for the full CNN", megabytes(plan.full_state))
     console().print(table)
@@ -116,12 +118,12 @@ def _print_memory(plan: Plan, chip: Chip) -> None:
 def _times(plan: Plan, chip: Chip) -> dict[str, str]:
     compute, sending = plan.compute_seconds(chip), plan.sending_seconds(chip)
     lines = {"compute": f"{plan.flops / 1e12:,.4g} TFLOPs a round on all devices"}
-    stated = {"TFLOP/s": chip.tflops, "GB/s of memory": chip.memory_gbps, "GB/s sent": chip.link_gbps}
-    if any(stated.values()):
-        lines["peaks"] = ", ".join(f"{figure:,g} {unit}" for unit, figure in stated.items() if figure)
+    peaks = {"TFLOP/s": chip.tflops, "GB/s of memory": chip.memory_gbps, "GB/s sent": chip.link_gbps}
+    if any(peaks.values()):
+        lines["peaks"] = ", ".join(f"{figure:,g} {unit}" for unit, figure in peaks.items() if figure)
     if compute is None or sending is None:
         options = "--peak_tflops, --memory_gbps" + (" and --link_gbps" if plan.sent else "")
-        return lines | {"time": f"of a {chip.name} no peaks are stated; give {options} for the time of a round"}
+        return lines | {"time": f"no peak figures of a {chip.name} are known; give {options} for the time of a round"}
     total = compute + sending
     lines["time"] = (
         f"{total * 1e3:,.2f} ms a round at the chip's peaks: {compute * 1e3:,.2f} ms of programs, then "

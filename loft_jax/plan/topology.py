@@ -1,6 +1,6 @@
-"""Hardware that is planned for: its name, what its vendor states, and its devices as the compiler sees them.
+"""Hardware to plan for: its name, the figures that its vendor states, and its devices as the compiler needs them.
 
-`v5e:4x4` is a slice of TPU chips, `cpu:8` virtual devices. Loads neither JAX nor NumPy before devices are asked for.
+`v5e:4x4` is a slice of TPU chips, `cpu:8` are virtual devices. JAX is loaded only when devices are asked for.
 """
 
 import importlib.util
@@ -18,13 +18,13 @@ MOST_CPU_DEVICES = 1024
 
 @dataclass(frozen=True)
 class Chip:
-    """What is stated of one chip; None where nothing is.
+    """The figures of one chip; None if the vendor states none.
 
     Attributes:
-      tflops: peak, 1e12 operations a second.
-      memory_gb: 1e9 bytes that programs and arrays may fill.
-      memory_gbps: between the chip and its memory, 1e9 bytes a second.
-      link_gbps: that a chip sends over all its links together, 1e9 bytes a second.
+      tflops: peak compute, 1e12 operations a second.
+      memory_gb: memory for programs and arrays, 1e9 bytes.
+      memory_gbps: bandwidth between the chip and its memory, 1e9 bytes a second.
+      link_gbps: bandwidth of all links together, one way, 1e9 bytes a second.
     """
 
     name: str
@@ -35,30 +35,30 @@ class Chip:
 
     @property
     def peaks(self) -> tuple[float, float] | None:
-        """Operations a second, and bytes a second between the chip and its memory; None unless both are stated."""
+        """Operations a second, and bytes a second between the chip and its memory; None unless both are known."""
         if self.tflops is None or self.memory_gbps is None:
             return None
         return self.tflops * 1e12, self.memory_gbps * GB
 
-    def stated(self, **figures: float | None) -> "Chip":
-        """With those of these figures that are not None."""
+    def with_figures(self, **figures: float | None) -> "Chip":
+        """Return the chip with those of these figures that are not None."""
         return replace(self, **{name: figure for name, figure in figures.items() if figure is not None})
 
 
 # Google's pages on each chip, docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak TFLOP/s in bfloat16, memory,
-# its bandwidth, and the bandwidth of a chip's links both ways together, of which it sends half. The links of v4 are not
-# there, but in arXiv 2304.01433: six of 50 GB/s each way. v4's and v5p's memory is stated in GiB. No peak is stated in
-# float32; by JAX's default these chips multiply float32 in bfloat16, so the same peak holds.
+# its bandwidth, and the bandwidth of a chip's links for both ways together; half of it is for sending. The links of v4
+# are not on its page, but in arXiv 2304.01433: six links of 50 GB/s each way. v4's and v5p's memory is stated in GiB.
+# No peak is stated for float32; by JAX's default these chips multiply float32 in bfloat16, so the same peak holds.
 _CHIPS = {
     "v4": Chip("v4", 275, 32 * 2**30 / GB, 1200, 300),
     "v5e": Chip("v5e", 197, 16, 819, 400 / 2),
     "v5p": Chip("v5p", 459, 95 * 2**30 / GB, 2765, 1200 / 2),
     "v6e": Chip("v6e", 918, 32, 1638, 800 / 2),
 }
-# The slices that Google offers of chips in a plane; other chips lie in space, up to so many.
+# The slices that Google offers of chips with two sides; and for chips with three sides, the largest number of chips.
 _PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _MOST_CHIPS = {"v4": 4096, "v5p": 6144}
-# For libtpu, where no TPU is: it then looks for none and says nothing about it. Two plans may be made at once.
+# For libtpu on a machine without a TPU: it looks for none and prints nothing. Two plans may be made at the same time.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -72,7 +72,7 @@ class Topology:
     """Devices of one kind.
 
     Attributes:
-      name: as it was given.
+      name: the name as it was given.
       chip: one of them.
       sides: chips along each side of a slice; for a CPU the number of devices.
     """
@@ -93,7 +93,7 @@ class Topology:
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
-        """Of a name such as v5e:4x4, v4:2x2x2 or cpu:8. Raises UserError."""
+        """Make the topology from a name such as v5e:4x4, v4:2x2x2 or cpu:8. Raises UserError."""
         kind, _, shape = name.partition(":")
         if kind == "cpu":
             if not re.fullmatch(r"[0-9]{1,6}", shape) or not 1 <= int(shape) <= MOST_CPU_DEVICES:
@@ -109,10 +109,10 @@ class Topology:
             raise UserError(
                 f"--topology {format_value(name)}: {format_value(kind)!r} is none of {', '.join(kinds)}{hint}"
             )
-        return cls(name, _CHIPS[kind], _sides(name, kind, shape))
+        return cls(name, _CHIPS[kind], _parse_sides(name, kind, shape))
 
     def devices(self) -> list[Any]:
-        """As JAX knows them; those of a TPU compile only. Raises UserError."""
+        """Return the devices as JAX objects; those of a TPU can only be compiled for. Raises UserError."""
         import jax
 
         if self.is_cpu:
@@ -126,7 +126,7 @@ class Topology:
             os.environ.setdefault(variable, value)
         from jax.experimental import topologies
 
-        # A device is a chip: the two cores of a v4 are one. Hosts have four chips or more, unless there is one.
+        # A device is a chip: both cores of a v4 are one. Hosts have at least four chips, unless the slice has only one.
         options: dict[str, Any] = {"chip_config_name": "megacore"} if self.chip.name == "v4" else {}
         options |= {"chips_per_host_bounds": (1, 1, 1)} if self.size == 1 else {}
         try:
@@ -139,8 +139,8 @@ class Topology:
             ) from None
 
 
-def _sides(name: str, kind: str, shape: str) -> tuple[int, ...]:
-    """Of a slice of TPU chips."""
+def _parse_sides(name: str, kind: str, shape: str) -> tuple[int, ...]:
+    """Return the sides of a slice of TPU chips. Raises UserError."""
     numbers = [int(side) for side in re.findall(r"[0-9]{1,5}", shape)]
     sides = tuple(numbers) if re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})*", shape) else ()
     if kind not in _MOST_CHIPS:

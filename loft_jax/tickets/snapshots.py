@@ -17,7 +17,7 @@ from loft_jax.filters import (
     flatten_paths,
     rank_filters,
 )
-from loft_jax.models import model_of
+from loft_jax.models import make_model
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
 
@@ -31,7 +31,7 @@ class Snapshots:
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
         # Paths and groups do not depend on the number of classes or on the shape of the images.
-        model = model_of(self.config, 1)
+        model = make_model(self.config, 1)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()

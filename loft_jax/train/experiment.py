@@ -13,7 +13,7 @@ from loft_jax.data import AnyDataset, Facts, load_dataset
 from loft_jax.devices import jit_once, make_mesh, replicate
 from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images
 from loft_jax.methods import check_data, check_method, make_method
-from loft_jax.models import Network, model_of
+from loft_jax.models import Network, make_model
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Experiment:
           UserError: model, data or devices do not fit the config.
         """
         # Errors that the model alone shows are reported before devices and data are looked at.
-        check_method(model_of(config, 1), config)
+        check_method(make_model(config, 1), config)
         mesh = make_mesh(config)
         dataset = dataset or load_dataset(config)
         check_data(config, dataset, dataset.name)
-        model = model_of(config, dataset.num_classes).with_widths(widths or {})
+        model = make_model(config, dataset.num_classes).with_widths(widths or {})
         images = make_images(config, dataset, mesh)
         return cls(
             config=config,

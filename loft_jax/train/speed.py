@@ -33,7 +33,7 @@ class StepLoop:
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         # Zeros take as long as other numbers, and initialisers take long to compile.
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
-        self._state = jax.device_put(State.of_collections(filled).with_zero_momentum(), device)
+        self._state = jax.device_put(State.from_collections(filled).with_zero_momentum(), device)
         images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
         data = jax.device_put(images, device)
         self._arguments = (*data, jax.random.key(0), jnp.int32(0))

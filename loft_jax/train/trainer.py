@@ -240,7 +240,7 @@ class Trainer:
         found, expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (saved, like))
         if found != expected:
             raise UserError(f"{self._directory.checkpoints / str(self.done)}: holds the state of another model")
-        full = replicate(State.of_checkpoint(saved), self._experiment.mesh)
+        full = replicate(State.from_checkpoint(saved), self._experiment.mesh)
         return self._experiment.method.place(full)
 
     def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:

@@ -24,7 +24,7 @@ FACTS = Facts((8, 8, 1), 10, 1437, 360)
 @pytest.fixture(scope="module")
 def rows():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loft_jax.cost.methods.model_of", lambda *_: tiny.MODEL)
+        patch.setattr("loft_jax.cost.methods.make_model", lambda *_: tiny.MODEL)
         costs = Costs(CONFIG, FACTS, compiles=True)
     methods = [method for workers in (1, 2) for method in costs.methods(workers)]
     return as_rows([cost for _, make in methods for cost in make()])
@@ -77,7 +77,7 @@ def test_events_are_counted_over_the_whole_run(rows):
 @pytest.mark.full
 def test_the_server_is_the_papers(rows):
     groups = tiny.MODEL.filter_groups()
-    server, row = ParameterSplit.of(tiny.MODEL, groups, FACTS.image_shape), of(rows, "LoFT-2, server")
+    server, row = ParameterSplit.from_groups(tiny.MODEL, groups, FACTS.image_shape), of(rows, "LoFT-2, server")
     assert row["bytes_total"] == 20 * server.server_bytes(2)
     assert 2 * (row["bytes_sent"] + row["bytes_received"]) == server.server_bytes(2)
 
@@ -121,7 +121,7 @@ def test_what_the_model_does_not_allow_has_its_reason():
         methods["LoFT-3, psum, momentum carry"]()
     with pytest.raises(UserError, match=r"gpipe\.stages=16: must be at most the 9 blocks"):
         dict(Costs(CONFIG, FACTS, compiles=False).methods(16))["GPipe-16"]()
-    with pytest.raises(UserError, match=r"gpipe\.stages=8: each needs a device of its own"):
+    with pytest.raises(UserError, match=r"gpipe\.stages=8: each stage needs its own device"):
         dict(Costs(CONFIG, FACTS, compiles=False).methods(8))["GPipe-8"]()
 
 
@@ -170,7 +170,7 @@ def test_the_command_prints_rows_for_programs():
 def test_the_settings_own_number_of_workers_is_among_the_default_ones(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
-        "loft_jax.cost.__main__.costs_of", lambda config, numbers, compiles: asked.append(numbers) or ([], [])
+        "loft_jax.cost.__main__.compute_costs", lambda config, numbers, compiles: asked.append(numbers) or ([], [])
     )
     monkeypatch.setattr("loft_jax.cost.tables.as_rows", lambda costs: [{"workers": 1}])
     argv = ["cost", "--config", "configs/digits.yaml", "--format", "csv", "--loft.workers", "16"]

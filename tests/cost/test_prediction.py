@@ -45,7 +45,7 @@ def test_improvements_are_the_printed_ones_but_for_the_one_that_does_not_follow_
 
 
 def test_the_parameters_of_a_network_are_split_without_remainder():
-    split = ParameterSplit.of(MODEL, MODEL.filter_groups(), (8, 8, 3))
+    split = ParameterSplit.from_groups(MODEL, MODEL.filter_groups(), (8, 8, 3))
     # Blocks 2 and 3 of stages 2 and 3: two 3x3 kernels and the inner norm's scale and bias.
     assert split.partitioned == sum(2 * (2 * 9 * n * n + 2 * n) for n in (8, 16))
     # Stage 1, and the first blocks of stages 2 and 3.

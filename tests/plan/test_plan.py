@@ -17,7 +17,7 @@ from helpers.settings_helpers import refusal
 
 from loft_jax.config.command_line import run_command
 from loft_jax.config.config import Config
-from loft_jax.cost.compiled import CompiledRound, Program, with_all_steps
+from loft_jax.cost.compiled import CompiledRound, Program, count_all_steps
 from loft_jax.cost.hlo import Collective, collectives
 from loft_jax.cost.memory import data_bytes
 from loft_jax.data.facts import Facts, facts_to_compile_for
@@ -25,7 +25,7 @@ from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator
 from loft_jax.plan.__main__ import main
-from loft_jax.plan.plan import check_fits, compiler_refusal, peak_seconds
+from loft_jax.plan.plan import check_fits, make_compiler_refusal, peak_seconds
 from loft_jax.plan.planner import check_whole_slice, make_plan, prepare
 from loft_jax.plan.tables import as_rows, print_plan
 from loft_jax.plan.topology import Chip, Topology
@@ -81,17 +81,17 @@ def test_a_plan_on_virtual_devices_is_what_a_round_there_sends_and_holds(name):
 
 
 def assert_as_declared(plan):
-    """What is handed in is what the model's declaration says, and in a data-parallel step the norm statistics more."""
-    handed = Counter()
+    """Payloads are what the model's declaration says; in a data-parallel step the norm statistics come on top."""
+    payloads = Counter()
     for program in plan.programs:
         for found in program.collectives:
-            handed[program.name, found.kind, found.devices] += program.runs * found.times * found.payload
-    assert handed.keys() == plan.declared.keys() != set()
-    for key in handed:
+            payloads[program.name, found.kind, found.devices] += program.runs * found.times * found.payload
+    assert payloads.keys() == plan.declared.keys() != set()
+    for key in payloads:
         if key[0] == "sync":
-            assert handed[key] == plan.declared[key]
+            assert payloads[key] == plan.declared[key]
         else:
-            assert plan.declared[key] < handed[key] < 1.5 * plan.declared[key], (
+            assert plan.declared[key] < payloads[key] < 1.5 * plan.declared[key], (
                 "a step's norm statistics are not declared"
             )
 
@@ -104,7 +104,7 @@ def test_a_loops_steps_are_counted_as_often_as_they_run():
         for name, program in run.programs.items():
             cost = program.compile().cost_analysis()
             programs[name] = Program(name, 1, cost["flops"], cost["bytes accessed"])
-    loop = with_all_steps(programs["loop"], programs["begin"], 3)
+    loop = count_all_steps(programs["loop"], programs["begin"], 3)
     for figure, tolerance in (("flops", 0.05), ("accessed", 0.2)):
         one, each = (getattr(programs[name], figure) for name in ("begin", "step"))
         assert getattr(loop, figure) == pytest.approx(one + 3 * each, rel=tolerance)
@@ -161,7 +161,7 @@ def test_a_plan_is_printed_with_what_its_time_is_missing(plan, capsys):
 
 def test_the_command_prints_rows_and_refuses_what_does_not_fit(monkeypatch, capsys, write):
     dataset = tiny.dataset()
-    monkeypatch.setattr("loft_jax.plan.planner.model_of", lambda *_: tiny.MODEL)
+    monkeypatch.setattr("loft_jax.plan.planner.make_model", lambda *_: tiny.MODEL)
     monkeypatch.setattr("loft_jax.plan.planner.prepare", lambda *_: None)
     monkeypatch.setattr("loft_jax.data.facts_to_compile_for", lambda _: (Facts.from_dataset(dataset), dataset))
     path = write(yaml.safe_dump(tiny.config().model_dump()))
@@ -235,7 +235,7 @@ def test_more_devices_than_the_topology_has_are_refused():
 def test_a_part_of_a_slice_is_refused_with_what_takes_all_of_it():
     slice_ = Topology.parse("v5e:4x4")
     assert refusal(check_whole_slice, tiny.config(data__batch_size=32), slice_, 4) == (
-        "--topology v5e:4x4: the run would use 4 of its 16 chips, and plans are made for whole slices; try "
+        "--topology v5e:4x4: the run would use 4 of its 16 chips, but plans are made for whole slices; try "
         "mesh.data=4, or a smaller slice"
     )
     assert "try loft.workers=4, mesh.data=4, or" in refusal(check_whole_slice, tiny.config(loft__workers=6), slice_, 3)
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_batch_that_may(plan):
     steps = replace(plan, compiled=CompiledRound((step,), 0, 4))
     check_fits(steps, Chip("cpu"))
     check_fits(steps, replace(PEAKS, memory_gb=9))
-    need = "9 GB are needed, 1 GB of them for state, data and code, and a device of cpu:4 has "
+    need = "9 GB are needed, 1 GB of them for state, data and code, but a device of cpu:4 has "
     assert refusal(check_fits, steps, replace(PEAKS, memory_gb=5)) == (
         f"data.batch_size=4: {need}5 GB; try about data.batch_size=2, or mesh.data=2 on more devices"
     )
@@ -269,12 +269,12 @@ def test_what_the_compiler_says_of_its_room_is_said_on():
     )
     said += "available HBM (15.50G)."
     topology, config = Topology.parse("v5e:4x4"), tiny.config(data__batch_size=100)
-    assert str(compiler_refusal(config, topology, "loop", said)) == (
+    assert str(make_compiler_refusal(config, topology, "loop", said)) == (
         "data.batch_size=100: the compiler finds no room for the program 'loop' on a chip of v5e:4x4: 49.93 GB are "
-        "needed, and 16.64 GB are there; try about data.batch_size=33, or mesh.data=2 on more devices"
+        "needed, but only 16.64 GB are available; try about data.batch_size=33, or mesh.data=2 on more devices"
     )
     pipeline = tiny.config(data__batch_size=100, gpipe__stages=2, loft__workers=1)
-    message = str(compiler_refusal(pipeline, topology, "stage 1 backward", "RESOURCE_EXHAUSTED: no room"))
+    message = str(make_compiler_refusal(pipeline, topology, "stage 1 backward", "RESOURCE_EXHAUSTED: no room"))
     assert message.endswith("on a chip of v5e:4x4; try about data.batch_size=48")
 
 
