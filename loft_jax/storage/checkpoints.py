@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -71,7 +71,7 @@ class Store:
         self._manager.close()
 
     @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
+    def _named(self, what: str) -> Generator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise what they please, when a disk is full too.
@@ -188,4 +188,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _checksums(tree: Tree) -> np.ndarray:
-    return np.array([zlib.crc32(np.ascontiguousarray(leaf)) for leaf in jax.tree.leaves(tree)], np.uint32)
+    return np.array([zlib.crc32(np.ascontiguousarray(leaf).data) for leaf in jax.tree.leaves(tree)], np.uint32)
