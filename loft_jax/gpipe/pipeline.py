@@ -176,7 +176,7 @@ class GPipe:
         last = len(stages) - 1
         arrived: list[list[Any]] = [list(inputs), *([None] * self.microbatches for _ in range(last))]
         sums: list[Tree] = [stage.zeros(state) for stage, state in zip(self._stages, stages, strict=True)]
-        # At each tick of the clock stage s works on the micro-batch that is s behind the first one.
+        # At each tick of the clock stage s works on the micro-batch with number clock - s.
         for clock in range(self.microbatches + last - 1):
             for s in range(max(0, clock - self.microbatches + 1), min(last, clock + 1)):
                 microbatch = clock - s

@@ -83,9 +83,9 @@ class NormEstimator:
         same = {"moments": moments, "images": self._batches.begin()}
         return vary(same, (WORKER, DATA)) | {"batch": jax.lax.axis_index((WORKER, DATA))}
 
-    def _step(self, carry: Tree, variables: Tree, *given: jax.Array) -> Tree:
+    def _step(self, carry: Tree, variables: Tree, *arguments: jax.Array) -> Tree:
         number = carry["batch"]
-        images, _ = self._batches.pick(carry["images"], jnp.minimum(number, self._count - 1), *given)
+        images, _ = self._batches.pick(carry["images"], jnp.minimum(number, self._count - 1), *arguments)
         batch = self._preparation.for_training(images, key_for(self._seed, Purpose.NORM_STATISTICS, number))
         _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"])
         # The number of devices may not divide that of batches; a batch past the last one has weight 0.
@@ -137,8 +137,8 @@ class Evaluator:
         start = {"step": jnp.int32(0), "loss": jnp.float32(0), "correct": jnp.int32(0)}
         return vary(start | {"images": self._batches.begin()}, (WORKER, DATA))
 
-    def _step(self, carry: Tree, variables: Tree, *given: jax.Array) -> Tree:
-        images, labels = self._batches.pick(carry["images"], carry["step"], *given)
+    def _step(self, carry: Tree, variables: Tree, *arguments: jax.Array) -> Tree:
+        images, labels = self._batches.pick(carry["images"], carry["step"], *arguments)
         logits = self._model.apply(variables, self._preparation.for_testing(images), train=False)
         # A label of -1 marks padding.
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))

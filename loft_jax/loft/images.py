@@ -46,13 +46,13 @@ class Batches(Protocol):
         """Inside shard_map: prepare what `pick` needs. `place`: worker and round, if the batches depend on them."""
         ...
 
-    def pick(self, begun: Any, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pick(self, prepared: Any, step: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Inside shard_map: pick the device's part of a step's batch.
 
         Args:
-          begun: what `begin` returned.
+          prepared: what `begin` returned.
           step: number of the step in the loop, int32 scalar.
-          given: `arguments`, then the arguments that the step has of its own.
+          arguments: `arguments` of the loop, then the arguments that the step has of its own.
 
         Returns:
           Images and labels, uint8 [part, height, width, channels] and int32 [part].

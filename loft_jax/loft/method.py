@@ -11,7 +11,7 @@ from loft_jax.loft.state import State
 
 
 class Method(Protocol):
-    """How a run pretrains: LoFT's round (`loft_jax.loft.round`), and the pipeline (`loft_jax.gpipe.pipeline`).
+    """A method of pretraining: LoFT's round (`loft_jax.loft.round`) or the pipeline (`loft_jax.gpipe.pipeline`).
 
     A round is `train_locally`, then `finish`. The state between rounds is the method's own type, a pytree with "round"
     as an attribute; `place` and `full` convert between it and the full state.

@@ -90,9 +90,9 @@ class _OrderedBatches(_ResidentBatches):
     def begin(self, *place: jax.Array) -> jax.Array:
         return self.order(*place)
 
-    def pick(self, begun: jax.Array, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, labels = given
-        indices = begun[step]
+    def pick(self, prepared: jax.Array, step: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = arguments
+        indices = prepared[step]
         if self.data_shards > 1:
             part = len(indices) // self.data_shards
             indices = jax.lax.dynamic_slice_in_dim(indices, jax.lax.axis_index(DATA) * part, part)
@@ -110,6 +110,6 @@ class _SlicedBatches(_ResidentBatches):
     def begin(self, *place: jax.Array) -> dict[str, Any]:
         return {}
 
-    def pick(self, begun: dict[str, Any], step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, labels = (jax.lax.dynamic_slice_in_dim(a, step * self.batch, self.batch) for a in given)
+    def pick(self, prepared: dict[str, Any], step: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = (jax.lax.dynamic_slice_in_dim(a, step * self.batch, self.batch) for a in arguments)
         return images, labels

@@ -197,10 +197,10 @@ class Round:
             "images": self._batches.begin(worker, round_number),
         }
 
-    def _local_step(self, carry: Carry, state: Any, masks: Masks, turn: jax.Array, *given: jax.Array) -> Carry:
+    def _local_step(self, carry: Carry, state: Any, masks: Masks, turn: jax.Array, *arguments: jax.Array) -> Carry:
         step = carry["step"]
         key = key_for(self._config.seed, Purpose.AUGMENTATION, carry["worker"], step)
-        images, labels = self._batches.pick(carry["images"], step % self._config.loft.local_steps, *given)
+        images, labels = self._batches.pick(carry["images"], step % self._config.loft.local_steps, *arguments)
         compact, loss = self.step(carry["compact"], images, labels, key, step)
         return carry | {"compact": compact, "step": step + 1, "loss": carry["loss"] + loss}
 

@@ -68,8 +68,8 @@ class _StreamedBatches:
     def begin(self, *place: jax.Array) -> dict[str, Any]:
         return {}
 
-    def pick(self, begun: dict[str, Any], step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, labels = given
+    def pick(self, prepared: dict[str, Any], step: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = arguments
         return images, labels
 
 
