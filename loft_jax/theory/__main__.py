@@ -1,8 +1,8 @@
 """Theorem 1 by experiment: python -m loft_jax.theory --config configs/theory.yaml --out runs/theory
 
-The theorem bounds how far LoFT's trajectory lies from gradient descent's, for a network of one hidden convolutional
-layer. Both are run from the same start, in float64, over the number of filters, the number of workers, the density of
-the masks, the step and the rounds. Written are results.csv (a row a point), summary.json (the slopes) and figures.
+The theorem bounds the distance between the trajectories of LoFT and of gradient descent, for a network with one hidden
+convolutional layer. Both are run from the same start, in float64, for several numbers of filters, workers and rounds,
+densities of the masks, and steps. Writes results.csv (a row for each point), summary.json (the slopes) and figures.
 """
 
 import json
@@ -17,7 +17,7 @@ from loft_jax.files import ensure_writable, write_atomically, write_table
 from loft_jax.storage import CONFIG, RESULTS, SUMMARY
 from loft_jax.theory.config import TheoryConfig
 
-# What imports JAX is imported where it is needed: a typo is told before JAX is loaded.
+# Modules that import JAX are imported where they are needed: a typo is reported before that.
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def check_fits(config: TheoryConfig, available: int) -> None:
-    """Raise UserError if the largest network of the sweep needs more than so many bytes."""
+    """Raise UserError if the largest network of the sweep needs more than the available bytes."""
     theory, most = config.theory, config.theory.most_filters
     fixed, per_filter = theory.bytes_needed
     needed = fixed + most * per_filter
@@ -48,15 +48,15 @@ def check_fits(config: TheoryConfig, available: int) -> None:
 
 
 def machine_bytes() -> int:
-    """Memory of this machine."""
+    """Return the memory of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def results_directory(name: str) -> Path:
-    """The directory, made if need be.
+    """Return the results' directory, made if needed. Results of an earlier experiment in it are replaced.
 
     Raises:
-      UserError: it cannot be written, or holds something other than an earlier experiment, which would be replaced.
+      UserError: it cannot be written, or it holds something else.
     """
     if problem := path_problem(name):
         raise UserError(f"--out {format_value(name)}: {problem}; use the name of a directory")
@@ -71,7 +71,7 @@ def results_directory(name: str) -> Path:
 
 
 def run(config: TheoryConfig, directory: Path) -> None:
-    """Run the experiment, and write and print what was found. Raises UserError for steps that diverge."""
+    """Run the experiment, and write and print the results. Raises UserError for steps that diverge."""
     from loft_jax.devices import keep_compiled_programs
     from loft_jax.theory.figures import draw_figures
     from loft_jax.theory.rows import COLUMNS, result_rows, result_summary

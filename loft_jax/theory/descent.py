@@ -1,7 +1,7 @@
-"""LoFT and gradient descent from the same start, as Theorem 1 has them, and how far they come apart.
+"""LoFT and gradient descent from the same start, as in Theorem 1, and the distance between them.
 
 A worker s of LoFT keeps filter r where M_rs is 1, computes f_s = scale * sum_r M_rs part_r, and takes steps on its own
-squared loss; a kept filter takes the mean update of its keepers. Masks are drawn afresh every round.
+squared loss. A kept filter takes the mean update of the workers that keep it. Every round draws new masks.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from loft_jax.theory.network import empirical_kernel, hidden, pull_back
 
 @dataclass(frozen=True)
 class Shape:
-    """What a comparison is compiled for; all else may change without compiling again.
+    """The static part of a comparison; everything else can change without compiling again.
 
     Attributes:
       filters: m.
@@ -25,7 +25,7 @@ class Shape:
       rounds: T.
       local_steps: steps of a worker in a round.
       mask_seeds: runs of LoFT from the same start, over which the mean over masks is taken.
-      disjoint: whether filters are dealt in equal groups (to within one), or kept at random.
+      disjoint: whether filters are dealt in equal groups (sizes differ by at most one); otherwise kept at random.
       sign_per_filter: whether a filter has one sign for all pixels.
     """
 
@@ -39,15 +39,15 @@ class Shape:
 
 
 class Rates(NamedTuple):
-    """The numbers that a comparison is made with; all may be traced.
+    """The numbers of a comparison; all may be traced.
 
     Attributes:
       kappa: standard deviation of the initial weights.
-      xi: probability that a worker keeps a filter (of a disjoint group: its share).
-      eta: a worker's step.
-      gd_step: gradient descent's.
-      output_scale: of a worker's output.
-      gradient_scale: of its gradient.
+      xi: probability that a worker keeps a filter (for disjoint groups: share of the filters in a group).
+      eta: step of a worker.
+      gd_step: step of gradient descent.
+      output_scale: factor of a worker's output.
+      gradient_scale: factor of a worker's gradient.
     """
 
     kappa: float
@@ -59,12 +59,12 @@ class Rates(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One draw of initial weights; where there is a time axis it is of rounds 0..T, before the round.
+    """Results for one draw of initial weights. A time axis [T + 1] has rounds 0..T, each before its local steps.
 
     Attributes:
       distance: [seeds, T + 1], ||W_t - W^_t||_F^2.
       output_gap: [seeds, T + 1], ||f(X, W_t) - f(X, W^_t)||^2.
-      changed: [seeds, T + 1], the share of (sample, pixel, filter) whose activation is not what it was at W_0.
+      changed: [seeds, T + 1], share of (sample, pixel, filter) whose activation differs from that at W_0.
       initial: [n], f(X, W_0).
       gd_loss: [T + 1], 1/2 ||f(X, W^_t) - y||^2.
       smallest: the smallest eigenvalue of the empirical kernel at W_0.
@@ -79,7 +79,7 @@ class Comparison(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What stays through training: patches [n, p, k], labels [n], and signs [p or 1, m]."""
+    """What training does not change: patches [n, p, k], labels [n], and signs [p or 1, m]."""
 
     patches: jax.Array
     labels: jax.Array
@@ -91,11 +91,11 @@ def compare(shape: Shape, key: jax.Array, patches: jax.Array, labels: jax.Array,
     """Train from one draw of initial weights, by gradient descent once and by LoFT for every mask seed.
 
     Args:
-      shape: what it is compiled for.
-      key: of the draw: initial weights, signs and masks.
+      shape: the static part.
+      key: key of the draw, for initial weights, signs and masks.
       patches: [n, p, k].
       labels: [n].
-      rates: the steps, the masks' density, the scales.
+      rates: the steps, the density of the masks, the scales.
     """
     weight_key, sign_key, mask_key = jax.random.split(key, 3)
     pixels, size = patches.shape[1:]
@@ -108,17 +108,17 @@ def compare(shape: Shape, key: jax.Array, patches: jax.Array, labels: jax.Array,
     def one_seed(key: jax.Array) -> tuple[jax.Array, ...]:
         def one_round(weights: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             layer = hidden(patches, signs, weights)
-            seen = (
+            measured = (
                 jnp.sum((weights - path[t]) ** 2),
                 jnp.sum((layer.parts.sum(axis=1) - outputs[t]) ** 2),
                 jnp.mean(layer.active != initially_active),
             )
             masks = draw_masks(shape, jax.random.fold_in(key, t), rates.xi).astype(weights.dtype)
-            return loft_round(task, weights, masks, rates, shape.local_steps), seen
+            return loft_round(task, weights, masks, rates, shape.local_steps), measured
 
         return lax.scan(one_round, start, jnp.arange(shape.rounds + 1))[1]
 
-    # Not vmap, whose arrays of all seeds at once leave the processor's cache.
+    # Not vmap: its arrays of all seeds at once do not fit in the processor's cache.
     distance, gap, changed = lax.map(one_seed, jax.random.split(mask_key, shape.mask_seeds))
     loss = jnp.sum((outputs - labels) ** 2, axis=1) / 2
     smallest = jnp.linalg.eigvalsh(empirical_kernel(patches, signs, start))[0]
@@ -128,7 +128,7 @@ def compare(shape: Shape, key: jax.Array, patches: jax.Array, labels: jax.Array,
 def gradient_descent(
     task: Task, start: jax.Array, step: float, rounds: int, steps_per_round: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Full-batch gradient descent on 1/2 ||f - y||^2.
+    """Run full-batch gradient descent on 1/2 ||f - y||^2.
 
     Returns:
       The weights [T + 1, k, m] and outputs [T + 1, n] before each round, and after the last.
@@ -147,30 +147,30 @@ def gradient_descent(
 
 
 def draw_masks(shape: Shape, key: jax.Array, xi: float) -> jax.Array:
-    """Who keeps which filter in a round: [S, m] bool, at random and independently, or dealt in equal groups."""
+    """Draw which worker keeps which filter in a round: [S, m] bool, independent, or dealt in equal groups."""
     if shape.disjoint:
         owner = jax.random.permutation(key, shape.filters) % shape.workers
         return owner == jnp.arange(shape.workers)[:, None]
-    # float32 draws cost half of float64's, and differ from xi by 1e-7 at most.
+    # Draws in float32 cost half of those in float64; the probability differs from xi by at most 1e-7.
     return jax.random.uniform(key, (shape.workers, shape.filters), jnp.float32) < xi
 
 
 def loft_round(task: Task, weights: jax.Array, masks: jax.Array, rates: Rates, local_steps: int) -> jax.Array:
-    """The weights [k, m] after one round of LoFT with these masks [S, m], 1 or 0."""
+    """Return the weights [k, m] after one round of LoFT with these masks [S, m], 1 or 0."""
     shares = masks / jnp.maximum(masks.sum(axis=0), 1)
     if local_steps == 1:
-        # All workers are at the same weights, so one hidden layer and one pull-back serve them all.
+        # All workers have the same weights, so one hidden layer and one pull-back are enough for all.
         layer = hidden(task.patches, task.signs, weights)
         residuals = rates.output_scale * layer.parts @ masks.T - task.labels[:, None]
         update = pull_back(task.patches, task.signs, layer.active, residuals @ shares)
         return weights - rates.eta * rates.gradient_scale * update
-    return weights + apart_updates(task, weights, masks, shares, rates, local_steps)
+    return weights + separate_updates(task, weights, masks, shares, rates, local_steps)
 
 
-def apart_updates(
+def separate_updates(
     task: Task, weights: jax.Array, masks: jax.Array, shares: jax.Array, rates: Rates, local_steps: int
 ) -> jax.Array:
-    """The mean update [k, m] of workers who train one after another, `local_steps` steps each from `weights`."""
+    """Return the mean update [k, m] of workers that train separately, `local_steps` steps each from `weights`."""
 
     def one_worker(total: jax.Array, mask_and_share: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         mask, share = mask_and_share
@@ -178,7 +178,7 @@ def apart_updates(
         def one_step(_: int, own: jax.Array) -> jax.Array:
             layer = hidden(task.patches, task.signs, own)
             residual = rates.output_scale * layer.parts @ mask - task.labels
-            # Filters that it does not keep move as well, which nobody sees, and have no share in the mean.
+            # Filters that the worker does not keep move too, without effect: their mask and share are 0.
             gradient = pull_back(task.patches, task.signs, layer.active, residual[:, None])
             return own - rates.eta * rates.gradient_scale * gradient
 

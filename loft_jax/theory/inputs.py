@@ -21,10 +21,10 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(config: TheoryConfig) -> Inputs:
-    """The inputs that the settings describe, a function of the seed."""
+    """Make the inputs that the settings describe; they depend on the seed."""
     settings, rng = config.theory, np.random.default_rng(config.seed)
     if settings.data == "digits":
-        images, labels = _digits(rng, settings.samples)
+        images, labels = _draw_digits(rng, settings.samples)
     else:
         images = rng.normal(size=(settings.samples, settings.channels, settings.pixels))
         labels = rng.choice([-1.0, 1.0], size=settings.samples)
@@ -34,7 +34,9 @@ def make_inputs(config: TheoryConfig) -> Inputs:
 
 
 def patches(images: np.ndarray, window: int) -> np.ndarray:
-    """The patches of inputs: q neighbouring pixels of all channels, from every pixel on, round the edge.
+    """Return the patches of inputs: q neighbouring pixels of all channels, one patch from every pixel on.
+
+    A patch at the edge continues at the opposite edge.
 
     Args:
       images: [n, d, p].
@@ -48,8 +50,8 @@ def patches(images: np.ndarray, window: int) -> np.ndarray:
     return images[:, :, neighbours].transpose(0, 2, 1, 3).reshape(samples, pixels, channels * window)
 
 
-def _digits(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw_digits(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = read_digits()
     chosen = rng.choice(len(labels), size=samples, replace=False)
-    # With their mean left in, all digits are nearly parallel and the kernel is nearly singular.
+    # Without subtracting the mean, all digits would be nearly parallel and the kernel nearly singular.
     return images[chosen] - images.mean(axis=0), np.where(labels[chosen] % 2, 1.0, -1.0)

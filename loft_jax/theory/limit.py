@@ -1,9 +1,10 @@
-"""What the left side of Theorem 1 tends to at infinite width: the floor, in closed form. Derived in docs/theory.md.
+"""The limit of the left side of Theorem 1 at infinite width, in closed form. Derived in docs/results/theory.md.
 
-There the network is linear in its weights (activation patterns stay), and masks act in three ways. A worker's output is
-f_s = scale * xi * f + e_s, with e_s independent, of covariance scale^2 xi (1 - xi) H, where H is that of the outputs
-over initial weights. What all filters see alike of these e_s moves f. What each filter sees for itself moves W and
-leaves f, and so does whether a filter was trained at all.
+At infinite width the network is linear in its weights, because activation patterns do not change. A worker's output is
+f_s = scale * xi * f + e_s. The noises e_s are independent, with covariance scale^2 xi (1 - xi) H, where H is the
+covariance of the outputs over initial weights. Masks then act in three ways: the part of the noise that is the same for
+all filters moves f; the part that differs between filters moves W, but not f; and so does the choice of which filters
+are trained at all.
 """
 
 from typing import NamedTuple
@@ -15,12 +16,12 @@ from loft_jax.theory.network import Kernels
 
 
 class MaskMoments(NamedTuple):
-    """What masks contribute. With N_r keepers of filter r, of whom worker s is one where M_rs = 1:
+    """Moments of the masks. N_r is the number of workers s that keep filter r (M_rs = 1).
 
     Attributes:
       trained: theta, the probability of N_r > 0.
-      shared: variance of the noise that all filters see alike, over that of e_s.
-      own: variance of the noise that each filter sees for itself, over that of e_s.
+      shared: variance of the noise that is the same for all filters, divided by the variance of e_s.
+      own: variance of the noise that differs between filters, divided by the variance of e_s.
     """
 
     trained: float
@@ -29,26 +30,20 @@ class MaskMoments(NamedTuple):
 
     @classmethod
     def of(cls, workers: int, xi: float, *, disjoint: bool) -> "MaskMoments":
-        """Of masks kept with probability xi, or of equal groups, whose e_s add up to nothing."""
+        """Compute them for filters kept with probability xi, or dealt in equal groups, where the e_s sum to 0."""
         if disjoint:
             return cls(1.0, 0.0, 1.0)
+        from scipy.stats import binom
+
         theta = trained_probability(workers, xi)
         keepers = np.arange(1, workers + 1)
-        chances = binomial(workers, xi)[1:]
+        chances = binom.pmf(keepers, workers, xi)
         return cls(theta, theta**2 / workers, float(np.sum(chances / keepers)) - theta**2 / workers)
 
 
 def trained_probability(workers: int, xi: float) -> float:
-    """theta = 1 - (1 - xi)^S, the probability that a filter is trained at all."""
+    """Return theta = 1 - (1 - xi)^S, the probability that a filter is trained at all."""
     return 1 - (1 - xi) ** workers
-
-
-def binomial(count: int, chance: float) -> np.ndarray:
-    """Probabilities [count + 1] of 0..count successes."""
-    probabilities = np.ones(1)
-    for _ in range(count):
-        probabilities = np.convolve(probabilities, [1 - chance, chance])
-    return probabilities
 
 
 class Limit(NamedTuple):
@@ -61,41 +56,41 @@ class Limit(NamedTuple):
 def lazy_limit(
     kernels: Kernels, labels: np.ndarray, initial: np.ndarray, rates: Rates, masks: MaskMoments, rounds: int
 ) -> Limit:
-    """The two terms of the left side at infinite width, for one local step, from outputs `initial` [n] at W_0.
+    """Compute the two terms of the left side at infinite width, for one local step.
 
-    LoFT's outputs are f_0 + K u_t and gradient descent's f_0 + K v_t. u and v are affine in the noise, so the second
-    moments of z = (1, u, v) are all that is followed.
+    The outputs are f_0 + K u_t for LoFT and f_0 + K v_t for gradient descent. u and v are affine in the noise, so it is
+    enough to follow the second moments of z = (1, u, v).
 
     Args:
-      kernels: of infinite width, [n, n].
+      kernels: kernels of infinite width, [n, n].
       labels: [n].
-      initial: [n], f(X, W_0) of one draw.
+      initial: [n], outputs f(X, W_0) of one draw.
       rates: the steps, xi and the scales.
-      masks: of the same workers and xi.
+      masks: moments for the same workers and xi.
       rounds: T.
     """
     n, kernel = len(labels), kernels.tangent
     noise = rates.output_scale**2 * rates.xi * (1 - rates.xi) * kernels.outputs
     step = rates.eta * rates.gradient_scale
-    # Residuals of LoFT and of gradient descent as linear maps of z.
+    # Residuals of LoFT and of gradient descent, and u - v, as linear maps of z.
     offsets = rates.output_scale * rates.xi * initial - labels, initial - labels
     loft = np.hstack([offsets[0][:, None], rates.output_scale * rates.xi * kernel, np.zeros((n, n))])
     descent = np.hstack([offsets[1][:, None], np.zeros((n, n)), kernel])
-    apart = np.hstack([np.zeros((n, 1)), np.eye(n), -np.eye(n)])
+    difference = np.hstack([np.zeros((n, 1)), np.eye(n), -np.eye(n)])
     advance = np.eye(2 * n + 1)
     advance[1 : n + 1] -= step * masks.trained * loft
     advance[n + 1 :] -= rates.gd_step * descent
-    jolt = np.zeros_like(advance)
-    jolt[1 : n + 1, 1 : n + 1] = step**2 * masks.shared * noise
+    noise_term = np.zeros_like(advance)
+    noise_term[1 : n + 1, 1 : n + 1] = step**2 * masks.shared * noise
 
     moments = np.zeros_like(advance)
     moments[0, 0] = 1
     own, distance, output_gap = 0.0, [], []
     for _ in range(rounds + 1):
-        difference = apart @ moments @ apart.T
-        distance.append(np.trace(kernel @ difference) + own)
-        output_gap.append(np.trace(kernel @ difference @ kernel))
+        spread = difference @ moments @ difference.T
+        distance.append(np.trace(kernel @ spread) + own)
+        output_gap.append(np.trace(kernel @ spread @ kernel))
         untrained = masks.trained * (1 - masks.trained) * np.trace(kernel @ loft @ moments @ loft.T)
         own += step**2 * (untrained + masks.own * np.trace(kernel @ noise))
-        moments = advance @ moments @ advance.T + jolt
+        moments = advance @ moments @ advance.T + noise_term
     return Limit(np.array(distance), np.array(output_gap))

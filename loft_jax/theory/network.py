@@ -3,7 +3,7 @@
     f(x) = m^-1/2 sum_{j,r} a_jr relu(<phi_j(x), w_r>)
 
 One hidden convolutional layer of m filters w_r, over p patches phi_j of size k = d * q; the signs a_jr are fixed.
-Filters run along the last axis of every array: what is summed over them is then a product of matrices.
+Filters are the last axis of every array, so that sums over filters are products of matrices.
 """
 
 from typing import NamedTuple
@@ -36,23 +36,23 @@ def hidden(patches: jax.Array, signs: jax.Array, weights: jax.Array) -> Hidden:
     samples, pixels, size = patches.shape
     inner = (patches.reshape(samples * pixels, size) @ weights).reshape(samples, pixels, -1)
     signs = jnp.broadcast_to(signs, inner.shape[1:])
-    # Written out, for XLA's sum over an axis in the middle takes four times as long as the rest of a step on CPU.
+    # Written out, because XLA's sum over a middle axis takes four times as long as the rest of a step on CPU.
     parts = sum(signs[j] * jnp.maximum(inner[:, j], 0) for j in range(pixels))
     return Hidden(inner > 0, parts / np.sqrt(weights.shape[1]))
 
 
 def pull_back(patches: jax.Array, signs: jax.Array, active: jax.Array, residuals: jax.Array) -> jax.Array:
-    """The sum over samples of a residual times the gradient of a filter's part: all that any loss needs.
+    """Sum residual times gradient of a filter's part over the samples: the gradient of any loss has this form.
 
-    With residuals f - y for every filter it is the gradient of 1/2 ||f - y||^2.
+    With residuals f - y for every filter, it is the gradient of 1/2 ||f - y||^2.
 
     Args:
       patches, signs: as for `hidden`.
-      active: [n, p, m] bool, of `hidden`.
-      residuals: [n, m], or [n, 1] for the same for every filter.
+      active: [n, p, m] bool, from `hidden`.
+      residuals: [n, m], or [n, 1] if they are the same for every filter.
 
     Returns:
-      [k, m], of column r: m^-1/2 sum_{i,j} residuals_ir a_jr 1{active} phi_j(x_i).
+      [k, m]; column r is m^-1/2 sum_{i,j} residuals_ir a_jr 1{active} phi_j(x_i).
     """
     samples, pixels, size = patches.shape
     slopes = jnp.where(active, signs, 0) * residuals[:, None, :]
@@ -62,12 +62,12 @@ def pull_back(patches: jax.Array, signs: jax.Array, active: jax.Array, residuals
 
 @jax.jit
 def empirical_kernel(patches: jax.Array, signs: jax.Array, weights: jax.Array) -> jax.Array:
-    """The tangent kernel [n, n] of the network as it is: inner products of its gradients. Arguments as for `hidden`."""
+    """Compute the tangent kernel [n, n] of the network: inner products of its gradients. Arguments as for `hidden`."""
     samples, pixels, size = patches.shape
     active = hidden(patches, signs, weights).active
     slopes = jnp.where(active, signs, 0.0).reshape(samples * pixels, -1)
     flat = patches.reshape(samples * pixels, size)
-    # Of pairs of patches, for gradients of all samples and filters at once would not fit where all else does.
+    # For pairs of patches, because gradients of all samples and filters at once would need far more memory.
     pairs = (slopes @ slopes.T) * (flat @ flat.T) / weights.shape[1]
     return pairs.reshape(samples, pixels, samples, pixels).sum(axis=(1, 3))
 
@@ -77,7 +77,7 @@ class Kernels(NamedTuple):
 
     Attributes:
       tangent: K, the mean of `empirical_kernel`; its smallest eigenvalue is the theorem's lambda_0.
-      outputs: the covariance of f over initial weights, and m times that of a filter's part.
+      outputs: the covariance of f over initial weights, which is m times that of a filter's part.
     """
 
     tangent: np.ndarray
@@ -85,14 +85,14 @@ class Kernels(NamedTuple):
 
     @property
     def eigenvalues(self) -> np.ndarray:
-        """Of `tangent`, ascending: [n]."""
+        """Eigenvalues of `tangent`, ascending: [n]."""
         return np.linalg.eigvalsh(self.tangent)
 
 
 def infinite_kernels(patches: np.ndarray, kappa: float, *, sign_per_filter: bool = False) -> Kernels:
-    """The kernels of infinite width in closed form (arc-cosine kernels, Cho and Saul 2009).
+    """Compute the kernels of infinite width in closed form (arc-cosine kernels, Cho and Saul 2009).
 
-    For two patches of cosine rho, at an angle of gamma = arccos rho, and w ~ N(0, kappa^2 I):
+    For two patches with an angle gamma between them, rho = cos gamma, and w ~ N(0, kappa^2 I):
 
         E 1{<phi, w> > 0} 1{<phi', w> > 0} = (pi - gamma) / (2 pi)
         E relu(<phi, w>) relu(<phi', w>) = kappa^2 |phi| |phi'| (sin gamma + (pi - gamma) rho) / (2 pi)

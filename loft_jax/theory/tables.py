@@ -1,4 +1,4 @@
-"""The experiment on Theorem 1 for people: what it is about, how long it takes, what came out."""
+"""Human-readable output of the experiment on Theorem 1: its inputs, its progress, its results."""
 
 import sys
 import time
@@ -9,29 +9,29 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, console, duration, make_table
 from loft_jax.theory.rows import Row
-from loft_jax.theory.sweep import Setting, TheoremSweep
+from loft_jax.theory.sweep import SweepPoint, TheoremSweep
 
 
 def print_inputs(sweep: TheoremSweep) -> None:
-    """The lines before the experiment: inputs, network, kernel, readings, extent."""
+    """Print the lines before the experiment: inputs, network, kernel, readings, number of points."""
     theory, eigenvalues = sweep.theory, sweep.kernels.eigenvalues
     sizes = f"n = {theory.samples}, d = {theory.channels}, p = {theory.pixels}, q = {theory.window}"
     print(f"inputs    {theory.data}: {sizes}")
     print(f"network   one sign per {theory.signs}, kappa = {theory.kappa:g}")
     print(f"kernel    eigenvalues of infinite width: {eigenvalues[0]:.4f} (lambda_0) to {eigenvalues[-1]:.4f}")
     print(f"readings  theory.scale: {theory.scale}, theory.gd_step: {theory.gd_step}")
-    count = len(sweep.settings)
+    count = len(sweep.points)
     print(f"sweep     {count} points, {theory.draws} draws of W_0 each, {theory.rounds} rounds", flush=True)
 
 
 class SweepProgress(ProgressBar):
-    """Shows the draw that is done and the time left: a bar on a terminal, else a line now and then, on stderr."""
+    """Shows finished draws and the time left, on stderr: a bar on a terminal, otherwise a line from time to time."""
 
     def __init__(self, sweep: TheoremSweep):
         theory = sweep.theory
         self._work = sweep.work
-        self._total, self._done = theory.draws * sum(map(sweep.work, sweep.settings)), 0
-        self._points = {setting: i + 1 for i, setting in enumerate(sweep.settings)}
+        self._total, self._done = theory.draws * sum(map(sweep.work, sweep.points)), 0
+        self._numbers = {point: i + 1 for i, point in enumerate(sweep.points)}
         self._draws = theory.draws
         self._start = self._last_line = time.perf_counter()
         if sys.stderr.isatty():
@@ -39,13 +39,13 @@ class SweepProgress(ProgressBar):
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.add_task("", total=self._total)
 
-    def update(self, setting: Setting, draw: int) -> None:
-        """Count one draw of a setting as done."""
-        self._done += self._work(setting)
+    def update(self, point: SweepPoint, draw: int) -> None:
+        """Count one draw of a point as done."""
+        self._done += self._work(point)
         now = time.perf_counter()
         left = (now - self._start) * (self._total / self._done - 1)
         text = (
-            f"point {self._points[setting]}/{len(self._points)}  m {setting.filters}  S {setting.workers}  "
+            f"point {self._numbers[point]}/{len(self._numbers)}  m {point.filters}  S {point.workers}  "
             f"draw {draw + 1}/{self._draws}  {duration(left)} left"
         )
         if self._bar:
@@ -56,7 +56,7 @@ class SweepProgress(ProgressBar):
 
 
 def print_results(rows: Sequence[Row], summary: Row) -> None:
-    """The points and the slopes."""
+    """Print the points and the slopes."""
     headings = (
         "sweep",
         "m",
@@ -80,10 +80,10 @@ def print_results(rows: Sequence[Row], summary: Row) -> None:
         table.add_row(
             row["sweep"],
             *(f"{row[key]:g}" for key in ("filters", "workers", "xi", "eta", "rounds")),
-            f"{_short(row['left'])} ± {_short(row['left_se'])}",
-            *(_short(row[key]) for key in ("distance", "outputs", "limit")),
+            f"{_format_short(row['left'])} ± {_format_short(row['left_se'])}",
+            *(_format_short(row[key]) for key in ("distance", "outputs", "limit")),
             f"{row['changed']:.1%}",
-            _short(row["bound_masks"]),
+            _format_short(row["bound_masks"]),
         )
     console().print(table)
     for name, fit in summary["slopes"].items():
@@ -97,6 +97,6 @@ def print_results(rows: Sequence[Row], summary: Row) -> None:
         print(f"xi = 1    left side {summary['left_at_xi_1']:.1e}")
 
 
-def _short(value: float | None) -> str:
-    """Three digits; nothing where there is no value, and 0 for what is only rounding."""
+def _format_short(value: float | None) -> str:
+    """Format a value with three digits: "" for None, and 0 for a rounding error."""
     return "" if value is None else "0" if abs(value) < 1e-15 else f"{value:.3g}"

@@ -69,7 +69,10 @@ LATER_RULES = {
     "many workers": ("--loft.workers 2147483647", "loft.workers=2147483647: must divide every partitioned width"),
     "stages over blocks": ("--gpipe.stages 10", "gpipe.stages=10: must be at most the 9 blocks"),
     "cuts of the paper": ("--gpipe.stages 2 --gpipe.cuts paper", "gpipe.cuts=paper: the paper cuts"),
-    "cut at no block": ("--gpipe.stages 2 --gpipe.cuts stage9/block1", "gpipe.cuts=stage9/block1: stage9/block1 must be a block"),
+    "cut at no block": (
+        "--gpipe.stages 2 --gpipe.cuts stage9/block1",
+        "gpipe.cuts=stage9/block1: stage9/block1 must be a block",
+    ),
     "cut behind the last": (
         "--gpipe.stages 2 --gpipe.cuts stage3/block3",
         "gpipe.cuts=stage3/block3: stage3/block3 must be a block",
@@ -108,12 +111,12 @@ THEORY_RULES = {
         "theory.sweep_workers=128: must be at most the 64 filters of the smallest network; try 64",
     ),
     "a number twice": ("--theory.sweep_xi 0.5,0.50", "theory.sweep_xi=0.5,0.50: names a number twice"),
-    "a number out of range": ("--theory.sweep_xi 0.5,2", "theory.sweep_xi=0.5,2: '2' is out of range or no number"),
-    "a step that diverges": ("--theory.eta 2", "theory.eta=2: descent diverges, for its step of 1.88 times"),
+    "a number out of range": ("--theory.sweep_xi 0.5,2", "theory.sweep_xi=0.5,2: '2' is out of range or not a number"),
+    "a step that diverges": ("--theory.eta 2", "theory.eta=2: descent diverges unless its step (1.88) times"),
     "a swept step that diverges": ("--theory.sweep_eta 0.1,3", "theory.sweep_eta=3: descent diverges"),
     "a step that diverges by its gradient's scale": (
         "--theory.xi 0.1 --theory.eta 0.5 --theory.scale differentiated",
-        "theory.eta=0.5: descent diverges, for its step of 1.72 times",
+        "theory.eta=0.5: descent diverges unless its step (1.72) times",
     ),
 }
 ALL_RULES = {**RULES, **LATER_RULES, **THEORY_RULES}

@@ -1,13 +1,16 @@
 """LoFT under masks against gradient descent: where they are one, what masks are, what is compiled, and the limit."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.theory.descent import Rates, Shape, compare, draw_masks
 from loft_jax.theory.inputs import make_inputs
-from loft_jax.theory.limit import MaskMoments, binomial, lazy_limit, trained_probability
+from loft_jax.theory.limit import MaskMoments, lazy_limit, trained_probability
 from loft_jax.theory.network import infinite_kernels
 
 SHAPE = Shape(48, 3, 10, 1, 4, disjoint=False, sign_per_filter=False)
@@ -60,7 +63,7 @@ def test_masks_keep_filters_with_probability_xi_independently(xi):
     masks = np.asarray(draw_masks(Shape(20_000, 3, 1, 1, 1, False, False), jax.random.key(0), xi))
     assert np.abs(masks.mean(axis=1) - xi).max() < 5 * np.sqrt(xi * (1 - xi) / 20_000)
     keepers = np.bincount(masks.sum(axis=0), minlength=4) / 20_000
-    assert np.abs(keepers - binomial(3, xi)).max() < 5 * 0.5 / np.sqrt(20_000)
+    assert np.abs(keepers - binom.pmf(np.arange(4), 3, xi)).max() < 5 * 0.5 / np.sqrt(20_000)
     assert abs(keepers[0] - (1 - trained_probability(3, xi))) < 0.02
 
 
@@ -82,6 +85,17 @@ def test_one_compilation_serves_a_shape():
     assert compare._cache_size() == 2
 
 
+@pytest.mark.parametrize("xi", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("workers", [1, 4, 64])
+def test_the_moments_of_masks_are_sums_over_the_number_of_keepers(workers, xi):
+    keepers = range(1, workers + 1)
+    chances = [math.comb(workers, k) * xi**k * (1 - xi) ** (workers - k) for k in keepers]
+    theta = math.fsum(chances)
+    own = math.fsum(chance / k for k, chance in zip(keepers, chances, strict=True)) - theta**2 / workers
+    found = MaskMoments.of(workers, xi, disjoint=False)
+    assert found == pytest.approx((theta, theta**2 / workers, own), rel=1e-12, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("disjoint", "settings"),
     [(False, {}), (False, {"xi": 0.8, "output_scale": 1.0, "gd_step": 0.3}), (True, {"xi": 1 / 3, "gd_step": 0.2})],
@@ -89,15 +103,15 @@ def test_one_compilation_serves_a_shape():
 def test_a_wide_network_is_at_the_limit(disjoint, settings):
     """The limit is an independent derivation: matrices of the closed-form kernels, no network and no masks."""
     kernels = infinite_kernels(INPUTS.patches, 0.3)
-    apart = []
+    ratios = []
     for seed in range(5):
         found = compared(Shape(2048, 3, 10, 1, 8, disjoint, False), seed, **settings)
         masks = MaskMoments.of(3, settings.get("xi", 0.5), disjoint=disjoint)
         limit = lazy_limit(kernels, INPUTS.labels, found.initial, rates(**settings), masks, 10)
-        apart.append([found.distance[:, -1].mean() / limit.distance[-1]])
+        ratios.append([found.distance[:, -1].mean() / limit.distance[-1]])
         if not disjoint:
-            apart[-1].append(found.output_gap.mean(axis=0).sum() / limit.output_gap.sum())
-    error = np.std(apart, axis=0, ddof=1) / np.sqrt(len(apart))
+            ratios[-1].append(found.output_gap.mean(axis=0).sum() / limit.output_gap.sum())
+    error = np.std(ratios, axis=0, ddof=1) / np.sqrt(len(ratios))
     assert error.max() < 0.1
-    assert np.all(np.abs(np.mean(apart, axis=0) - 1) < 4 * error + 0.04)
+    assert np.all(np.abs(np.mean(ratios, axis=0) - 1) < 4 * error + 0.04)
     assert disjoint == (limit.output_gap.max() < 1e-15)

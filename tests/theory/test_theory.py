@@ -15,8 +15,8 @@ from loft_jax.theory import __main__ as theory
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.theory.descent import Rates, compare
 from loft_jax.theory.figures import width_figure
-from loft_jax.theory.rows import COLUMNS, bound_terms, fitted_slope, per_draw, result_rows
-from loft_jax.theory.sweep import Setting, TheoremSweep, rates_of
+from loft_jax.theory.rows import COLUMNS, bound_terms, fit_slope, result_rows, values_per_draw
+from loft_jax.theory.sweep import SweepPoint, TheoremSweep, rates_of
 
 SMALL = {
     "draws": 8,
@@ -46,7 +46,7 @@ def small():
 
 def column(made, sweep, name):
     """[points, draws], after the last round."""
-    return np.array([per_draw(made, setting, made.theory.rounds)[name] for setting in made.sweeps[sweep]])
+    return np.array([values_per_draw(made, point, made.theory.rounds)[name] for point in made.sweeps[sweep]])
 
 
 def margin(values):
@@ -62,7 +62,7 @@ def test_the_left_side_falls_with_filters_and_workers_and_grows_with_the_step(sm
 
 def test_the_left_side_grows_with_the_rounds(small):
     made = small[0]
-    left = [per_draw(made, made.sweeps["rounds"][0], t)["left"] for t in range(made.theory.rounds + 1)]
+    left = [values_per_draw(made, made.sweeps["rounds"][0], t)["left"] for t in range(made.theory.rounds + 1)]
     assert all(margin(later - earlier) > 4 for earlier, later in pairwise(left))
 
 
@@ -89,7 +89,7 @@ def test_at_1024_filters_the_floor_is_the_limit_of_infinite_width(small):
 
 def test_few_activations_change_and_the_fewer_the_wider(small):
     changed = column(small[0], "filters", "changed")
-    slope = fitted_slope([32, 256, 1024], changed)
+    slope = fit_slope([32, 256, 1024], changed)
     assert slope["high"] < -0.35
     assert slope["low"] > -0.65
     assert changed[-1].max() < 0.06
@@ -97,7 +97,7 @@ def test_few_activations_change_and_the_fewer_the_wider(small):
 
 def test_one_compilation_serves_all_densities_steps_and_draws(small):
     made, compiled = small
-    shapes = {made.shape_of(setting) for setting in made.settings}
+    shapes = {made.shape_of(point) for point in made.points}
     assert compiled == len(shapes) == 6
 
 
@@ -136,18 +136,18 @@ def test_other_readings_lead_elsewhere_at_any_step(unbiased, scale, gd_step):
 
 def test_the_star_moves_one_quantity_at_a_time_and_computes_each_point_once():
     made = experiment(sweep_filters="64,256", sweep_eta="0.1,0.2,0.4")
-    centre = Setting("theorem", 256, 4, 0.5, 0.2)
+    centre = SweepPoint("theorem", 256, 4, 0.5, 0.2)
     for sweep in ("filters", "workers", "xi", "eta", "rounds"):
         assert centre in made.sweeps[sweep]
-        for setting in made.sweeps[sweep]:
-            differing = [key for key, value in vars(setting).items() if value != vars(centre)[key]]
+        for point in made.sweeps[sweep]:
+            differing = [key for key, value in vars(point).items() if value != vars(centre)[key]]
             assert differing in ([], [sweep])
-    assert len(made.settings) == 1 + 1 + 2 + 1 + 3 + 2
+    assert len(made.points) == 1 + 1 + 2 + 1 + 3 + 2
 
 
 def test_the_bound_without_its_constants():
     settings = TheoryConfig(theory={"kappa": 0.5, "delta": 0.25}).theory
-    found = bound_terms(settings, Setting("theorem", 16, 2, 0.25, 0.1), 10, 0.2)
+    found = bound_terms(settings, SweepPoint("theorem", 16, 2, 0.25, 0.1), 10, 0.2)
     # n = 16, d = 8; theta = 7/16.
     assert found["bound_width"] == pytest.approx(256 * 8**0.5 / (0.04 * 0.5 * 2 * 0.5))
     assert found["bound_masks"] == pytest.approx(2 * 0.01 * 10 * 0.4375**2 * 0.75 * 0.2 / 2)
@@ -163,7 +163,7 @@ def test_the_bound_without_its_constants():
 )
 def test_the_readings_are_scales_and_steps(scale, gd_step, scales, step):
     settings = TheoryConfig(theory={"scale": scale, "gd_step": gd_step}).theory
-    found = rates_of(settings, Setting("theorem", 16, 2, 0.25, 0.1))
+    found = rates_of(settings, SweepPoint("theorem", 16, 2, 0.25, 0.1))
     assert (found.output_scale, found.gradient_scale) == scales
     assert found.gd_step == pytest.approx(step)
     assert found.eta == 0.1
@@ -171,15 +171,15 @@ def test_the_readings_are_scales_and_steps(scale, gd_step, scales, step):
 
 def test_slopes_are_of_powers_and_use_what_is_positive():
     at, noise = np.array([1.0, 2, 4, 8]), np.array([0.9, 1.0, 1.1])
-    found = fitted_slope(at, at[:, None] ** -0.5 * noise)
+    found = fit_slope(at, at[:, None] ** -0.5 * noise)
     assert (found["slope"], found["first"], found["last"]) == (pytest.approx(-0.5), 1, 8)
     assert found["high"] - found["low"] < 1e-12
     values = at[:, None] ** np.array([-0.4, -0.5, -0.6])
     values[3, 1] = -1
-    assert fitted_slope(at, values)["last"] == 4
+    assert fit_slope(at, values)["last"] == 4
     # The t-interval of three slopes that lie 0.1 apart: 4.303 * 0.1 / sqrt(3).
-    assert fitted_slope(at[:3], values[:3])["high"] == pytest.approx(-0.5 + 0.24841, abs=1e-5)
-    assert fitted_slope(at[:2], values[:2]) is None
+    assert fit_slope(at[:3], values[:3])["high"] == pytest.approx(-0.5 + 0.24841, abs=1e-5)
+    assert fit_slope(at[:2], values[:2]) is None
 
 
 def test_weights_that_grow_without_bound_stop_the_run(monkeypatch):
@@ -193,13 +193,13 @@ def test_weights_that_grow_without_bound_stop_the_run(monkeypatch):
 @pytest.mark.parametrize("signs", ["pixel", "filter"])
 def test_memory_is_foreseen(signs):
     made = experiment(signs=signs, rounds=30)
-    setting = made.sweeps["filters"][-1]
+    point = made.sweeps["filters"][-1]
     with jax.enable_x64(True):
-        rates = Rates(*map(np.float64, rates_of(made.theory, setting)))
-        lowered = compare.lower(made.shape_of(setting), jax.random.key(0), *made.inputs, rates)
+        rates = Rates(*map(np.float64, rates_of(made.theory, point)))
+        lowered = compare.lower(made.shape_of(point), jax.random.key(0), *made.inputs, rates)
         needed = lowered.compile().memory_analysis().temp_size_in_bytes
     fixed, per_filter = made.theory.bytes_needed
-    assert 0.5 < (fixed + per_filter * setting.filters) / needed < 2
+    assert 0.5 < (fixed + per_filter * point.filters) / needed < 2
 
 
 def call(monkeypatch, *arguments):
