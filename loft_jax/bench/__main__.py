@@ -1,7 +1,7 @@
 """Speed, as ratios in one run: python -m loft_jax.bench [--json FILE]
 
-Each timed row runs two things in turn, A B A B ..., and gives the median of the pairwise ratios: absolute times depend
-on the machine and on what else it does, ratios much less. FLOPs are XLA's count.
+Each timed row runs two programs in turn, A B A B ..., and gives the median of the ratios A/B of the pairs. Absolute
+times depend on the machine and on its other work, ratios much less. FLOPs are those that XLA counts.
 """
 
 import json
@@ -14,7 +14,7 @@ from loft_jax.config import Config, Parser, run_command, whole_number
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import write_atomically
 
-SETTING = Config.model_validate(
+CONFIG = Config.model_validate(
     {
         "model": {"name": "preresnet18", "width": 16},
         "data": {"batch_size": 32},
@@ -28,28 +28,28 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = Parser("python -m loft_jax.bench", __doc__)
-    parser.add_argument("--pairs", type=whole_number(1), default=7, help="interleaved pairs of a row (default: 7)")
-    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    parser.add_argument("--pairs", type=whole_number(1), default=7, help="pairs A B of each row (default: 7)")
+    parser.add_argument("--json", metavar="FILE", help="also write the table into this file")
     arguments = parser.parse_args()
     if arguments.json is not None:
         check_writable(arguments.json)
     from loft_jax.devices import configure_jax
 
-    configure_jax(SETTING)
+    configure_jax(CONFIG)
     rows = []
-    of_pairs = (partial(measure, arguments.pairs) for measure in (ticket_rows, footrule_rows))
-    for measure in (RoundBench(arguments.pairs).rows, flops_of_deep_sub_cnn, *of_pairs):
+    paired = (partial(measure, arguments.pairs) for measure in (ticket_rows, footrule_rows))
+    for measure in (RoundBench(arguments.pairs).rows, flops_of_deep_sub_cnn, *paired):
         for row in measure():
             rows.append(row)
             print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
-    report = {"setting": SETTING.model_dump(), "machine": machine(), "rows": rows}
+    report = {"setting": CONFIG.model_dump(), "machine": machine(), "rows": rows}
     print_table(report)
     if arguments.json is not None:
         write_atomically(Path(arguments.json), json.dumps(report, indent=2) + "\n")
 
 
 def check_writable(file: str) -> None:
-    """Raise UserError, before minutes are spent, if the table cannot be written there."""
+    """Raise UserError if the table cannot be written into a file. Called first, because measuring takes minutes."""
     if problem := path_problem(file):
         raise UserError(f"--json {format_value(file)}: {problem}; use the name of a file")
     if not Path(file).absolute().parent.is_dir():
@@ -59,7 +59,7 @@ def check_writable(file: str) -> None:
 
 
 class RoundBench:
-    """A LoFT-4 round of a preresnet18 of width 16 on 32x32 images, batch 32, 16 local steps, against its parts."""
+    """Compares a LoFT-4 round (preresnet18 of width 16, 32x32 images, batch 32, 16 local steps) with its parts."""
 
     def __init__(self, pairs: int):
         import jax
@@ -68,20 +68,20 @@ class RoundBench:
         from loft_jax.loft import Round, initial_state, make_images
         from loft_jax.models import create_model
 
-        self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(SETTING)
+        self._pairs, dataset, mesh = pairs, random_images(50_000), make_mesh(CONFIG)
         self._dataset = dataset
-        self._model = create_model(SETTING.model.name, dataset.num_classes, width=SETTING.model.width)
-        self._round = Round(SETTING, self._model, dataset, mesh, make_images(SETTING, dataset, mesh))
+        self._model = create_model(CONFIG.model.name, dataset.num_classes, width=CONFIG.model.width)
+        self._round = Round(CONFIG, self._model, dataset, mesh, make_images(CONFIG, dataset, mesh))
         shape = dataset.image_shape
-        self._state = replicate(jax.jit(lambda: initial_state(self._model, SETTING, shape))(), mesh)
+        self._state = replicate(jax.jit(lambda: initial_state(self._model, CONFIG, shape))(), mesh)
 
     def rows(self) -> list[Row]:
-        """All rows, measured."""
+        """Measure all rows."""
         from loft_jax.train import StepLoop, interleaved
 
-        step, batch_size = self._round.step, SETTING.data.batch_size
+        step, batch_size = self._round.step, CONFIG.data.batch_size
         compact, full = (StepLoop(step, model, self._dataset, batch_size) for model in (step.model, self._model))
-        steps = SETTING.loft.workers * SETTING.loft.local_steps
+        steps = CONFIG.loft.workers * CONFIG.loft.local_steps
 
         round_seconds, loop_seconds = interleaved(self._whole_round, lambda: compact(steps), self._pairs)
         parts_seconds, whole_seconds = interleaved(self._outside_local_steps, self._whole_round, self._pairs)
@@ -89,8 +89,8 @@ class RoundBench:
         return [
             ratio_row(
                 "images/s of a LoFT-4 round over its compact steps called back to back",
-                [SETTING.images_per_round / s for s in round_seconds],
-                [SETTING.images_per_round / s for s in loop_seconds],
+                [CONFIG.images_per_round / s for s in round_seconds],
+                [CONFIG.images_per_round / s for s in loop_seconds],
                 "images/s",
             ),
             ratio_row("partition, extract and sync over the round", parts_seconds, whole_seconds, "s"),
@@ -114,17 +114,17 @@ class RoundBench:
 
 
 def ticket_rows(pairs: int) -> list[Row]:
-    """An 80 % ticket of a preresnet18 of width 64 against the full network: FLOPs and time of a training step."""
+    """Compare an 80 % ticket with the full preresnet18 of width 64: FLOPs and time of a training step."""
     from loft_jax.filters import kept_count
     from loft_jax.loft import make_local_step
     from loft_jax.models import create_model
     from loft_jax.train import StepLoop, interleaved
 
     dataset = random_images(1_000)
-    model = create_model(SETTING.model.name, dataset.num_classes)
+    model = create_model(CONFIG.model.name, dataset.num_classes)
     compact = model.with_widths({group.name: kept_count(group.width, 0.8) for group in model.filter_groups()})
-    step = make_local_step(SETTING, model, dataset)
-    ticket, full = (StepLoop(step, network, dataset, SETTING.data.batch_size) for network in (compact, model))
+    step = make_local_step(CONFIG, model, dataset)
+    ticket, full = (StepLoop(step, network, dataset, CONFIG.data.batch_size) for network in (compact, model))
     seconds = interleaved(lambda: ticket(1), lambda: full(1), pairs)
     what = "of an 80 % ticket over the full training step, preresnet18 of width 64"
     flops = ratio_row(f"FLOPs {what}", [ticket.flops], [full.flops], "FLOPs")
@@ -132,7 +132,7 @@ def ticket_rows(pairs: int) -> list[Row]:
 
 
 def footrule_rows(pairs: int) -> list[Row]:
-    """Distance matrices of 16 groups of 512 filters over 200 snapshots, against a NumPy loop over the rows."""
+    """Compare footrule_matrix with a NumPy loop over rows: 16 groups of 512 filters, 200 snapshots."""
     import jax
     import numpy as np
 
@@ -154,18 +154,18 @@ def footrule_rows(pairs: int) -> list[Row]:
 
 
 def flops_of_deep_sub_cnn() -> list[Row]:
-    """FLOPs of a LoFT-4 training step over the full network's: preresnet34, width 64, 32x32 images."""
+    """Compare FLOPs of a LoFT-4 training step with the full network's: preresnet34, width 64, 32x32 images."""
     from loft_jax.loft import split_groups, sub_cnn
     from loft_jax.models import create_model, training_flops
 
     model = create_model("preresnet34", 10)
-    networks = sub_cnn(model, split_groups(model, SETTING), SETTING), model
+    networks = sub_cnn(model, split_groups(model, CONFIG), CONFIG), model
     compact, full = (training_flops(network, (32, 32, 3)) for network in networks)
     return [ratio_row("FLOPs of the LoFT-4 over the full training step, preresnet34", [compact], [full], "FLOPs/image")]
 
 
 def random_images(examples: int) -> Any:
-    """A data set of random 32x32 images in 10 classes."""
+    """Make a data set of random 32x32 images in 10 classes."""
     import numpy as np
 
     from loft_jax.data import Dataset
@@ -177,7 +177,7 @@ def random_images(examples: int) -> Any:
 
 
 def ratio_row(what: str, a: list[float], b: list[float], unit: str) -> Row:
-    """One row: the median, least and largest of the ratios a/b, pair by pair, and the medians of a and b."""
+    """Make a row: the median, least and largest of the ratios a/b of the pairs, and the medians of a and b."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return {
         "what": what,
@@ -192,7 +192,7 @@ def ratio_row(what: str, a: list[float], b: list[float], unit: str) -> Row:
 
 
 def machine() -> Row:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     import os
 
     import jax
@@ -205,7 +205,7 @@ def machine() -> Row:
 
 
 def print_table(report: Row) -> None:
-    """The rows for people."""
+    """Print the rows as a table."""
     from rich.table import Table
 
     from loft_jax.console import console
