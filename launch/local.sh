@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Train in N processes on this machine, which meet on loopback:
+# Train in N processes on this machine, connected by loopback:
 #
 #   launch/local.sh 2 --config configs/digits.yaml --workdir runs/two_processes --mesh.cpu_devices 2
 #
-# What follows N goes to python -m loft_jax.train as it is. SIGTERM (save, then stop) and SIGINT are passed on to all
-# processes. Exits with 0, or else with the code of the first process, in their order, that failed; where one dies the
-# others stop by themselves. The environment: PYTHON (default: python); LOFT_JAX_PORT (default: any that is free).
-# For virtual CPU devices: every process would take all GPUs of a machine, which one process drives by itself.
+# Options after N are given to python -m loft_jax.train unchanged. SIGTERM (save, then stop) and SIGINT are sent to all
+# processes. The exit code is 0, or that of the first process (by number) that failed; if one dies, the others stop by
+# themselves. Environment variables: PYTHON (default: python); LOFT_JAX_PORT (default: any free port).
+# Use it for virtual CPU devices only: each process would take all GPUs, and one process can use all of them by itself.
 set -euo pipefail
 
 python=${PYTHON:-python}
@@ -29,7 +29,7 @@ forward() {
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 
-# With job control each process is a group of its own: else bash starts it deaf to SIGINT.
+# With job control each process has its own process group; otherwise bash starts it with SIGINT ignored.
 set -m
 for ((i = 0; i < processes; i++)); do
   train=("$python" -m loft_jax.train --distributed.coordinator "127.0.0.1:$port"
@@ -38,12 +38,12 @@ for ((i = 0; i < processes; i++)); do
   pids+=("$!")
 done
 set +m
-# A signal that came while they were being started has missed the later ones.
+# A signal that came while processes were being started has not reached the later ones.
 [ -z "$caught" ] || forward "$caught"
 
 first=0
 for i in "${!pids[@]}"; do
-  # A signal ends `wait` before the process has ended.
+  # A signal makes `wait` return before the process has ended: wait again.
   code=0 caught=""
   wait "${pids[i]}" || code=$?
   while [ -n "$caught" ]; do

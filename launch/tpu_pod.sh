@@ -4,17 +4,17 @@
 #   export TPU_NAME=my-v5e-16 ZONE=us-west4-a WORKDIR=/mnt/runs/x
 #   INSTALL=1 launch/tpu_pod.sh --config configs/imagenet_preresnet18_loft4.yaml --data.data_dir /mnt/data --mesh.data 4
 #
-# TPU_NAME, ZONE  the slice; the project is that of `gcloud config`, and the slice must exist
-# WORKDIR         run directory on the workers, under a path on storage that all of them have mounted (a bucket through
-#                 Cloud Storage FUSE, or NFS): every worker writes its part of a checkpoint there
-# INSTALL=1       first copies the committed files of this checkout to every worker, as ~/loft_jax, and installs them
-#                 with '.[tpu]' in ~/loft_jax/.venv; needed once a slice, and after every change. Their python3 must be
-#                 3.11 or newer
+# TPU_NAME, ZONE  the slice, which must exist; the project is that of `gcloud config`
+# WORKDIR         run directory on the workers, on storage that all of them have mounted (a bucket through Cloud Storage
+#                 FUSE, or NFS): every worker writes its part of a checkpoint there
+# INSTALL=1       first copies the committed files of this checkout to ~/loft_jax on every worker, and installs them
+#                 with '.[tpu]' in ~/loft_jax/.venv; needed once per slice, and after every change. python3 on the
+#                 workers must be 3.11 or newer
 #
-# Run it from the top of the checkout; paths in the options are the workers', from ~/loft_jax. Where the connection may
-# break, run it in tmux. To save and stop, or before deleting the slice:
+# Run it from the top of the checkout. Paths in the options are paths on the workers, relative to ~/loft_jax. If the
+# connection may break, run it in tmux. To save and stop, or before deleting the slice:
 #   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$ZONE" --worker=all --command 'pkill -TERM -f [l]oft_jax.train'
-# The same command then resumes, as it does on a new slice after a preemption.
+# Run the same command again to resume, also on a new slice after a preemption.
 set -euo pipefail
 : "${TPU_NAME:?must be set: the name of the TPU slice}"
 : "${ZONE:?must be set: the zone of the TPU slice, as in us-west4-a}"
@@ -38,6 +38,6 @@ if [ "${INSTALL:-0}" = 1 ]; then
     python3 -m venv .venv && .venv/bin/python -m pip install -q '.[tpu]'"
 fi
 
-# Quoted once more, for the workers' shell takes the command apart again.
+# Quote again, because the shell of the workers splits the command once more.
 quoted=$(printf '%q ' "$WORKDIR" "$@")
 on_all_workers "cd loft_jax && exec .venv/bin/python -m loft_jax.train --distributed auto --workdir $quoted"

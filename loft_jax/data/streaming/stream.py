@@ -192,8 +192,8 @@ def _prepare_reader(slots: Slots) -> None:
 
 
 def _end_with_the_run(slots: Slots) -> None:
-    """Exit at once when the run has closed the slots or has ended: no data are lost, and a normal exit takes seconds."""
-    # Not `is_alive` or `join`: they import modules, and TFDS, while it is imported, replaces imports in all threads.
+    """Exit at once when the run has closed the slots or has ended: no data are lost, and a normal exit takes long."""
+    # Not `is_alive` or `join`: they import modules, and TFDS replaces imports in all threads while it is imported.
     run = multiprocessing.parent_process()
     assert run is not None  # This is a reader's process.
     while not slots.closed and not wait([run.sentinel], _WATCH_SECONDS):
