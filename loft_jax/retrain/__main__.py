@@ -142,7 +142,7 @@ def complete(run: RunDirectory, config: Config, jobs: Sequence[Job], preemption:
     """Train the jobs that are not finished.
 
     Returns:
-      A message for each job that stopped before its end; the other jobs are trained all the same.
+      A message for each job that stopped before its end; the other jobs are still trained.
 
     Raises:
       UserError: a ticket or a snapshot does not fit the model.
