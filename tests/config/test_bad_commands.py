@@ -89,7 +89,7 @@ COMMANDS = [
             LONG: "x'",
         }.items()
     ),
-    ("retrain", "renamed --ticket r0-group-l2-0.5", f"--ticket r0-group-l2-0.5: holds {TICKET}"),
+    ("retrain", "renamed --ticket r0-group-l2-0.5", f"--ticket r0-group-l2-0.5: holds the ticket {TICKET}"),
     ("retrain", "nested --ticket r4-group-l2-0.5", "ticket.json: holds no ticket (maximum recursion depth"),
     ("cost", "", "give --config FILE for what a setting costs, or --paper"),
     ("cost", "--paper --config c.yaml", "--paper has settings of its own"),
@@ -138,7 +138,7 @@ COMMANDS = [
     ("report", "run --out file", "--out file: cannot be written"),
     ("report", "run --out file/x", "--out file/x: cannot be written"),
     ("report", "run --out /proc/x", "--out /proc/x: cannot be written"),
-    ("report", "run --out pictures", "--out pictures: holds figures, and no report.html; use another directory"),
+    ("report", "run --out pictures", "--out pictures: holds figures but no report.html; use another directory"),
     ("report", "run --out out --loft.workers 2", "--loft.workers 2: the run was made with 4"),
     ("report", "run --out out --data.batch_size 0", "data.batch_size"),
     ("report", "run --out out --loft.wrokers 2", "unknown option --loft.wrokers; did you mean --loft.workers?"),
