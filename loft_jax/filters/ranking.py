@@ -45,7 +45,7 @@ def filter_scores(
 
 @jit_any_byte_order
 def rank_filters(scores: Any) -> jax.Array:
-    """Rank filters by score, [n] -> int32 [n]: 1 is the highest score; at a tie the lower index is first, NaN is last.
+    """Return the rank of each filter, scores [n] -> int32 [n]: 1 for the highest score, ties by lower index, NaN last.
 
     Scores are compared as float32 (float64 under jax_enable_x64): closer ones are ties.
     """

@@ -133,7 +133,9 @@ def test_snapshots_can_be_denser_at_the_start():
 def test_a_run_that_could_never_stop_is_refused(settings, distances):
     warmup = {"warmup_steps": settings.pop("warmup_steps", 0)}
     train = {"rounds": 6, "snapshot_every": 4, "stop_when": 0.1, **settings}
-    with pytest.raises(ValueError, match=f"there are only {distances} distances between snapshots that are train.snapshot_every="):
+    with pytest.raises(
+        ValueError, match=f"there are only {distances} distances between snapshots that are train.snapshot_every="
+    ):
         config_of(train=train, optimizer=warmup)
 
 
