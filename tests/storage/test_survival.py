@@ -62,6 +62,7 @@ def experiment():
     return Experiment.build(config_of())
 
 
+@pytest.mark.full
 def test_a_preempted_run_saves_its_round_and_goes_on_from_it(experiment, finished, tmp_path, capsys):
     path, preemption = tmp_path / "run", Preemption()
     directory = opened(path, config_of())
@@ -87,6 +88,7 @@ def test_sigterm_is_a_request_inside_the_block_and_no_longer_behind_it():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_never_a_wrong_result(kind, finished, tmp_path, capsys):
     """Ten times: the one before it, or this one where the damage harms nothing."""
