@@ -17,13 +17,13 @@ def load_dataset(config: Config) -> AnyDataset:
         from loft_jax.data.digits import load_digits
 
         return load_digits(config.seed)
-    check_installed(config.data.name)
+    check_tfds_installed(config.data.name)
     from loft_jax.data.tfds import load_tfds
 
     return load_tfds(config.data)
 
 
-def check_installed(name: str) -> None:
+def check_tfds_installed(name: str) -> None:
     """Raise UserError if a data set of this name cannot be read because TFDS, an optional dependency, is missing."""
     missing = [library for library in ("tensorflow_datasets", "array_record", "grain") if find_spec(library) is None]
     if missing:

@@ -27,7 +27,7 @@ from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import print_results, write_results
-from loft_jax.storage import RunDirectory
+from loft_jax.storage import RunDirectory, check_installed
 from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket, ratio, ticket_name
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
@@ -59,6 +59,7 @@ def main() -> None:
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
     check_options(options, saved)
+    check_installed(config.train)
     names = draw_missing(run, config, options, saved) if options.every else dict.fromkeys(options.ticket)
     tickets = [load_ticket(run.tickets, name.rstrip("/")) for name in names]
     jobs = [

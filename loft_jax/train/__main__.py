@@ -40,7 +40,10 @@ def main() -> None:
         if complete:
             return
         configure(config)
-        run(config, directory, preemption)
+        try:
+            run(config, directory, preemption)
+        finally:
+            directory.close()
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class Slots:
             ) from None
         finally:
             os.close(handle)
+        # A process that ends without closing its stream leaves nothing either.
+        weakref.finalize(self, _remove, self.path)
         self._map()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,5 +107,9 @@ class Slots:
 
     def unlink(self) -> None:
         """Remove the file of the memory, if it still exists."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+        _remove(self.path)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -246,3 +246,9 @@ def test_statistics_of_mixed_sizes_are_those_of_evenly_spaced_middles_and_are_ca
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)), rtol=1e-6)
     monkeypatch.setattr("loft_jax.data.streaming.dataset.StreamedDataset.stream", None)
     np.testing.assert_array_equal(opened(directory, readers=0).channel_statistics, (mean, std))
+
+
+def test_slots_that_nobody_closes_are_removed_at_exit():
+    code = "from loft_jax.data.streaming.slots import Slots; print(Slots(1, 2, 3, (4, 5, 1)).path)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).exists()
