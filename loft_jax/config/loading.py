@@ -209,5 +209,5 @@ def _nearest_bound(error: ErrorDetails) -> str:
 
 
 def _nearest_file(path: Path) -> str:
-    siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    siblings = [str(p) for p in path.parent.glob("[!.]*.yaml")] if path.parent.is_dir() else []
     return did_you_mean(str(path), siblings)

@@ -258,6 +258,7 @@ def test_cifar10_has_5000_and_1000_images_of_each_class(cifar):
 
 
 @needs_cifar
+@pytest.mark.full
 def test_cifar10_has_the_published_channel_means_and_deviations(cifar):
     mean, std = cifar[0].channel_statistics
     # A JPEG re-encoding, where that is what the directory holds, moves a mean by 2e-4 and a deviation by 2e-3.
@@ -266,6 +267,7 @@ def test_cifar10_has_the_published_channel_means_and_deviations(cifar):
 
 
 @needs_cifar
+@pytest.mark.full
 def test_cifar10_is_the_same_from_the_cache(cifar):
     decoded, cached = cifar
     assert not isinstance(decoded.train_images, np.memmap)

@@ -45,6 +45,7 @@ def test_two_processes_train_as_one_with_as_many_devices(two, finished):
         np.testing.assert_allclose(ours[path], theirs[path], atol=1e-4, err_msg=path)
 
 
+@pytest.mark.full
 def test_two_processes_are_as_accurate_as_one(two, finished):
     assert abs(RunDirectory(two).summary()["test/accuracy"] - finished[1]["test/accuracy"]) <= 0.01
 

@@ -28,7 +28,7 @@ def test_a_job_that_diverges_keeps_no_other_from_being_trained(run, retrain, mon
 
 
 def test_a_start_that_failed_claims_no_directory(run, retrain, monkeypatch):
-    with pytest.raises(UserError, match=r"mesh.data=8: only 4 cpu devices are there"):
+    with pytest.raises(UserError, match=r"mesh.data=8: only 4 cpu devices are available"):
         retrain(run, "--ticket", f"{TICKET}/", "--mesh.data", 8)
     monkeypatch.setattr("loft_jax.retrain.retraining.Retraining.run", lambda *_: {"seed": 0})
     monkeypatch.setattr("loft_jax.retrain.__main__.write_results", lambda run: [])
