@@ -91,6 +91,7 @@ def runs_digits(finished, tmp_path_factory):
     return place
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_the_examples_of_a_page_run_in_order(page, runs_digits, monkeypatch):
     monkeypatch.chdir(runs_digits)
@@ -313,6 +314,7 @@ def texts_in(tree):
             yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
 
 
+@pytest.mark.full
 def test_the_site_builds(tmp_path):
     for module in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         pytest.importorskip(module, reason="pip install '.[docs]'")

@@ -45,12 +45,14 @@ def test_the_ranking_settles_in_the_made_up_checkpoints(example):
     assert distances[0] > 0.5 > distances[-1] == 0
 
 
+@pytest.mark.full
 def test_a_partition_by_hand(example):
     printed = example("partition_by_hand")
     assert "every owned slice is in the full network, to the bit" in printed
     assert printed.count("worker") >= 4
 
 
+@pytest.mark.full
 def test_a_ticket_by_hand(example, finished):
     printed = example("prune_and_evaluate", finished[0], "--ratio", 0.5)
     assert "full network 17,414 parameters" in " ".join(printed.split())

@@ -22,6 +22,7 @@ def test_pairs_are_interleaved_and_the_first_is_not_counted():
     assert len(a) == len(b) == 3
 
 
+@pytest.mark.full
 def test_the_sub_cnn_of_loft_4_costs_at_most_055_of_the_full_step():
     (row,) = flops_of_deep_sub_cnn()
     assert 0.5 < row["ratio"] <= 0.55

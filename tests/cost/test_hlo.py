@@ -199,8 +199,8 @@ def compiled(run, names=None):
     return {name: payloads(lowered[name].compile()) for name in names or lowered}
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["stepwise", "fused"])
-@pytest.mark.parametrize("sync", ["psum", pytest.param("exchange", marks=pytest.mark.compat)])
+@pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.full), True], ids=["stepwise", "fused"])
+@pytest.mark.parametrize("sync", ["psum", pytest.param("exchange", marks=(pytest.mark.full, pytest.mark.compat))])
 def test_a_round_has_no_collective_but_its_syncs(sync, fused):
     run = Run(config(loft__sync=sync), fused=fused)
     predicted = run.round.sync.traffic(run.full).payloads
@@ -211,8 +211,8 @@ def test_a_round_has_no_collective_but_its_syncs(sync, fused):
 
 SETTINGS = [
     (MODEL, {"sync": "psum", "workers": 2}),
-    (POST, {"sync": "psum", "partition": "none", "devices": 2}),
-    pytest.param(POST, {"sync": "exchange", "devices": 2}, marks=pytest.mark.compat),
+    pytest.param(POST, {"sync": "psum", "partition": "none", "devices": 2}, marks=pytest.mark.full),
+    pytest.param(POST, {"sync": "exchange", "devices": 2}, marks=(pytest.mark.full, pytest.mark.compat)),
     pytest.param(MODEL, {"sync": "exchange", "partition": "all", "devices": 2}, marks=pytest.mark.full),
     pytest.param(POST, {"sync": "exchange", "momentum": "reset", "devices": 4}, marks=pytest.mark.full),
     (MODEL, {"sync": "exchange", "devices": 1}),
@@ -238,6 +238,7 @@ def test_variables_of_two_split_groups_are_in_the_ledger():
     assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full).payloads
 
 
+@pytest.mark.full
 def test_a_data_parallel_step_reduces_gradients_loss_and_norm_statistics():
     """For pre-activation networks 3 numbers a channel: mean and mean square forward, and one more back."""
     run = Run(config(loft__workers=2, mesh__data=2))

@@ -23,6 +23,7 @@ def table():
     return communication_table()
 
 
+@pytest.mark.full
 def test_the_table_has_the_papers_twenty_cells(table):
     assert len(table) == 20
     assert {row["method"] for row in table} == {"LoFT-2", "LoFT-4", "GPipe-2", "GPipe-4"}
@@ -67,6 +68,7 @@ def test_a_cut_that_is_no_block_with_another_behind_it_is_refused(cut):
         boundary_floats(MODEL, (8, 8, 3), [cut])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["preresnet20", "resnet18"])
 def test_segments_one_after_another_are_the_network(name):
     model, image = create_model(name, 3, width=4), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))

@@ -211,8 +211,8 @@ def refused_without_network(name, directory):
     ("name", "hint"),
     [
         ("cifr10", "did you mean cifar10?"),
-        ("digit", "did you mean digits?"),
-        ("qqqqqqqq", "use digits or a name of tensorflow.org/datasets/catalog"),
+        pytest.param("digit", "did you mean digits?", marks=pytest.mark.full),
+        pytest.param("qqqqqqqq", "use digits or a name of tensorflow.org/datasets/catalog", marks=pytest.mark.full),
     ],
 )
 def test_an_unknown_data_set_is_refused_with_the_nearest_name_and_what_is_prepared(tmp_path, name, hint):
@@ -222,7 +222,7 @@ def test_an_unknown_data_set_is_refused_with_the_nearest_name_and_what_is_prepar
     assert said == f"data.name={name}: no such data set; {hint}; {known}\n"
 
 
-@pytest.mark.parametrize("name", ["cifar100", "imagenet_resized/32x32"])
+@pytest.mark.parametrize("name", ["cifar100", pytest.param("imagenet_resized/32x32", marks=pytest.mark.full)])
 def test_a_data_set_that_is_not_prepared_is_refused_with_the_command_that_prepares_it(tmp_path, name):
     said = refused_without_network(name, tmp_path / "nowhere")
     assert said.startswith(f"data.name={name}: not prepared under data.data_dir={tmp_path}/nowhere; prepare it with\n")

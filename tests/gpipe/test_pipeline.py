@@ -96,6 +96,7 @@ def test_rounds_are_those_of_gradient_accumulation(stages):
     np.testing.assert_allclose(run.loss, np.mean(losses[-3:]), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_one_micro_batch_is_plain_sgd():
     settings = {"loft__momentum": "reset", "data__augment": False}
     piped = pipeline(2, 1, **settings).rounds(2)
@@ -104,6 +105,7 @@ def test_one_micro_batch_is_plain_sgd():
     assert_close(piped, plain)
 
 
+@pytest.mark.full
 def test_stages_lie_on_different_devices_and_nowhere_else():
     run = pipeline(4)
     run.rounds(1)
@@ -116,6 +118,7 @@ def test_stages_lie_on_different_devices_and_nowhere_else():
     assert flat(run.round.full(run.state)).keys() == flat(run.full).keys()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("stages", "precision", "size"), [pytest.param(4, "float32", 4, marks=pytest.mark.full), (2, "bfloat16", 2)]
 )
@@ -129,6 +132,7 @@ def test_what_a_step_transfers_is_what_the_ledger_says(stages, precision, size):
     assert run.round.transfers.count == steps * 2 * (stages - 1) * 4
 
 
+@pytest.mark.full
 def test_micro_batches_change_the_result():
     one, two = (pipeline(2, parts).rounds(1)["params"] for parts in (1, 2))
     assert (one["head"]["kernel"] != two["head"]["kernel"]).any()
@@ -232,6 +236,7 @@ def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(piped, tmp_path):
     assert_same_state(read_state(tmp_path / "resumed/checkpoints", 6), read_state(piped[0] / "checkpoints", 6))
 
 
+@pytest.mark.full
 def test_the_run_says_what_goes_between_the_stages(piped, capsys):
     experiment = Experiment.build(config_of(**SETTINGS))
     boundary = boundary_floats(experiment.model, (8, 8, 1), ["stage2/block1"])
@@ -249,6 +254,7 @@ def test_the_run_says_what_goes_between_the_stages(piped, capsys):
     assert "finished  preresnet20 on digits, GPipe-2: " in said
 
 
+@pytest.mark.full
 def test_a_ticket_of_a_pipelines_run_is_drawn_from_it_and_retrained_without_one(piped):
     snapshots = Snapshots(RunDirectory(piped[0]))
     ticket = snapshots.ticket(snapshots.scores(6, "l2"), 6, 0.5, "group", "l2")

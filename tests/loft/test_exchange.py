@@ -65,7 +65,7 @@ def test_what_is_no_partition_in_equal_parts_is_not_dealt(masks):
     ("workers", "devices", "fused", "settings"),
     [
         pytest.param(2, 2, False, {}, marks=pytest.mark.compat),
-        (4, 4, True, {"loft__partition": "all"}),
+        pytest.param(4, 4, True, {"loft__partition": "all"}, marks=pytest.mark.full),
         pytest.param(4, 2, False, {"loft__momentum": "reset"}, marks=pytest.mark.full),
         pytest.param(4, 1, False, {"loft__partition": "all"}, marks=pytest.mark.full),
     ],
@@ -154,6 +154,7 @@ def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(exchanged, tmp_path):
     assert_same_state(read_state(tmp_path / "resumed/checkpoints", 6), saved)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_another_number_of_devices():
     four, two = Run(exchange()), Run(exchange(mesh__worker=2))
     two.state = two.round.place(replicate(State(**four.rounds(1)), two.mesh))

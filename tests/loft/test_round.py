@@ -41,6 +41,7 @@ def test_one_worker_is_bit_equal_to_plain_sgd():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
+@pytest.mark.full
 def test_a_round_is_the_same_on_one_two_and_four_devices():
     states = {d: Run(config(mesh__worker=d)).rounds(1) for d in (1, 2, 4)}
     owned_paths = {p for group in split_groups(MODEL, config()) if group.partitioned for p in group.axes}
@@ -55,7 +56,7 @@ def test_a_round_is_the_same_on_one_two_and_four_devices():
                 np.testing.assert_allclose(one[path], other[path], rtol=0, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["stepwise", "fused"])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.full)], ids=["stepwise", "fused"])
 def test_a_worker_on_two_devices_equals_one_with_the_whole_batch(fused):
     one = Run(config(loft__workers=2, mesh__worker=2, mesh__data=1)).rounds(2)
     two = Run(config(loft__workers=2, mesh__worker=2, mesh__data=2), fused=fused).rounds(2)

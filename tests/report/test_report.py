@@ -153,6 +153,7 @@ def made(tmp_path_factory):
     return path / "out"
 
 
+@pytest.mark.full
 def test_the_page_shows_everything_and_its_runs_can_be_hidden(opened, made):
     page = opened()
     figures = {p.stem for p in (made / "figures").glob("*.svg")}

@@ -96,6 +96,7 @@ def test_the_weights_are_those_of_the_kept_filters_at_the_round_rewound_to(mode,
         np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
 
 
+@pytest.mark.full
 def test_a_ticket_is_kept_as_it_is_but_in_the_controls_that_draw_other_filters(started, starts):
     ticket = kept_of(started / "tickets" / TICKET)
     kept = {mode: starts[mode, 0][1] for mode in command.MODES}
@@ -107,6 +108,7 @@ def test_a_ticket_is_kept_as_it_is_but_in_the_controls_that_draw_other_filters(s
     assert kept["random"] != starts["random", 1][1]
 
 
+@pytest.mark.full
 def test_new_weights_differ_from_the_initialisation_and_between_seeds_but_not_in_distribution(starts):
     new, other, old = starts["reinit", 0][0], starts["reinit", 1][0], starts["rewind", 0][0]
     kernels = [path for path in new if path.endswith("['kernel']")]
@@ -197,6 +199,7 @@ def test_an_interrupted_retraining_goes_on_to_the_same_end(started, run, retrain
     assert_same_state(*states)
 
 
+@pytest.mark.full
 def test_another_seed_reads_the_runs_own_split_in_another_order(run, retrain, monkeypatch):
     """The digits' split is a function of the seed: images the run has trained on must not be tested on."""
     seen = []
@@ -232,6 +235,7 @@ def test_a_retraining_carries_its_momentum_whatever_the_run_did():
     assert (config.method, config.loft.momentum) == ("plain SGD", "carry")
 
 
+@pytest.mark.full
 def test_a_pruned_network_is_the_full_one_with_the_other_filters_silenced():
     """Kernel, scale and bias of a removed filter zero: what reaches conv2 from it is zero."""
     for name in ("preresnet20", "resnet18"):

@@ -96,6 +96,7 @@ def test_the_moments_of_masks_are_sums_over_the_number_of_keepers(workers, xi):
     assert found == pytest.approx((theta, theta**2 / workers, own), rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("disjoint", "settings"),
     [(False, {}), (False, {"xi": 0.8, "output_scale": 1.0, "gd_step": 0.3}), (True, {"xi": 1 / 3, "gd_step": 0.2})],

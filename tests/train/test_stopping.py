@@ -85,6 +85,7 @@ def stopped(tmp_path_factory):
     return path, run(STOPPING, opened(path, STOPPING))
 
 
+@pytest.mark.full
 def test_a_run_that_stops_says_why_and_ends_like_any_other(stopped, capsys):
     path, summary = stopped
     rows = RunDirectory(path).rows()
@@ -99,6 +100,7 @@ def test_a_run_that_stops_says_why_and_ends_like_any_other(stopped, capsys):
     assert "stopped   the ticket has appeared" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_distances_of_a_run_are_those_of_its_judged_snapshots(stopped):
     snapshots, rows = Snapshots(RunDirectory(stopped[0])), RunDirectory(stopped[0]).rows()
     before, after = (rank_groups(snapshots.scores(round_number, "l2")) for round_number in (2, 4))
@@ -115,6 +117,7 @@ def test_an_interrupted_run_stops_where_an_undisturbed_one_does(stopped, tmp_pat
     assert_same_state(read_state(tmp_path / "run/checkpoints", 6), read_state(stopped[0] / "checkpoints", 6))
 
 
+@pytest.mark.full
 def test_a_stopped_run_whose_summary_was_lost_has_no_round_left(stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
@@ -155,6 +158,7 @@ def test_as_many_distances_as_there_are_can_be_asked_for_and_no_more():
         asking(2)
 
 
+@pytest.mark.full
 def test_a_run_does_not_go_on_past_a_judged_snapshot_that_is_damaged(stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()

@@ -90,6 +90,7 @@ def test_any_saved_round_can_be_loaded_and_no_other(finished):
         load_checkpoint(finished[0].parent)
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(finished, tmp_path):
     train_rounds(tmp_path / "resumed", config_of(), 5)
     run(config_of(), opened(tmp_path / "resumed", config_of()))
@@ -258,6 +259,7 @@ def test_the_command_trains_then_says_that_the_run_is_complete(yaml_file, tmp_pa
     assert "accuracy" in again.stdout
 
 
+@pytest.mark.full
 def test_a_dry_run_prints_sizes_and_writes_nothing(yaml_file, tmp_path):
     result = command("--config", yaml_file, "--dry_run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

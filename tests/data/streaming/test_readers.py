@@ -122,6 +122,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 def test_readers_end_with_a_run_that_is_killed(directory, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(places=[str(TESTS), str(Path(__file__).parent)], directory=str(directory)))
