@@ -8,7 +8,7 @@
 # WORKDIR         run directory on the workers, on storage that all of them have mounted (a bucket through Cloud Storage
 #                 FUSE, or NFS): every worker writes its part of a checkpoint there
 # INSTALL=1       first copies the committed files of this checkout to ~/loft_jax on every worker, and installs them
-#                 with '.[tpu]' in ~/loft_jax/.venv; needed once per slice, and after every change. python3 on the
+#                 with '.[tpu,tfds]' in ~/loft_jax/.venv; needed once per slice, and after every change. python3 on the
 #                 workers must be 3.11 or newer
 #
 # Run it from the top of the checkout. Paths in the options are paths on the workers, relative to ~/loft_jax. If the
@@ -35,7 +35,7 @@ if [ "${INSTALL:-0}" = 1 ]; then
   git archive --output "$archive" HEAD
   gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:" --zone "$ZONE" --worker=all
   on_all_workers "mkdir -p loft_jax && tar -xzf loft_jax.tar.gz -C loft_jax && cd loft_jax &&
-    python3 -m venv .venv && .venv/bin/python -m pip install -q '.[tpu]'"
+    python3 -m venv .venv && .venv/bin/python -m pip install -q '.[tpu,tfds]'"
 fi
 
 # Quote again, because the shell of the workers splits the command once more.

@@ -252,7 +252,7 @@ def test_workers_of_a_tpu_slice_are_installed_when_asked(stub, monkeypatch):
     asked = (stub / "said.gcloud").read_text()
     assert "tpu-vm scp" in asked
     assert "--zone zone-a --worker=all" in asked
-    assert "pip install -q '.[tpu]'" in asked
+    assert "pip install -q '.[tpu,tfds]'" in asked
     assert "loft_jax.train" not in asked
 
 

@@ -13,7 +13,7 @@ import loft_jax
 from loft_jax.__main__ import COMMANDS
 
 PACKAGES = sorted(module.name for module in pkgutil.iter_modules(loft_jax.__path__) if module.ispkg)
-# Design's contract, beside what its tests import one by one.
+# What may be imported from the package: a contract with tools outside.
 NAMES = """Config FilterGroup UserError __version__ create_model deal_partition draw_partition expected_footrule extract
 filter_scores footrule footrule_matrix load_checkpoint load_dataset merge normalised_footrule prune rank_filters"""
 

@@ -65,6 +65,11 @@ def read_config(name: str) -> dict[str, Any]:
     if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():
         hint = did_you_mean(name, packaged, f"packaged are {', '.join(packaged)}")
         raise UserError(f"--config {format_value(name)}: neither a file nor a packaged config{hint}")
+    stem = "" if path_problem(name) or Path(name).exists() else Path(name).stem
+    if stem in packaged:
+        raise UserError(
+            f"--config {format_value(name)}: no such file; did you mean the packaged config, --config {stem}?"
+        )
     return read_yaml(name)
 
 
@@ -72,8 +77,9 @@ def packaged_configs() -> dict[str, Path]:
     """Return the file of every config that comes with the package, by its name."""
     package = Path(__file__).parents[1]
     # In a clone they are beside the package, in a wheel inside it.
-    places = (package / "configs", package.parent / "configs")
-    return {path.stem: path for place in places if place.is_dir() for path in sorted(place.glob("*.yaml"))}
+    inside = package / "configs"
+    place = inside if inside.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(place.glob("*.yaml"))}
 
 
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:

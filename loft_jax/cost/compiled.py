@@ -7,7 +7,7 @@ a run counts in its metrics.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import jax
 from jax.sharding import Mesh
@@ -207,8 +207,3 @@ def wire_bytes(programs: Mapping[str, RoundProgram], devices: int) -> float:
     """Count the bytes that all devices together send when each program does its runs; compiles the programs."""
     read = [(program.runs, collectives(program.lower().compile())) for program in programs.values()]
     return devices * sum(runs * collective.sent for runs, found in read for collective in found)
-
-
-def nbytes(tree: Any) -> int:
-    """Count the bytes of arrays or their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 
 from loft_jax.config import Config, validate_settings
-from loft_jax.cost.compiled import RoundBill, nbytes, wire_bytes
+from loft_jax.cost.compiled import RoundBill, wire_bytes
 from loft_jax.cost.memory import PeakMemory, data_bytes
 from loft_jax.cost.prediction import ParameterSplit
 from loft_jax.data import Facts
-from loft_jax.devices import make_mesh
+from loft_jax.devices import make_mesh, nbytes
 from loft_jax.gpipe import GPipe
 from loft_jax.loft import (
     BYTES_OF_FLOAT,

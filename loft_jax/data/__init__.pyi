@@ -1,8 +1,4 @@
-from .batches import (
-    Augmentation as Augmentation,
-    normalise as normalise,
-    worker_order as worker_order,
-)
+from .batches import worker_order as worker_order
 from .dataset import Dataset as Dataset
 from .digits import read_digits as read_digits
 from .facts import Facts as Facts, dataset_facts as dataset_facts, facts_to_compile_for as facts_to_compile_for

@@ -8,6 +8,7 @@ from .mesh import (
     bytes_on_device as bytes_on_device,
     distribute as distribute,
     make_mesh as make_mesh,
+    nbytes as nbytes,
     replicate as replicate,
     shapes_with_sharding as shapes_with_sharding,
     shapes_with_specs as shapes_with_specs,

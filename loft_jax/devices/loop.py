@@ -45,7 +45,7 @@ class DeviceLoop:
         step_has_collective: bool = False,
         fused: bool | None = None,
     ):
-        self._mesh, self._count, self._carry_spec = mesh, count, carry_spec
+        self._mesh, self._count = mesh, count
         self._step_has_collective = step_has_collective
         self.fused = not feed_specs and (fuses_loops(mesh) if fused is None else fused)
 

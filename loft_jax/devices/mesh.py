@@ -116,6 +116,11 @@ def shapes_with_specs(specs: Any, tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def nbytes(tree: Any) -> int:
+    """Count the bytes of a tree of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def bytes_on_device(shapes: Any) -> int:
     """Return the bytes that a tree of sharded shapes takes on one device."""
     leaves = jax.tree.leaves(shapes)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from loft_jax.config import Config
 from loft_jax.console import megabytes
 from loft_jax.data import AnyDataset
-from loft_jax.devices import REPLICATED, shapes_with_sharding
+from loft_jax.devices import REPLICATED, nbytes, shapes_with_sharding
 from loft_jax.gpipe.cuts import as_segmented, stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
 from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
@@ -219,7 +219,7 @@ class GPipe:
         While the pipeline is full, the inputs of all micro-batches wait for the backward pass, as does one gradient.
         """
         held = [
-            _nbytes((state, sums)) + self.microbatches * _nbytes(self.inputs[s]) + _nbytes(self.inputs[s + 1 : s + 2])
+            nbytes((state, sums)) + self.microbatches * nbytes(self.inputs[s]) + nbytes(self.inputs[s + 1 : s + 2])
             for s, (state, sums) in enumerate(zip(self.state_shapes, self.sum_shapes, strict=True))
         ]
         return {name: held[program.stage or 0] for name, program in self.programs(full).items()}
@@ -292,10 +292,6 @@ def _local_copy(array: jax.Array, device: jax.Device) -> jax.Array:
 def _select_variables(whole: Tree, own: Tree) -> Tree:
     """Select the variables of a stage: from each collection the modules that the stage has."""
     return {kind: {name: whole[kind][name] for name in modules} for kind, modules in own.items()}
-
-
-def _nbytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _find_shapes(

@@ -1,6 +1,5 @@
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
 from .registry import create_model as create_model, make_model as make_model, published_width as published_width
-from .resnet import ResNet as ResNet
 from .sizes import (
     counted_flops as counted_flops,
     flops as flops,

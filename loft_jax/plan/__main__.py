@@ -1,6 +1,6 @@
 """Plan a run for hardware that is not there: python -m loft_jax.plan --config C --topology v5e:4x4
 
-Compiles the programs of a round ahead of time for the topology. (For TPUs this needs libtpu, pip install '.[tpu]', but
+Compiles the programs of a round ahead of time for the topology. (For TPUs this needs libtpu, pip install 'loft_jax[tpu]', but
 no TPU.) Prints what the compiler knows: memory of a chip, bytes of every collective, operations; and the time of a
 round, computed from the peak figures that the vendor states. A plan that does not fit is refused, with what to change.
 

@@ -6,9 +6,9 @@ Nothing runs on the devices: the arguments are shapes, with the shardings that a
 import jax
 
 from loft_jax.config import Config, largest_divisor
-from loft_jax.cost import Progress, RoundBill, nbytes
+from loft_jax.cost import Progress, RoundBill
 from loft_jax.data import AnyDataset, Facts
-from loft_jax.devices import configure_jax, make_mesh
+from loft_jax.devices import configure_jax, make_mesh, nbytes
 from loft_jax.errors import UserError
 from loft_jax.methods import check_data, check_method
 from loft_jax.models import Network, make_model

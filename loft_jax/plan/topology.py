@@ -119,8 +119,8 @@ class Topology:
             return jax.devices("cpu")[: self.size]
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology {self.name}: compiling for TPUs needs libtpu; pip install '.[tpu]', or try "
-                f"--topology cpu:{self.size}"
+                f"--topology {self.name}: compiling for TPUs needs libtpu; pip install 'loft_jax[tpu]', or try "
+                f"--topology cpu:{min(self.size, MOST_CPU_DEVICES)}"
             )
         for variable, value in _QUIET.items():
             os.environ.setdefault(variable, value)

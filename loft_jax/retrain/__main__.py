@@ -59,7 +59,6 @@ def main() -> None:
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
     check_options(options, saved)
-    check_installed(config.train)
     names = draw_missing(run, config, options, saved) if options.every else dict.fromkeys(options.ticket)
     tickets = [load_ticket(run.tickets, name.rstrip("/")) for name in names]
     jobs = [
@@ -153,6 +152,7 @@ def complete(run: RunDirectory, config: Config, jobs: Sequence[Job], preemption:
     if not unfinished:
         print(f"{run.retrain}: already complete")
         return []
+    check_installed(config.train)
     from loft_jax.devices import configure_jax
 
     configure_jax(config)

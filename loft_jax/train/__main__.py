@@ -4,6 +4,7 @@ The settings choose LoFT, local SGD, plain SGD or GPipe. Run the same command ag
 checkpoint; if the run is finished, its summary is printed again.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,13 @@ def main() -> None:
     if config.distributed.is_enabled:
         # First, because JAX must be set up before the processes connect: then it looks for the devices.
         configure(config)
-    with connect_processes(config) as processes, Preemption() as preemption:
+    with connect_processes(config) as processes, Preemption() as preemption, closing(directory):
         directory.writes = processes.is_first
         complete = run_on_first(processes, lambda: is_complete(directory, config))
         check_visible(processes, directory.path / CONFIG)
-        if complete:
-            return
-        configure(config)
-        try:
+        if not complete:
+            configure(config)
             run(config, directory, preemption)
-        finally:
-            directory.close()
 
 
 def is_complete(directory: RunDirectory, config: Config) -> bool:

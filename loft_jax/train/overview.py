@@ -44,14 +44,16 @@ def print_programs(compiled: CompiledRound) -> None:
         "arguments",
         "results",
         "temporary",
-        "peak",
+        "in all",
         title="one device; every step of a loop is counted",
     )
     for program in compiled.programs:
         sizes = (program.arguments, program.results, program.temporary)
-        peak = sum(sizes) - program.aliased
-        table.add_row(program.name, f"{program.flops / 1e9:.3f} G", *map(megabytes, sizes), megabytes(peak))
+        total = sum(sizes) - program.aliased
+        table.add_row(program.name, f"{program.flops / 1e9:.3f} G", *map(megabytes, sizes), megabytes(total))
     console().print(table)
+    peak = compiled.memory
+    print(f"memory    {megabytes(peak.total)} at the peak: {megabytes(peak.resident)} stay, {peak.name} needs the rest")
 
 
 def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -54,7 +54,11 @@ def test_a_name_is_a_packaged_config_and_a_path_is_a_file(tmp_path, monkeypatch)
         ("digit", "--config digit: neither a file nor a packaged config; did you mean digits?"),
         ("cifar10", "--config cifar10: neither a file nor a packaged config; did you mean cifar10_small?"),
         ("x", "--config x: neither a file nor a packaged config; packaged are cifar100_preresnet34_loft2, "),
-        ("./digits", "--config ./digits: no such file"),
+        ("./digits", "--config ./digits: no such file; did you mean the packaged config, --config digits?"),
+        (
+            "configs/digits.yaml",
+            "--config configs/digits.yaml: no such file; did you mean the packaged config, --config ",
+        ),
         ("digit.yaml", "--config digit.yaml: no such file"),
     ],
 )

@@ -5,7 +5,8 @@ from dataclasses import replace
 from helpers import tiny
 from helpers.planned import planned
 
-from loft_jax.cost.compiled import CompiledRound, Program, nbytes
+from loft_jax.cost.compiled import CompiledRound, Program
+from loft_jax.devices.mesh import nbytes
 
 
 def test_a_pipelines_programs_run_once_a_micro_batch_and_its_updates_once_a_step():

@@ -37,7 +37,7 @@ def test_a_topology_that_is_none_is_refused(name):
 def test_without_libtpu_a_tpu_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = refusal(Topology.parse("v5e:4x4").devices)
-    assert "pip install '.[tpu]'" in message
+    assert "pip install 'loft_jax[tpu]'" in message
     assert message.endswith("try --topology cpu:16")
 
 
