@@ -1,8 +1,9 @@
 """Plan a run for hardware that is not there: python -m loft_jax.plan --config C --topology v5e:4x4
 
-Compiles the programs of a round ahead of time for the topology. (For TPUs this needs libtpu, pip install 'loft_jax[tpu]', but
-no TPU.) Prints what the compiler knows: memory of a chip, bytes of every collective, operations; and the time of a
-round, computed from the peak figures that the vendor states. A plan that does not fit is refused, with what to change.
+Compiles the programs of a round ahead of time for the topology. (For TPUs this needs libtpu, pip install
+'loft_jax[tpu]', but no TPU.) Prints what the compiler knows: memory of a chip, bytes of every collective, operations;
+and the time of a round, computed from the peak figures that the vendor states. A plan that does not fit is refused,
+with what to change.
 
 --topology   v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB, a slice of TPU chips with these sides; or cpu:N, virtual devices,
              which have no stated figures
