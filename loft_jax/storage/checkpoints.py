@@ -23,20 +23,21 @@ import orbax.checkpoint as ocp
 from loft_jax.devices import reduce_over_processes
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, saved_instead, saved_rounds
+from loft_jax.storage.services import error_reason
 
 Tree = dict[str, Any]
 
 _CHECKSUMS = "checksums"
 
-# Orbax narrates every save, and logs with a page of traceback what it raises as well.
+# Orbax logs every save, and the errors that it raises a second time, with a long traceback.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Store:
     """One directory of states by round. A state is there whole or not at all.
 
-    One process saves in the background. Several wait, so that what one of them cannot write is known at once, and no
-    process is left at a barrier to which another one does not come.
+    One process saves in the background. Several wait, so that a failed write of one of them is known at once, and no
+    process is left at a barrier that another one does not reach.
     """
 
     def __init__(self, directory: Path, keep: int | None = None):
@@ -74,15 +75,16 @@ class Store:
     def _named(self, what: str) -> Generator[None]:
         try:
             yield
-        except Exception as error:  # Orbax and TensorStore raise what they please, when a disk is full too.
+        except Exception as error:  # Orbax and TensorStore raise errors of any type, also for a full disk.
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
                 raise  # Another process has gone.
             full = os.strerror(errno.ENOSPC)
-            reason = full if full in str(error) else _first_line(error)
+            reason = full if full in str(error) else error_reason(error)
             whole = ", ".join(map(str, saved_rounds(self._directory))) or "none"
             raise RunStopped(
                 f"{self._directory}: {what} could not be saved ({reason}). States saved before are as they were (of "
-                f"rounds: {whole}). Make room, or see that it can be written, and the same command goes on"
+                f"rounds: {whole}). Free some space, or make the directory writable, then run the same command again "
+                "to resume"
             ) from error
 
 
@@ -109,11 +111,11 @@ def newest_sound(directory: Path) -> tuple[int, Tree] | None:
             f"a file system that all of them share{': ' if damage else ''}{'; '.join(damage)}"
         )
     if newest < 0 and damage:
-        raise UserError(f"no checkpoint can be read: {'; '.join(damage)}. Start anew, in another directory")
+        raise UserError(f"no checkpoint can be read: {'; '.join(damage)}. Start again, in another directory")
     if own > newest:
         damage.append(f"{directory / str(own)}: cannot be read by another process")
     for message in damage if jax.process_index() == 0 else ():
-        print(f"warning: {message}; going on from round {newest}", file=sys.stderr, flush=True)
+        print(f"warning: {message}; resuming from round {newest}", file=sys.stderr, flush=True)
     return found if found is None or own == newest else (newest, read_state(directory, newest))
 
 
@@ -143,7 +145,7 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
 
 
 def read_state(directory: Path, round_number: int) -> Tree:
-    """All that was saved of a round, as nested dicts of numpy arrays.
+    """Read all that was saved of a round, as nested dicts of numpy arrays.
 
     Raises:
       UserError: what is read is not what was written.
@@ -160,8 +162,8 @@ def read_state(directory: Path, round_number: int) -> Tree:
             tree = reader.metadata(path / "default").item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
             tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except Exception as error:  # Orbax and TensorStore raise what they please for files that are cut or gone.
-        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
+    except Exception as error:  # Orbax and TensorStore raise errors of any type for truncated or missing files.
+        raise UserError(f"{path}: cannot be read ({error_reason(error)})") from error
     # Orbax restores array data with a flipped byte without noticing.
     if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
         raise UserError(f"{path}: is damaged (its checksums do not match)")
@@ -170,9 +172,9 @@ def read_state(directory: Path, round_number: int) -> Tree:
 
 @cache
 def _ignore_late_ends() -> None:
-    """Once one read or write has failed, Orbax closes its event loop, and TensorStore cannot tell it how others end.
+    """Hide the tracebacks of reads and writes that end after another one has failed.
 
-    Python would print a traceback for each of them, beside our message.
+    Orbax closes its event loop then, and Python would print "Event loop is closed" for each of them.
     """
     before = sys.unraisablehook
 
@@ -181,10 +183,6 @@ def _ignore_late_ends() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason is given'}"
 
 
 def _checksums(tree: Tree) -> np.ndarray:

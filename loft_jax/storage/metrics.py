@@ -18,7 +18,7 @@ class JsonLines:
         self._path = path
 
     def start(self, rows: Sequence[Row]) -> None:
-        """Write the file again, of these rows."""
+        """Write the file again, with these rows."""
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: Row) -> None:
@@ -26,11 +26,8 @@ class JsonLines:
         with stop_on_write_error(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def close(self, finished: bool) -> None:
-        """Do nothing: every line has been written."""
-
     def rows(self) -> list[Row]:
-        """Read all rows, up to one that a crash has cut off or a disk has spoiled."""
+        """Read all rows, up to the first that is truncated or damaged."""
         if not self._path.exists():
             return []
         rows = []
@@ -46,7 +43,7 @@ class JsonLines:
 
 
 def scalars(row: Row) -> Row:
-    """The numbers of a row but its round, which is their step."""
+    """Return the numbers of a row, except the round, which is their step."""
     return {key: value for key, value in row.items() if key != "round" and isinstance(value, int | float)}
 
 

@@ -37,9 +37,9 @@ _FEW = 20
 
 
 class RunDirectory:
-    """The directory of one run. Everything is written aside and renamed, but for the rows, which are appended.
+    """The directory of one run. Every file is written aside and renamed, except the rows, which are appended.
 
-    `label` says in messages what the directory is; raises UserError where no directory can go by that name.
+    `label` says in messages what the directory is; raises UserError if no directory can have that name.
 
     Attributes:
       path: the directory, and the places in it by name.
@@ -65,16 +65,16 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """Whether anything is there but a config, which is all that a start that failed leaves."""
+        """Whether anything is there except a config: a failed start leaves nothing else."""
         return self.path.is_dir() and any(
             path.name not in (CONFIG, LOCK, OWNER) and not path.name.startswith(f".{CONFIG}.")
             for path in self.path.iterdir()
         )
 
     def open(self, config: Config) -> None:
-        """Make the directory, or check that it holds a run of the same config; write the config of a run to go on.
+        """Make the directory, or check that it holds a run of the same config; write the config unless it is finished.
 
-        It is this process's until `close`, or until the process ends.
+        The directory is locked for this process until `close`, or until the process ends.
 
         Raises:
           UserError: it cannot be written, is no run directory, was made with another config, or is another process's,
@@ -91,7 +91,8 @@ class RunDirectory:
         self._claim()
         for name in (CONFIG, METRICS, SUMMARY, EVENTS):
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
-                left_by_a_crash.unlink()
+                with stop_on_write_error(left_by_a_crash):
+                    left_by_a_crash.unlink()
         if not finished:
             write_atomically(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
         if self._close_trackers is None:
@@ -123,7 +124,7 @@ class RunDirectory:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             raise UserError(
-                f"{self._label} {self.path}: another process is at work there ({self._owner()}); wait for it, stop it, "
+                f"{self._label} {self.path}: another process is using it ({self._owner()}); wait for it, stop it, "
                 "or use another directory"
             ) from None
         except OSError as error:
@@ -139,7 +140,7 @@ class RunDirectory:
     def _owner(self) -> str:
         with suppress(OSError):
             return (self.path / OWNER).read_text(encoding="utf-8").strip()
-        return "which has not said its name yet"
+        return "its name is not known yet"
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""
@@ -171,7 +172,7 @@ class RunDirectory:
         if not rounds:
             raise UserError(f"{self.path}: holds no snapshots; train it first, python -m loft_jax.train --workdir ...")
         if rounds[0] != 0:
-            raise UserError(f"{self.snapshots}: that of round 0, the initialisation, is missing; train the run anew")
+            raise UserError(f"{self.snapshots}: that of round 0, the initialisation, is missing; train the run again")
         return rounds
 
     def append(self, row: Row) -> None:
@@ -196,13 +197,13 @@ class RunDirectory:
         atexit.register(self._close_trackers)
 
     def rows(self) -> list[Row]:
-        """Read all rows, up to one that a crash has cut off or a disk has spoiled."""
+        """Read all rows, up to the first that is truncated or damaged."""
         return JsonLines(self._metrics).rows()
 
     def forget_after(self, round_number: int) -> None:
-        """Forget rows and snapshots past the round a run resumes from, so that each round stands once.
+        """Delete rows and snapshots after the round that a run resumes from, so that no round is recorded twice.
 
-        Checkpoints past it, which could not be read, get another name: someone may know what to do with them.
+        Later checkpoints, which could not be read, are renamed and kept, because someone may be able to repair them.
         """
         if not self.writes:
             return
@@ -210,11 +211,14 @@ class RunDirectory:
         JsonLines(self._metrics).start(kept)
         self._start_trackers(kept)
         for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
-            shutil.rmtree(self.snapshots / str(later))
+            with stop_on_write_error(self.snapshots / str(later)):
+                shutil.rmtree(self.snapshots / str(later))
         for later in [r for r in saved_rounds(self.checkpoints) if r > round_number]:
             aside = self.checkpoints / f"{later}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.checkpoints / str(later)).rename(aside)
+            with stop_on_write_error(aside):
+                if aside.exists():
+                    shutil.rmtree(aside)
+                (self.checkpoints / str(later)).rename(aside)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the summary; its presence says that the run is finished."""
@@ -224,7 +228,7 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run; None where there is none, or one that lacks what every summary has.
 
-        The run then goes on from its last checkpoint, and writes it anew.
+        Without one the run resumes from its last checkpoint, and writes the summary again.
         """
         with suppress(FileNotFoundError, IsADirectoryError, ValueError):
             summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))

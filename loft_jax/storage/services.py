@@ -16,6 +16,8 @@ from loft_jax.errors import RunStopped, UserError
 from loft_jax.files import write_atomically
 from loft_jax.storage.metrics import Row, scalars, with_times
 
+_LATER = "some rounds are not logged yet, and are sent again with later ones"
+
 
 class WandbRun:
     """A run of Weights & Biases, online, or offline in RUN/wandb, to be sent later by `wandb sync`.
@@ -27,12 +29,15 @@ class WandbRun:
     def __init__(self, directory: Path, config: Config):
         self._directory, self._config = directory, config
         self._run: Any = None
+        self._waiting: list[tuple[Row, float]] = []
+        self._failing = False
 
     def start(self, rows: Sequence[Row]) -> None:
         """Begin the run, or resume it, and log those of the rows that it lacks."""
         self.close(finished=False)
         self._kept = _read_kept(self._directory / "wandb.json", "wandb") or {"id": secrets.token_hex(8), "round": -1}
         self._remove_open_part()
+        self._waiting, self._failing = [], False
         with _service("wandb", "run `wandb login`, or set WANDB_MODE=offline and run `wandb sync` later"):
             import wandb
 
@@ -52,17 +57,28 @@ class WandbRun:
                 self._log(row, measured)
 
     def append(self, row: Row) -> None:
-        """Log a row. W&B sends it in the background, and again if need be."""
-        self._log(row, time.time())
+        """Log a row, after those that W&B has not accepted yet. W&B sends rows in the background, and retries."""
+        self._waiting.append((row, time.time()))
+        self._send()
 
     def close(self, finished: bool) -> None:
         """Wait until everything is sent, or written where W&B is offline."""
         if self._run:
+            self._send()
             run, self._run = self._run, None
             with _warned("wandb", "was not closed"):
                 run.finish(exit_code=0 if finished else 1)
                 self._kept["round"] = self._logged
                 self._keep(open_part=None)
+
+    def _send(self) -> None:
+        with _warned("wandb", _LATER, silent=self._failing):  # only the first of several errors
+            while self._waiting:
+                self._log(*self._waiting[0])
+                del self._waiting[0]
+            self._failing = False
+            return
+        self._failing = True
 
     def _log(self, row: Row, measured: float) -> None:
         # Steps must rise: after a resume, rounds that were logged before it was interrupted come again.
@@ -83,8 +99,8 @@ class WandbRun:
 class MlflowRun:
     """A run of MLflow, on the server or in the files that MLFLOW_TRACKING_URI names.
 
-    RUN/mlflow.json keeps its id; a tag of the MLflow run says which round it has last. A row that the server does not
-    take is sent again with later ones, and training goes on.
+    RUN/mlflow.json keeps its id; a tag of the MLflow run says which round was logged last. A row that the server
+    does not accept is sent again with later ones, and training continues.
     """
 
     _TAG = "loft_jax.round"
@@ -95,7 +111,7 @@ class MlflowRun:
         self._waiting: list[tuple[Row, float]] = []
 
     def start(self, rows: Sequence[Row]) -> None:
-        """Begin the run, or go on with it, and log those of the rows that it lacks."""
+        """Begin the run, or resume it, and log those of the rows that it lacks."""
         self.close(finished=False)
         path = self._directory / "mlflow.json"
         kept = _read_kept(path, "mlflow")
@@ -115,7 +131,7 @@ class MlflowRun:
         self._send()
 
     def append(self, row: Row) -> None:
-        """Log a row, after those that the server has not taken yet."""
+        """Log a row, after those that the server has not accepted yet."""
         if row["round"] > self._logged:
             self._waiting.append((row, time.time()))
         if time.monotonic() >= self._try_at:
@@ -151,7 +167,7 @@ class MlflowRun:
         from mlflow.entities import Metric, RunTag
 
         begun = time.monotonic()
-        with _warned("mlflow", "some rounds are not logged yet, and are sent again with later ones"):
+        with _warned("mlflow", _LATER):
             while self._waiting:
                 row, measured = self._waiting[0]
                 metrics = [Metric(k, v, int(measured * 1000), row["round"]) for k, v in scalars(row).items()]
@@ -159,45 +175,47 @@ class MlflowRun:
                 self._logged = row["round"]
                 del self._waiting[0]
             return
-        # A server that is away is waited for: not more than a tenth of the run's time.
+        # At most a tenth of the run's time is spent waiting for a server that does not answer.
         self._try_at = time.monotonic() + 10 * (time.monotonic() - begun)
 
 
 def _run_name(directory: Path) -> str:
-    return str(directory)[-128:]  # no longer name is taken
+    return str(directory)[-128:]  # longer names are refused
 
 
 def _read_kept(path: Path, name: str) -> dict[str, Any] | None:
-    """What a tracker has kept in a file of the run directory; None where there is none. Raises UserError."""
+    """Read what a tracker has kept in a file of the run directory; None where there is none. Raises UserError."""
     if not path.exists():
         return None
     with suppress(ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(kept, dict) and isinstance(kept.get("id"), str):
             return kept
-    raise UserError(f"{path}: does not name the {name} run to go on with; delete the file to begin another one")
+    raise UserError(f"{path}: does not name the {name} run to resume; delete the file to begin another one")
 
 
 @contextmanager
 def _service(name: str, advice: str) -> Generator[None]:
-    """Whatever a service raises while it starts becomes a UserError."""
+    """Turn any error of a service that starts into a UserError."""
     try:
         yield
     except RunStopped:
         raise
-    except Exception as error:  # These libraries raise what they please.
-        message = f"train.trackers={name}: {name} did not start ({_reason(error)}); {advice}, or leave {name} out"
+    except Exception as error:  # These libraries raise errors of any type.
+        message = f"train.trackers={name}: {name} did not start ({error_reason(error)}); {advice}, or leave {name} out"
         raise UserError(message) from error
 
 
 @contextmanager
-def _warned(name: str, what: str) -> Generator[None]:
-    """Whatever a service raises later is a warning: a run is worth more than its display elsewhere."""
+def _warned(name: str, what: str, silent: bool = False) -> Generator[None]:
+    """Turn any later error of a service into a warning, or hide it, because training matters more than its display."""
     try:
         yield
     except Exception as error:
-        print(f"warning: train.trackers={name}: {what} ({_reason(error)})", file=sys.stderr, flush=True)
+        if not silent:
+            print(f"warning: train.trackers={name}: {what} ({error_reason(error)})", file=sys.stderr, flush=True)
 
 
-def _reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason is given'}"

@@ -79,7 +79,7 @@ class TensorBoardEvents:
 
         self.close(finished=False)
         before = list(self._directory.glob(EVENTS))
-        # TensorBoard goes on with the file whose name comes last.
+        # TensorBoard continues with the file whose name comes last.
         self._path = self._directory / EVENTS.replace("*", f"{time.time_ns() // 1000:017d}.loft_jax")
         aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         with stop_on_write_error(self._path), self._closed_on_error(unfinished=aside):
@@ -109,7 +109,7 @@ class TensorBoardEvents:
 
     @contextmanager
     def _closed_on_error(self, unfinished: Path | None = None) -> Generator[None]:
-        """Where a disk is full, let go of what is not written: Python would report it once more when it ends."""
+        """Close the file after an error: otherwise Python would report the error again when it ends."""
         try:
             yield
         except OSError:

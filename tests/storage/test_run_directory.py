@@ -32,9 +32,7 @@ def test_a_directory_is_claimed_until_it_is_closed_or_forgotten(tmp_path):
     directory = opened(tmp_path / "run", config_of())
     directory.open(config_of())  # it may be opened twice
     holder = rf"process {os.getpid()} on {platform.node()}"
-    with pytest.raises(
-        UserError, match=rf"another process is at work there \({holder}\); wait for it, stop it, or use "
-    ):
+    with pytest.raises(UserError, match=rf"another process is using it \({holder}\); wait for it, stop it, or use "):
         opened(tmp_path / "run", config_of())
     lock = directory._lock
     directory.close()
@@ -47,7 +45,7 @@ def test_a_directory_is_claimed_until_it_is_closed_or_forgotten(tmp_path):
 def test_the_holder_of_a_directory_may_be_unknown(tmp_path):
     directory = opened(tmp_path / "run", config_of())
     (directory.path / ".lock.owner").unlink()
-    with pytest.raises(UserError, match=r"another process is at work there \(which has not said its name yet\)"):
+    with pytest.raises(UserError, match=r"another process is using it \(its name is not known yet\)"):
         opened(tmp_path / "run", config_of())
 
 
@@ -84,6 +82,18 @@ def test_a_checkpoint_that_is_damaged_again_takes_the_place_of_the_one_before(tm
     directory.forget_after(2)
     assert [path.name for path in directory.checkpoints.iterdir()] == ["4.damaged"]
     assert (directory.checkpoints / "4.damaged/file").read_text() == "new"
+
+
+def test_a_damaged_checkpoint_that_cannot_be_renamed_stops_the_run(tmp_path, monkeypatch):
+    directory = opened(tmp_path / "run", config_of())
+    (directory.checkpoints / "4").mkdir(parents=True)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(RunStopped, match=r"checkpoints/4\.damaged: cannot be written \(Permission denied\)"):
+        directory.forget_after(2)
 
 
 def test_of_many_saved_rounds_the_first_and_last_are_named():

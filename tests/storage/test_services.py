@@ -22,10 +22,10 @@ def installed(monkeypatch):
 
 
 class FakeWandb:
-    """W&B online: it knows the rows of each run, and where a resumed one goes on."""
+    """W&B online: it knows the rows of each run, and where a resumed one continues; its service can be broken."""
 
     def __init__(self, directory):
-        self.runs, self.closed, self.asked = {}, [], None
+        self.runs, self.closed, self.asked, self.broken = {}, [], None, False
         self.dir = str(directory / "wandb/run-x/files")
 
     def init(self, **asked):
@@ -33,6 +33,8 @@ class FakeWandb:
         rows = self.runs.setdefault(asked["id"], [])
 
         def log(scalars, step, commit):
+            if self.broken:
+                raise BrokenPipeError("the service has stopped")
             rows.append((step, scalars["train/loss"]))
 
         step = rows[-1][0] + 1 if rows else 0
@@ -63,6 +65,26 @@ def test_a_resumed_run_of_wandb_is_the_same_and_has_each_round_once(tmp_path, mo
     # Another run is another one there.
     train(open_with(tmp_path / "other", "wandb"), 0, 1)
     assert len(fake.runs) == 2
+
+
+def test_an_error_of_wandb_in_the_middle_of_a_run_is_warned_of_once(tmp_path, monkeypatch, installed, capsys):
+    fake = FakeWandb(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    directory = open_with(tmp_path / "run", "wandb")
+    train(directory, 0, 1)
+    fake.broken = True
+    directory.append(row(2))
+    directory.append(row(3))
+    assert capsys.readouterr().err == (
+        "warning: train.trackers=wandb: some rounds are not logged yet, and are sent again with later ones "
+        "(BrokenPipeError: the service has stopped)\n"
+    )
+    fake.broken = False
+    directory.append(row(4))
+    directory.close()
+    (rows,) = fake.runs.values()
+    assert [number for number, _ in rows] == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err == ""
 
 
 class FakeMlflow:
@@ -166,9 +188,7 @@ def test_a_service_that_does_not_start_is_refused(name, tmp_path, monkeypatch, i
 def test_a_file_that_names_no_run_of_a_service_is_refused(name, content, tmp_path, installed):
     directory = open_with(tmp_path / "run", name)
     (directory.path / f"{name}.json").write_text(content)
-    with pytest.raises(
-        UserError, match=rf"run/{name}.json: does not name the {name} run to go on with; delete the file"
-    ):
+    with pytest.raises(UserError, match=rf"run/{name}.json: does not name the {name} run to resume; delete the file"):
         train(directory, 0, 1)
 
 

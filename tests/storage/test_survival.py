@@ -125,7 +125,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(experiment, fini
     train_to_the_end(experiment, directory)
     said = capsys.readouterr()
     assert "checkpoints/4: " in said.err
-    assert "going on from round 2" in said.err
+    assert "resuming from round 2" in said.err
     assert "resumed after round 2" in said.out
     assert (path / "checkpoints/4.damaged").is_dir()
     assert_same_state(read_state(path / "checkpoints", 6), read_state(finished[0] / "checkpoints", 6))
@@ -160,7 +160,7 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
     first = opened(tmp_path / "run", config_of())
     holder = [sys.executable, "-c", "import time; from helpers.runs import config_of, opened; "]
     holder[2] += "d = opened(__import__('sys').argv[1], config_of()); print('open', flush=True); time.sleep(60)"
-    with pytest.raises(UserError, match=r"--workdir .*/run: another process is at work there \(process \d+ on "):
+    with pytest.raises(UserError, match=r"--workdir .*/run: another process is using it \(process \d+ on "):
         opened(tmp_path / "run", config_of())
     first.close()
     other = subprocess.Popen([*holder, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, cwd=TESTS)
@@ -288,5 +288,5 @@ def test_a_checkpoint_that_another_process_cannot_read_is_warned_of(finished, tm
     shutil.copytree(finished[0] / "checkpoints", directory)
     monkeypatch.setattr("loft_jax.storage.checkpoints.reduce_over_processes", lambda own, combine: combine(own, 4))
     assert newest_sound(directory)[0] == 4
-    said = f"warning: {directory / '6'}: cannot be read by another process; going on from round 4\n"
+    said = f"warning: {directory / '6'}: cannot be read by another process; resuming from round 4\n"
     assert capsys.readouterr().err == said
