@@ -149,7 +149,7 @@ _EXIT_CODES = [
     "| code | meaning |",
     "|---|---|",
     "| 0 | done; or the run was asked to stop, and has saved its round |",
-    "| 1 | the run cannot go on: the loss is no longer finite, the disk is full, another process died |",
+    "| 1 | the run cannot continue: the loss is no longer finite, the disk is full, another process died |",
     "| 2 | bad input: one message with the key, the value, the rule and the nearest valid choice |",
     "| 130 | Ctrl-C |",
 ]

@@ -9,6 +9,7 @@ the ticket: `python -m loft_jax.retrain` does.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import jax
@@ -45,7 +46,7 @@ def main() -> None:
     kept, random = {}, {}
     rng = np.random.default_rng(0)
     for group in groups:
-        count = max(1, group.width - int(options.ratio * group.width))
+        count = max(1, group.width - math.floor(options.ratio * group.width + 1e-9))  # as tickets do
         kept[group.name] = np.flatnonzero(np.asarray(rank_filters(scores[group.name])) <= count)
         random[group.name] = np.sort(rng.permutation(group.width)[:count])
 

@@ -1,4 +1,4 @@
-"""Bytes read from compiled programs, and the ledger's against them: a hidden collective must not go unnoticed."""
+"""Bytes read from compiled programs, compared with the declared ones: a hidden collective must not go unnoticed."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""The ledger of bytes, the paper's table from it, and the segments of a network that its cuts are made of."""
+"""Predicted bytes, the paper's table from them, and the segments of a network that its cuts are made of."""
 
 import csv
 import io

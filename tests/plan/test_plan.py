@@ -1,4 +1,4 @@
-"""Plans: on virtual devices against rounds that run there, on TPUs against the declared bytes; what is refused, and how."""
+"""Plans: on virtual devices against rounds that run there, on TPUs against declared bytes; what is refused, and how."""
 
 import csv
 import importlib.util
