@@ -25,7 +25,9 @@ def common(tmp_path_factory, request):
 @pytest.fixture(scope="session", autouse=True)
 def _caches(common):
     directory = common / "cache"
-    jax.config.update("jax_compilation_cache_dir", str(directory / "compiled"))
+    # Two test runs may share what they compile, as in CI.
+    compiled = os.environ.get("LOFT_JAX_TEST_COMPILED") or directory / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     patch = pytest.MonkeyPatch()
     patch.setenv("LOFT_JAX_CACHE", str(directory))
