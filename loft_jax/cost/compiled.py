@@ -148,7 +148,11 @@ class RoundBill:
           dataset: images for which programs can be compiled: the config's, or a stand-in.
         """
         images = make_images(config, dataset, mesh, shapes_only=True)
-        method = make_method(config, model, dataset, mesh, images)
+        return cls.from_method(make_method(config, model, dataset, mesh, images), config, model, facts, mesh)
+
+    @classmethod
+    def from_method(cls, method: Method, config: Config, model: Network, facts: Facts, mesh: Mesh) -> Self:
+        """Make the bill of a method that is made already, from the same arguments as `from_config`."""
         full = jax.eval_shape(lambda: initial_state(model, config, facts.image_shape))
         return cls(method, mesh, full, data_bytes(facts, config, mesh.size))
 

@@ -12,7 +12,7 @@ import jax
 
 from loft_jax.config import Config, validate_settings
 from loft_jax.cost.compiled import RoundBill, wire_bytes
-from loft_jax.cost.memory import PeakMemory, data_bytes
+from loft_jax.cost.memory import PeakMemory
 from loft_jax.cost.prediction import ParameterSplit
 from loft_jax.data import Facts
 from loft_jax.devices import make_mesh, nbytes
@@ -23,7 +23,6 @@ from loft_jax.loft import (
     RoundProgram,
     State,
     Traffic,
-    initial_state,
     make_images,
     norm_traffic,
     split_groups,
@@ -191,8 +190,7 @@ class Costs:
         mesh = make_mesh(config)
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         pipeline = GPipe(config, self._model, self._dataset, mesh, images)
-        full = jax.eval_shape(lambda: initial_state(self._model, config, self._facts.image_shape))
-        bill = RoundBill(pipeline, mesh, full, data_bytes(self._facts, config, stages))
+        bill = RoundBill.from_method(pipeline, config, self._model, self._facts, mesh)
         flops, microbatch = [0.0] * stages, pipeline.inputs[0].shape[0]
         for program in bill.programs.values():
             # An update does not depend on the number of images.

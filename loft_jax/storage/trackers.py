@@ -89,8 +89,8 @@ class TensorBoardEvents:
                 self._write(_event(row, measured))
             self._writer.flush()
             os.replace(aside, self._path)
-        for other in before:
-            other.unlink(missing_ok=True)
+            for other in before:
+                other.unlink(missing_ok=True)
 
     def append(self, row: Row) -> None:
         """Add a row's event; it is on disk when this returns."""
