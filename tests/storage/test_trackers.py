@@ -168,3 +168,17 @@ def test_one_tracker_that_cannot_be_closed_leaves_the_others_and_the_lock_to_be(
         directory.close()
     assert told[-1] == "finished=False"
     open_with(tmp_path / "run")
+
+
+def test_old_events_that_cannot_be_removed_stop_the_run_with_a_message(tmp_path, monkeypatch):
+    trackers.TensorBoardEvents(tmp_path, config_of()).start([])
+    remove = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name.startswith("events.out"):
+            raise PermissionError(13, "Permission denied")
+        remove(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunStopped, match=r"cannot be written \(Permission denied\)"):
+        trackers.TensorBoardEvents(tmp_path, config_of()).start([])
