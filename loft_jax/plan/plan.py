@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from loft_jax.config import Config
 from loft_jax.cost import CompiledRound, PeakMemory, Program
-from loft_jax.devices import DATA, WORKER
+from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.errors import UserError
-from loft_jax.plan.topology import GB, Chip, Topology
+from loft_jax.plan.topology import Topology
 
 
 def peak_seconds(program: Program, peaks: tuple[float, float]) -> float:

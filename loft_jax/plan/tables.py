@@ -5,9 +5,8 @@ from typing import Any
 
 from loft_jax.console import console, make_table, megabytes
 from loft_jax.cost import Program
-from loft_jax.devices import DATA, WORKER
+from loft_jax.devices import DATA, WORKER, Chip
 from loft_jax.plan.plan import Plan, peak_seconds
-from loft_jax.plan.topology import Chip
 
 Row = tuple[str, str, str, Any]
 

@@ -7,54 +7,15 @@ import importlib.util
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from loft_jax.devices import CHIPS, Chip
 from loft_jax.errors import UserError, did_you_mean, format_value
 
-GB = 1e9
 MOST_CPU_DEVICES = 1024
 
 
-@dataclass(frozen=True)
-class Chip:
-    """The figures of one chip; None if the vendor states none.
-
-    Attributes:
-      tflops: peak compute, 1e12 operations a second.
-      memory_gb: memory for programs and arrays, 1e9 bytes.
-      memory_gbps: bandwidth between the chip and its memory, 1e9 bytes a second.
-      link_gbps: bandwidth of all links together, one way, 1e9 bytes a second.
-    """
-
-    name: str
-    tflops: float | None = None
-    memory_gb: float | None = None
-    memory_gbps: float | None = None
-    link_gbps: float | None = None
-
-    @property
-    def peaks(self) -> tuple[float, float] | None:
-        """Operations a second, and bytes a second between the chip and its memory; None unless both are known."""
-        if self.tflops is None or self.memory_gbps is None:
-            return None
-        return self.tflops * 1e12, self.memory_gbps * GB
-
-    def with_figures(self, **figures: float | None) -> "Chip":
-        """Return the chip with those of these figures that are not None."""
-        return replace(self, **{name: figure for name, figure in figures.items() if figure is not None})
-
-
-# Google's pages on each chip, docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak TFLOP/s in bfloat16, memory,
-# its bandwidth, and the bandwidth of a chip's links for both ways together; half of it is for sending. The links of v4
-# are not on its page, but in arXiv 2304.01433: six links of 50 GB/s each way. v4's and v5p's memory is stated in GiB.
-# No peak is stated for float32; by JAX's default these chips multiply float32 in bfloat16, so the same peak holds.
-_CHIPS = {
-    "v4": Chip("v4", 275, 32 * 2**30 / GB, 1200, 300),
-    "v5e": Chip("v5e", 197, 16, 819, 400 / 2),
-    "v5p": Chip("v5p", 459, 95 * 2**30 / GB, 2765, 1200 / 2),
-    "v6e": Chip("v6e", 918, 32, 1638, 800 / 2),
-}
 # The slices that Google offers of chips with two sides; and for chips with three sides, the largest number of chips.
 _PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _MOST_CHIPS = {"v4": 4096, "v5p": 6144}
@@ -103,13 +64,14 @@ class Topology:
                     f"cpu:{nearest}"
                 )
             return cls(name, Chip("cpu"), (int(shape),))
-        if kind not in _CHIPS:
-            kinds = [*_CHIPS, "cpu"]
+        tpus = [name for name, chip in CHIPS.items() if chip.platform == "tpu"]
+        if kind not in tpus:
+            kinds = [*tpus, "cpu"]
             hint = did_you_mean(kind, kinds, "try v5e:4x4 or cpu:4")
             raise UserError(
                 f"--topology {format_value(name)}: {format_value(kind)!r} is none of {', '.join(kinds)}{hint}"
             )
-        return cls(name, _CHIPS[kind], _parse_sides(name, kind, shape))
+        return cls(name, CHIPS[kind], _parse_sides(name, kind, shape))
 
     def devices(self) -> list[Any]:
         """Return the devices as JAX objects; those of a TPU can only be compiled for. Raises UserError."""

@@ -21,6 +21,7 @@ from loft_jax.cost.compiled import CompiledRound, Program, count_all_steps
 from loft_jax.cost.hlo import Collective, collectives
 from loft_jax.cost.memory import data_bytes
 from loft_jax.data.facts import Facts, facts_to_compile_for
+from loft_jax.devices.chips import Chip
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator
@@ -28,7 +29,7 @@ from loft_jax.plan.__main__ import main
 from loft_jax.plan.plan import check_fits, make_compiler_refusal, peak_seconds
 from loft_jax.plan.planner import check_whole_slice, make_plan, prepare
 from loft_jax.plan.tables import as_rows, print_plan
-from loft_jax.plan.topology import Chip, Topology
+from loft_jax.plan.topology import Topology
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 PEAKS = Chip("a chip", tflops=1.0, memory_gb=1.0, memory_gbps=100.0, link_gbps=1.0)
