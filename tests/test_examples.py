@@ -1,11 +1,14 @@
 """The programs of examples/ run, and use public names only."""
 
 import ast
+import re
 import runpy
 import sys
 
+import numpy as np
 import pytest
 from helpers import ROOT
+from helpers.prepared import prepare, tiny_content
 
 import loft_jax
 
@@ -26,8 +29,6 @@ def example(monkeypatch, capsys, tmp_path):
 
 
 def test_the_ranking_of_checkpoints_from_elsewhere(example, tmp_path):
-    import numpy as np
-
     first = np.random.default_rng(0).normal(size=(8, 3, 3, 3))
     for name, kernel in {"a": first, "b": first + 1.0, "c": first}.items():
         np.savez(tmp_path / f"{name}.npz", conv=kernel)
@@ -58,6 +59,41 @@ def test_a_ticket_by_hand(example, finished):
     assert "full network 17,414 parameters" in " ".join(printed.split())
     assert f"{finished[1]['test/accuracy']:.2%}" in printed
     assert printed.count("8,978 parameters") == 4
+
+
+def test_a_data_set_is_packed_into_one_file_that_a_config_can_name(example, tmp_path):
+    from loft_jax.data.digits import load_digits
+
+    printed = example("pack_dataset", "digits", "--out", "digits.npz", "--seed", 3)
+    assert printed.startswith("digits.npz: 1,437 training and 360 test images, 0.0")
+    read = loft_jax.load_dataset(loft_jax.Config(data={"name": "arrays", "data_dir": "digits.npz"}))
+    assert (read.name, read.num_classes) == ("digits", 10)
+    np.testing.assert_array_equal(read.train_images, load_digits(3).train_images)
+    np.testing.assert_array_equal(read.test_labels, load_digits(3).test_labels)
+
+
+def test_the_image_files_of_tfds_are_packed_as_they_are(example, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOFT_JAX_CACHE", str(tmp_path / "cache"))
+    prepare(tmp_path / "data", tiny_content())
+    packed = {}
+    for name, options in {"pixels": (), "files": ("--files",)}.items():
+        example("pack_dataset", "tiny_images", "--data_dir", "data", "--out", f"{name}.npz", *options)
+        packed[name] = loft_jax.load_dataset(loft_jax.Config(data={"name": "arrays", "data_dir": f"{name}.npz"}))
+    assert packed["files"].fingerprint == packed["pixels"].fingerprint
+    assert {"train_files", "train_ends", "class_names"} <= set(np.load("files.npz").files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits", "--files"], "--files is for data sets of TFDS"),
+        (["digits", "--data_dir", "x"], "digits ships with scikit-learn"),
+        (["cifar11"], "data.name=cifar11: no such data set; did you mean cifar10"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_message(example, arguments, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        example("pack_dataset", *arguments, "--out", "x.npz")
 
 
 def test_a_directory_without_a_run_is_one_message(example, tmp_path):

@@ -54,6 +54,8 @@ class Config(Section):
             )
         if self.data.name == "digits":
             self._check_digits()
+        if self.data.name == "arrays":
+            self._check_arrays()
         if self.gpipe.stages is not None:
             self._check_pipeline(self.gpipe.stages)
         self._check_processes()
@@ -88,6 +90,12 @@ class Config(Section):
             )
         if self.data.loading == "stream":
             raise ValueError("data.loading=stream: digits ships with scikit-learn, not as files to stream; use auto")
+
+    def _check_arrays(self) -> None:
+        if self.data.data_dir is None:
+            raise ValueError("data.data_dir=null: data.name=arrays is read from an .npz file; give its path")
+        if self.data.loading == "stream":
+            raise ValueError("data.loading=stream: arrays are kept on the device; use auto, or a TFDS data set")
 
     def _check_pipeline(self, stages: int) -> None:
         batch_size, parts, cuts = self.data.batch_size, self.gpipe.microbatches, self.gpipe.cut_blocks

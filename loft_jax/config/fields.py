@@ -53,9 +53,13 @@ class Model(Section):
 
 
 class Data(Section):
-    name: str = Field("digits", min_length=1, description="digits, or any TFDS image-classification data set")
+    name: str = Field(
+        "digits",
+        min_length=1,
+        description="digits, arrays (of an .npz file), or any TFDS image-classification data set",
+    )
     data_dir: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="TFDS data directory; null: TFDS's default"
+        None, description="TFDS data directory, or the .npz file of arrays; null: TFDS's default"
     )
     batch_size: PositiveInt = Field(32, description="images per worker and local step")
     split: Literal["shared", "disjoint"] = Field(
@@ -83,14 +87,14 @@ class Data(Section):
     def _is_a_name(cls, value: str) -> str:
         parts = value.split("/")
         if len(value) > 200 or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", part) for part in parts):
-            raise ValueError("must be digits, or a TFDS name as in cifar10 or imagenet_resized/32x32")
+            raise ValueError("must be digits, arrays, or a TFDS name as in cifar10 or imagenet_resized/32x32")
         return value
 
     @field_validator("data_dir")
     @classmethod
     def _is_a_path(cls, value: str | None) -> str | None:
         if value is not None and (problem := path_problem(value)):
-            raise ValueError(f"{problem}; use the name of a directory")
+            raise ValueError(f"{problem}; use the name of a directory, or of an .npz file")
         return value
 
 

@@ -22,6 +22,7 @@ class Dataset:
       num_classes: number of classes.
       crop_padding: pixels of zero padding on each side before a random crop.
       flip: whether a mirrored image keeps its label.
+      fingerprint: text that changes when an image or a label does; None if nothing but the name says which they are.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Dataset:
     num_classes: int
     crop_padding: int
     flip: bool
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         for split, images, labels in (

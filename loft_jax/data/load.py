@@ -8,15 +8,20 @@ from loft_jax.errors import UserError
 
 
 def load_dataset(config: Config) -> AnyDataset:
-    """Load the data set of a config: `digits`, which ships with scikit-learn, or a prepared TFDS data set.
+    """Load the data set of a config: `digits`, which ships with scikit-learn, `arrays` of a file, or a TFDS data set.
 
     Raises:
-      UserError: the data set is unknown, not prepared, or not of the kind that `data.loading` asks for.
+      UserError: the data set is unknown, not prepared, damaged, or not of the kind that `data.loading` asks for.
     """
     if config.data.name == "digits":
         from loft_jax.data.digits import load_digits
 
         return load_digits(config.seed)
+    if config.data.name == "arrays":
+        from loft_jax.data.arrays import load_arrays
+
+        assert config.data.data_dir is not None  # The config has been validated.
+        return load_arrays(config.data.data_dir)
     check_tfds_installed(config.data.name)
     from loft_jax.data.tfds import load_tfds
 
@@ -29,5 +34,5 @@ def check_tfds_installed(name: str) -> None:
     if missing:
         raise UserError(
             f"data.name={name}: TFDS data sets need libraries that are not installed ({', '.join(missing)}); "
-            "pip install 'loft_jax[tfds]', or use data.name=digits"
+            "pip install 'loft_jax[tfds]', or use data.name=digits or arrays"
         )

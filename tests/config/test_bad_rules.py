@@ -24,6 +24,11 @@ RULES = {
     ),
     "digits from a directory": ("--data.data_dir .", "data.data_dir=.: digits ships with scikit-learn"),
     "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
+    "arrays from nowhere": ("--data.name arrays", "data.data_dir=null: data.name=arrays is read from an .npz file"),
+    "arrays from files": (
+        "--data.name arrays --data.data_dir x.npz --data.loading stream",
+        "data.loading=stream: arrays are kept on the device",
+    ),
     "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
     "stop that never holds": (
         "--train.stop_when 1 --train.rounds 10",
