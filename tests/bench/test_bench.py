@@ -3,9 +3,15 @@
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from loft_jax.bench.__main__ import flops_of_deep_sub_cnn, footrule_rows, ratio_row
+from loft_jax.bench.against_torch import cases, check_torch
+from loft_jax.bench.parts import flops_of_deep_sub_cnn, footrule_rows, random_images
+from loft_jax.bench.rows import ratio_row
+from loft_jax.bench.sides import Case, DrawnSteps
+from loft_jax.errors import UserError
 from loft_jax.train.speed import interleaved
 
 
@@ -33,11 +39,38 @@ def test_the_distance_matrix_is_faster_than_a_numpy_loop():
     assert row["ratio"] < 1
 
 
+def test_without_torch_a_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("loft_jax.bench.against_torch.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--torch: PyTorch is not installed; pip install 'loft_jax\[torch\]'"):
+        check_torch()
+
+
+def test_cases_are_steps_on_one_and_two_cores_and_a_round_on_two(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 7})
+    names = [str(case) for case in cases()]
+    assert len(names) == len(set(names)) == 9
+    assert names[0] == "full step, preresnet18 of width 16, batch 32, 1 core"
+    assert names[-1] == "round, preresnet18 of width 16, batch 32, 2 cores"
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3})
+    assert all("1 core" in str(case) for case in cases())
+
+
+def test_our_side_runs_steps_on_drawn_batches_and_they_train():
+    case = Case("compact step", "preresnet20", 4, 4, 1)
+    steps = DrawnSteps(case, random_images(16))
+    before = jax.device_get(steps.state)
+    steps(3)
+    after = jax.device_get(steps.state)
+    assert not np.array_equal(before.params["stem"]["kernel"], after.params["stem"]["kernel"])
+    assert np.any(after.momentum["stem"]["kernel"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pairs", "0"], "--pairs: 0: must be a whole number of at least 1"),
         (["--json", "no/where.json"], "does not exist"),
+        (["--only", "round"], "--only round: chooses rows of --torch; leave it out, or add --torch"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -1,0 +1,61 @@
+"""The rows of the bench: what is made of the times, and the table."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from loft_jax.console import console
+from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.files import write_atomically
+
+Row = dict[str, Any]
+
+
+def ratio_row(what: str, a: list[float], b: list[float], unit: str) -> Row:
+    """Make a row: the median, least and largest of the ratios a/b of the pairs, and the medians of a and b."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return {
+        "what": what,
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "largest": max(ratios),
+        "pairs": len(ratios),
+        "a": statistics.median(a),
+        "b": statistics.median(b),
+        "unit": unit,
+    }
+
+
+def print_row(row: Row) -> None:
+    """Print a row on one line, the moment it is measured."""
+    print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
+
+
+def print_table(machine: Row, rows: list[Row]) -> None:
+    """Print all rows as a table, titled by the machine."""
+    from rich.table import Table
+
+    table = Table(title=", ".join(f"{key} {value}" for key, value in machine.items()))
+    for heading in ("A over B", "ratio (median)", "least", "largest", "A", "B"):
+        table.add_column(heading)
+    for row in rows:
+        spread = [f"{row[key]:.3f}" for key in ("ratio", "least", "largest")]
+        table.add_row(row["what"], *spread, *(f"{row[key]:,.4g} {row['unit']}" for key in ("a", "b")))
+    console().print(table)
+
+
+def check_writable(file: str) -> None:
+    """Raise UserError if the table cannot be written into a file. Called first, because measuring takes minutes."""
+    if problem := path_problem(file):
+        raise UserError(f"--json {format_value(file)}: {problem}; use the name of a file")
+    if not Path(file).absolute().parent.is_dir():
+        raise UserError(f"--json {file}: its directory does not exist; make it first")
+    if Path(file).is_dir():
+        raise UserError(f"--json {file}: is a directory; use the name of a file")
+
+
+def write_report(file: str, setting: Row, machine: Row, rows: list[Row]) -> None:
+    """Write the table as JSON: {"setting", "machine", "rows"}."""
+    report = {"setting": setting, "machine": machine, "rows": rows}
+    write_atomically(Path(file), json.dumps(report, indent=2) + "\n")
