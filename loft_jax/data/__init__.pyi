@@ -1,7 +1,12 @@
 from .batches import worker_order as worker_order
 from .dataset import Dataset as Dataset
 from .digits import read_digits as read_digits
-from .facts import Facts as Facts, dataset_facts as dataset_facts, facts_to_compile_for as facts_to_compile_for
+from .facts import (
+    Facts as Facts,
+    data_identity as data_identity,
+    dataset_facts as dataset_facts,
+    facts_to_compile_for as facts_to_compile_for,
+)
 from .load import load_dataset as load_dataset
 from .preparation import Preparation as Preparation
 from .streaming.dataset import AnyDataset as AnyDataset, StreamedDataset as StreamedDataset

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,22 @@ class Facts:
         black = np.broadcast_to(np.zeros(self.image_shape, np.uint8), (images, *self.image_shape))
         labels = np.zeros(images, np.int32)
         return Dataset("placeholder", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
+
+
+def data_identity(dataset: AnyDataset) -> dict[str, Any]:
+    """Return what tells a data set from others, for a run's directory: name, sizes, and a checksum if it has one.
+
+    The files of a TFDS data set may move, so these are known by their name, which includes no checksum.
+    """
+    fingerprint = dataset.fingerprint if isinstance(dataset, Dataset) else None
+    return {
+        "name": dataset.name,
+        "image_shape": list(dataset.image_shape),
+        "classes": dataset.num_classes,
+        "training_images": dataset.examples,
+        "test_images": dataset.test_examples,
+        **({} if fingerprint is None else {"fingerprint": fingerprint}),
+    }
 
 
 class _StreamedPlaceholder(StreamedDataset):

@@ -43,9 +43,9 @@ def group_comparable_runs(runs: Iterable[RunFiles]) -> list[Comparison]:
 
 def comparison_key(run: RunFiles) -> tuple[Any, ...]:
     """Return what two runs must share so that their accuracies and filter groups can be compared."""
-    model, data = run.config.model, run.config.data
+    model = run.config.model
     width = None if model.width == published_width(model.name) else model.width
-    return (model.name, width, model.stem, data.name)
+    return (model.name, width, model.stem, run.data_name)
 
 
 def _name_runs(runs: Sequence[RunFiles]) -> list[str]:

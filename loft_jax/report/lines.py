@@ -119,9 +119,11 @@ def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> C
     chosen = [row for row in run.retrained if row["ticket_round"] in (0, last) and not row["rewind_to"]]
     if not chosen:
         return None
+    lengths = " or ".join(sorted({f"{row['epochs']:.1f}" for row in chosen}, key=float))
     caption = (
-        "Test accuracy after retraining the last ticket (rewind: to its initial weights) and its controls; bars: "
-        "sample deviation over seeds. The gap to random filters shows what the choice of filters is worth."
+        f"Test accuracy after retraining, for {lengths} epochs, the last ticket (rewind: to its initial weights) and "
+        "its controls; bars: sample deviation over seeds. The gap to random filters shows what the choice of filters "
+        "is worth."
     )
     chart = Chart(name, f"{title}: ticket against controls", caption, run=number)
     ax = chart.figure.subplots()

@@ -99,6 +99,7 @@ def _retrainings(comparison: Comparison) -> list[dict[str, Any]]:
             "ticket": row["ticket"],
             "epoch": None if row["ticket_epoch"] is None else round(row["ticket_epoch"], 2),
             "mode": row["mode"] + (f" to {row['rewind_to']}" if row["rewind_to"] else ""),
+            "epochs retrained": round(row["epochs"], 2),
             "seeds": row["seeds"],
             "test accuracy, %": round(100 * row["test_accuracy_mean"], 2),
             "deviation": None if row["test_accuracy_std"] is None else round(100 * row["test_accuracy_std"], 2),

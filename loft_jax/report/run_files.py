@@ -141,6 +141,11 @@ class RunFiles:
         return cls(directory, config, rows, summary, search, retrained, costs, missing)
 
     @property
+    def data_name(self) -> str:
+        """Name of the data set: for one that was read from a file, the name that the file gives."""
+        return (self.directory.data_identity() or {}).get("name", self.config.data.name)
+
+    @property
     def epochs(self) -> dict[int, float]:
         """Round -> epoch, from all rows."""
         return {row["round"]: row["epoch"] for row in self.rows if "epoch" in row}

@@ -116,6 +116,7 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
     settings["loft"] |= {"workers": 1, "sync": "psum", "momentum": "carry"}
     settings["gpipe"] = GPipe().model_dump()
     settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
+    settings["train"]["profile_rounds"] = "none"
     return apply_overrides(settings, dict(overrides), source="command line")
 
 

@@ -14,7 +14,8 @@ _FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
 COLUMNS = (
     *_FACTS,
-    *("ticket_epoch", "seeds", "test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
+    *("epochs", "ticket_epoch", "seeds"),
+    *("test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
     *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
 )
 _NEEDED = {*_FACTS, *_COSTS, *(f"{cost}_unpruned" for cost in _COSTS)}
@@ -26,7 +27,8 @@ def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
     """Return the results of all finished retrainings as rows, and the number of unfinished retrainings.
 
     A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
-    for one seed; the costs are those of the first seed; `settings` is the hash of the config without its seed.
+    for one seed; `epochs` is the length of the retraining and `ticket_epoch` when the ticket was drawn; the costs are
+    those of the first seed; `settings` is the hash of the config without its seed.
     """
     epochs = {row["round"]: row.get("epoch") for row in run.rows()}
     by_mode: dict[Any, list[Row]] = {}
@@ -75,6 +77,7 @@ def _row(summaries: list[Row], epochs: Mapping[int, float | None]) -> Row:
     first, accuracies = summaries[0], [summary["test/accuracy"] for summary in summaries]
     return {
         **{key: first[key] for key in _FACTS},
+        "epochs": first["epoch"],
         "ticket_epoch": epochs.get(first["ticket_round"]),
         "seeds": " ".join(str(summary["seed"]) for summary in summaries),
         "test_accuracies": " ".join(str(accuracy) for accuracy in accuracies),

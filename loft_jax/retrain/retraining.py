@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.config import Config, Data
-from loft_jax.data import load_dataset
+from loft_jax.data import data_identity, load_dataset
 from loft_jax.devices import Preemption, jit_once, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
@@ -32,6 +32,9 @@ class Retraining:
     Args:
       directory: directory of the run.
       data: how to read the run's data set.
+
+    Raises:
+      UserError: the run has no snapshots, or its data cannot be read, or are other data than it was trained on.
     """
 
     def __init__(self, directory: RunDirectory, data: Data):
@@ -40,6 +43,7 @@ class Retraining:
         settings = self.snapshots.config
         # The split always uses the run's seed, not the retraining's: so no test image was trained on.
         self._dataset = load_dataset(settings.model_copy(update={"data": data}))
+        directory.agree_on_data(data_identity(self._dataset))
         self._costs: dict[Any, Costs] = {}
         self._built: tuple[Any, Experiment] | None = None
 

@@ -26,7 +26,7 @@ from loft_jax.storage.trackers import EVENTS, Tracker, check_installed, create_t
 if TYPE_CHECKING:
     import filelock
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, DATA, METRICS, SUMMARY = "config.yaml", "data.json", "metrics.jsonl", "summary.json"
 # The lock, and who holds it: some versions of filelock empty the lock's own file when they ask for it.
 LOCK, OWNER = ".lock", ".lock.owner"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
@@ -67,7 +67,7 @@ class RunDirectory:
     def started(self) -> bool:
         """Whether anything is there except a config: a failed start leaves nothing else."""
         return self.path.is_dir() and any(
-            path.name not in (CONFIG, LOCK, OWNER) and not path.name.startswith(f".{CONFIG}.")
+            path.name not in (CONFIG, DATA, LOCK, OWNER) and not path.name.startswith(f".{CONFIG}.")
             for path in self.path.iterdir()
         )
 
@@ -89,7 +89,7 @@ class RunDirectory:
         if not finished:
             check_installed(config.train)
         self._claim()
-        for name in (CONFIG, METRICS, SUMMARY, EVENTS):
+        for name in (CONFIG, DATA, METRICS, SUMMARY, EVENTS):
             for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
                 with stop_on_write_error(left_by_a_crash):
                     left_by_a_crash.unlink()
@@ -141,6 +141,34 @@ class RunDirectory:
         with suppress(OSError):
             return (self.path / OWNER).read_text(encoding="utf-8").strip()
         return "its name is not known yet"
+
+    def agree_on_data(self, identity: Row) -> None:
+        """Write down which data the run is trained on; if that has been done, check that they are the same.
+
+        Args:
+          identity: of the data set, as `data_identity` returns it.
+
+        Raises:
+          UserError: the run was trained on other data.
+        """
+        before = self.data_identity()
+        if before is None or not self.started:
+            if self.writes:
+                write_atomically(self.path / DATA, json.dumps(identity) + "\n")
+            return
+        differing = [key for key, value in identity.items() if before.get(key, value) != value]
+        if differing:
+            fields = "; ".join(f"{key}: {before[key]} there, {identity[key]} now" for key in differing)
+            raise UserError(
+                f"{self._label} {self.path}: was trained on other data ({fields}); use that data, or another directory"
+            )
+
+    def data_identity(self) -> Row | None:
+        """Which data the run is trained on, as `data_identity` returns it; None if that is not written down."""
+        with suppress(OSError, ValueError):
+            identity = json.loads((self.path / DATA).read_text(encoding="utf-8"))
+            return identity if isinstance(identity, dict) else None
+        return None
 
     def read_config(self) -> Config:
         """The config of the run. Raises UserError if there is none."""

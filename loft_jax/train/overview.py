@@ -72,7 +72,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         "bytes_on_the_wire": sum(row.get("bytes_on_the_wire", 0.0) for row in rows),
         **experiment.method.figures(experiment.state_shapes),
         "model": config.model.name,
-        "data": config.data.name,
+        "data": experiment.dataset.name,
         "method": config.method,
         "workers": config.loft.workers,
         "partition": config.loft.partition,

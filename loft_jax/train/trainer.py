@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from loft_jax.data import data_identity
 from loft_jax.devices import Preemption, reduce_over_processes, replicate
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.loft import State
@@ -42,10 +43,11 @@ def train_to_the_end(
       The summary; {} in a process that does not write the directory.
 
     Raises:
-      UserError: every checkpoint is damaged.
+      UserError: every checkpoint is damaged, or the directory's run was trained on other data.
       RunStopped: the loss is no longer finite, or a file cannot be written.
       Preempted: the run was asked to stop, and has saved the round it was in.
     """
+    directory.agree_on_data(data_identity(experiment.dataset))
     rounds = experiment.config.train.rounds
     with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption) as trainer:
         done = trainer.start(start_from)

@@ -6,14 +6,20 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.runs import assert_same_state, config_of, opened
 from PIL import Image
 
 from loft_jax.config.config import Config
 from loft_jax.data import arrays as loader
 from loft_jax.data.arrays import load_arrays
+from loft_jax.data.digits import load_digits
 from loft_jax.data.facts import dataset_facts
 from loft_jax.data.load import load_dataset
 from loft_jax.errors import UserError
+from loft_jax.retrain.retraining import Retraining
+from loft_jax.storage.checkpoints import read_state
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.train.__main__ import run as train
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 4, 5, 3), np.uint8)
@@ -254,3 +260,29 @@ def test_more_pixels_than_a_device_holds_are_refused(path, monkeypatch):
     monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 100)
     with pytest.raises(UserError, match=r"GiB of pixels, and arrays are kept on the device"):
         load_arrays(str(path))
+
+
+def test_a_run_on_packed_digits_equals_one_on_digits_and_is_not_resumed_on_other_data(path, tmp_path):
+    digits = config_of(data={"augment": False}, train={"rounds": 2})
+    packed = config_of(data={"augment": False, "name": "arrays", "data_dir": str(path)}, train={"rounds": 2})
+    data = load_digits(digits.seed)
+    arrays = {name: getattr(data, name) for name in ARRAYS}
+    np.savez(path, **arrays)
+    for name, config in {"digits": digits, "packed": packed}.items():
+        summary = train(config, opened(tmp_path / name, config))
+        assert summary["data"] == ("digits" if name == "digits" else "mine")
+    states = [read_state(tmp_path / name / "checkpoints", 2) for name in ("digits", "packed")]
+    assert_same_state(*states)
+    (tmp_path / "packed/summary.json").unlink()
+    np.savez(path, **(arrays | {"train_images": np.roll(data.train_images, 1)}))
+    for command in (
+        lambda: train(packed, opened(tmp_path / "packed", packed)),
+        lambda: _retraining(tmp_path / "packed"),
+    ):
+        with pytest.raises(UserError, match=r"packed: was trained on other data \(fingerprint: "):
+            command()
+
+
+def _retraining(path):
+    directory = RunDirectory(path)
+    Retraining(directory, directory.read_config().data)

@@ -6,6 +6,7 @@ from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_sear
 
 from loft_jax.report.comparison import group_comparable_runs
 from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, settled_at, stage_distances
+from loft_jax.report.parts import parts_of
 from loft_jax.report.tables import messages, overview_table, own_table, paper_table, settling_table
 
 
@@ -65,6 +66,29 @@ def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
     said = messages(group_comparable_runs([run])[0])
     assert sum("with 50% of the filters" in line for line in said) == 1
     assert any("with 50% (global, l1) of the filters removed the ticket reaches 90.00 %" in line for line in said)
+
+
+def test_a_run_on_a_data_set_from_a_file_belongs_to_the_data_set_that_the_file_names(tmp_path):
+    directory = fake_run(
+        tmp_path / "run", model={"name": "preresnet34"}, data={"name": "arrays", "data_dir": "/data/cifar10.npz"}
+    )
+    assert group_comparable_runs([read(directory)])[0].title == "preresnet34 on arrays"
+    directory.agree_on_data({"name": "cifar10"})
+    (comparison,) = group_comparable_runs([read(directory)])
+    assert comparison.title == "preresnet34 on cifar10"
+    assert [row["setting"] for row in paper_table(comparison.runs) if row["run"] == "finished"] == [
+        "PreResNet-34 CIFAR-10"
+    ]
+
+
+def test_retrainings_are_shown_with_their_epochs(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_retraining(directory, 0.5, [0.90, 0.92])
+    (part, _) = parts_of([read(directory)], tmp_path)
+    (table,) = [table for table in part.tables if table.name == "retrainings"]
+    assert [row["epochs retrained"] for row in table.rows] == [6.0]
+    (picture,) = [picture for picture in part.pictures if picture.name == "run1_controls"]
+    assert "after retraining, for 6.0 epochs, the last ticket" in picture.caption
 
 
 def test_costs_add_up_to_each_evaluation(tmp_path):

@@ -55,6 +55,25 @@ def test_a_start_that_failed_leaves_nothing_that_counts_as_a_run(tmp_path):
     assert not RunDirectory(tmp_path / "run").started
 
 
+IDENTITY = {"name": "mine", "image_shape": [4, 5, 3], "training_images": 6, "fingerprint": "0badcafe"}
+
+
+def test_a_run_is_trained_on_the_data_that_it_was_begun_with(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    assert directory.data_identity() is None
+    directory.agree_on_data(IDENTITY | {"fingerprint": "of a start that failed"})
+    directory.agree_on_data(IDENTITY)
+    directory.append({"round": 0})
+    directory.agree_on_data(IDENTITY)
+    assert directory.data_identity() == IDENTITY
+    with pytest.raises(UserError, match=r"was trained on other data \(fingerprint: 0badcafe there, 1 now\); use that"):
+        directory.agree_on_data(IDENTITY | {"fingerprint": "1"})
+    directory.agree_on_data({"name": "mine"})
+    (directory.path / "data.json").write_text("{")
+    directory.agree_on_data(IDENTITY)
+    assert directory.data_identity() == IDENTITY
+
+
 def test_a_directory_without_locks_may_be_opened_and_is_warned_of_once(tmp_path, monkeypatch, capsys):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
