@@ -188,7 +188,7 @@ class RoundBill:
             try:
                 compiled = Program.from_compiled(name, program, program.lower().compile(), resident[name])
                 if program.begin is not None:
-                    begin = Program.from_compiled(name, program, program.begin().compile())
+                    begin = Program.from_compiled(name, program, program.begin().lower().compile())
                     compiled = count_all_steps(compiled, begin, program.steps)
             except jax.errors.JaxRuntimeError as error:
                 if refusal is None or "RESOURCE_EXHAUSTED" not in str(error):

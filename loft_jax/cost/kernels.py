@@ -2,7 +2,7 @@
 
 A kernel is an instruction that a device starts on its own: a fusion, a library's convolution or product, a copy, a
 collective. Its bytes are those of its operands and results, each once, as if no cache helped and nothing was read
-twice; of an operand of which only some elements are picked (the training set, by a gather), only those count.
+twice. Of an operand of which only some elements are picked (the training set, by a gather) only those count.
 """
 
 import re
@@ -10,21 +10,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from loft_jax.cost.hlo import count_trips
+from loft_jax.cost.loops import count_trips, find_role
+from loft_jax.cost.sources import Sources
 from loft_jax.cost.text import Computation, Instruction, Module, read_module
 from loft_jax.loft import COLLECTIVE_KINDS
 
-# Instructions for which no device starts anything, and those that only end what another one began.
+# Instructions for which a device starts nothing, and those that only end what another one began.
 _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "add-dependency"),
-    *("opt-barrier", "partition-id", "replica-id", "domain"),
+    *("opt-barrier", "partition-id", "replica-id"),
 }
 _ENDING = re.compile(r".*-(done|update)")
-# Instructions that run the computations that they call, one after another, rather than being a kernel themselves.
-_CALLS = {"call", "while", "conditional", "async-start"}
+# Instructions that run the computations that they name.
+_CALLS = {"call", "async-start"}
 # Instructions that read of their first operand only as much as they return.
 _PICKS = {"gather", "dynamic-slice", "slice"}
-_PRODUCT = re.compile(r"\b(dot|gemm|cublas|matmul)", re.IGNORECASE)
+_REDUCTIONS = {"reduce", "reduce-window", "select-and-scatter"}
+_PRODUCT_CALL = re.compile(r"custom_call_target=\"[^\"]*(gemm|cublas|matmul|dot)", re.IGNORECASE)
+# Parts of an operation's name that are no layer.
+_WRAPPERS = {"shard_map", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}
 
 
 @dataclass(frozen=True)
@@ -33,234 +37,174 @@ class Kernel:
 
     Attributes:
       name: its name in the compiled program.
-      kind: convolution, product, reduction, element-wise, gather, copy, collective, sort, or its opcode.
+      kind: convolution, product, reduction, gather, collective, copy, element-wise, or the name of another instruction.
       read, written: bytes of one run.
-      times: runs in one run of the program, or of the loop's body that was asked for.
-      operation: name of the traced operation that it returns: the functions and layers around it, slash-joined.
-      source: function and line of this package that it comes from; empty if the compiler names none.
+      times: runs in one run of the program.
+      loop: name of the outermost loop that it is in; empty if it is in none.
+      operation: name of the traced operation whose result it returns: functions and layers around it, then its own.
+      source: function and line that it comes from; empty if the compiler names none.
     """
 
     name: str
     kind: str
     read: int
     written: int
-    times: int
-    operation: str
-    source: str
+    times: int = 1
+    loop: str = ""
+    operation: str = ""
+    source: str = ""
 
     @property
-    def bytes(self) -> int:
-        """Bytes that it reads and writes in all its runs."""
-        return self.times * (self.read + self.written)
+    def each(self) -> int:
+        """Bytes that it reads and writes in one run."""
+        return self.read + self.written
 
     @property
     def layer(self) -> str:
-        """The layer that it belongs to, such as stage2_block1/norm1; empty if it belongs to none."""
-        return "/".join(
-            part
-            for part in self.operation.split("/")[:-1]
-            if re.fullmatch(r"[A-Za-z]\w*", part) and part not in _WRAPPERS
-        )
+        """The layer that it belongs to, such as stage2_block1/norm1; otherwise the source line."""
+        around = self.operation.split("/")[:-1]
+        return "/".join(part for part in around if part.isidentifier() and part not in _WRAPPERS) or self.source
 
     @property
-    def is_backward(self) -> bool:
-        """Whether it computes gradients."""
-        return "transpose(" in self.operation
+    def direction(self) -> str:
+        """Return "backward" if it computes gradients, otherwise "forward"."""
+        return "backward" if "transpose(" in self.operation else "forward"
 
 
-_WRAPPERS = {"shard_map", "while", "body", "closed_call", "cond", "checkpoint", "rematted_computation", "scan"}
-
-
-def kernels(text: str) -> list[Kernel]:
-    """Return the kernels of a compiled program, from its text; in a loop each with all its runs.
+def read_kernels(text: str) -> list[Kernel]:
+    """Return the kernels of a compiled program, from its text.
 
     Raises:
       ValueError: the text has a form that is not known, or a loop does not say how often it runs.
     """
-    reader = _Reader(read_module(text))
-    return list(reader.walk(reader.module.entry, 1))
+    module = read_module(text)
+    return list(_Reader(module).walk(module.entry, 1, ""))
 
 
-def loop_kernels(text: str) -> list[Kernel]:
-    """Return the kernels of one run of the body of the program's main loop, the one that moves most bytes.
+def sum_kernels(kernels: Iterable[Kernel]) -> tuple[int, int]:
+    """Return the number of kernels that run, and the bytes that they read and write."""
+    kernels = list(kernels)
+    return sum(kernel.times for kernel in kernels), sum(kernel.times * kernel.each for kernel in kernels)
 
-    Raises:
-      ValueError: the program has no loop, or as `kernels`.
-    """
-    reader = _Reader(read_module(text))
-    found = [list(reader.walk(body, 1)) for body in reader.loop_bodies(reader.module.entry)]
-    if not found:
-        raise ValueError("the program has no loop")
-    return max(found, key=lambda body: sum(kernel.bytes for kernel in body))
+
+def kernels_of_a_step(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Return the kernels of the program's main loop, the one that moves most bytes; all of them if there is no loop."""
+    by_loop: dict[str, list[Kernel]] = {}
+    for kernel in (kernels := list(kernels)):
+        by_loop.setdefault(kernel.loop, []).append(kernel)
+    by_loop.pop("", None)
+    return max(by_loop.values(), key=lambda found: sum_kernels(found)[1], default=kernels)
 
 
 class _Reader:
     def __init__(self, module: Module):
-        self.module = module
+        self._module = module
 
-    def loop_bodies(self, name: str) -> Iterator[str]:
-        """Yield the bodies of the loops of a computation that are in no other loop."""
-        for instruction in self.module.computations[name].values():
-            if instruction.opcode == "while":
-                yield _role(instruction, "body")
-            elif instruction.opcode in _CALLS:
-                for called in instruction.called:
-                    yield from self.loop_bodies(called)
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self._module.header)
 
-    def walk(self, name: str, times: int) -> Iterator[Kernel]:
-        """Yield the kernels of a computation that runs `times` times."""
-        computation = self.module.computations[name]
+    def walk(self, name: str, times: int, loop: str) -> Iterator[Kernel]:
+        """Yield the kernels of a computation that runs `times` times, inside an outermost loop or in none."""
+        computation = self._module.computations[name]
         for instruction in computation.values():
-            if instruction.opcode in _FREE or not instruction.opcode or _ENDING.fullmatch(instruction.opcode):
+            opcode = instruction.opcode
+            if opcode in _FREE or not opcode or _ENDING.fullmatch(opcode):
                 continue
-            if instruction.opcode == "while":
-                yield from self._walk_loop(name, instruction, times)
-            elif instruction.opcode == "conditional":
-                branches = [list(self.walk(called, times)) for called in instruction.called]
-                yield from max(branches, key=lambda branch: sum(kernel.bytes for kernel in branch))
-            elif instruction.opcode in _CALLS:
+            if opcode == "while":
+                trips, body = count_trips(name, instruction, self._module), find_role(instruction, "body")
+                if trips is None or body is None:
+                    raise ValueError(f"how often {instruction.name} runs is not known: its text says no number")
+                # A loop that runs a known number of times starts no kernel for its condition.
+                yield from self.walk(body, times * trips, loop or instruction.name)
+            elif opcode == "conditional":
+                branches = [list(self.walk(called, times, loop)) for called in instruction.called]
+                yield from max(branches, key=lambda branch: sum_kernels(branch)[1])
+            elif opcode in _CALLS:
                 for called in instruction.called:
-                    yield from self.walk(called, times)
+                    yield from self.walk(called, times, loop)
             else:
-                yield self._make_kernel(instruction, computation, times)
+                yield self._make_kernel(instruction, computation, times, loop)
 
-    def _walk_loop(self, name: str, loop: Instruction, times: int) -> Iterator[Kernel]:
-        trips = loop.trips
-        if trips is None:
-            lines = {key: [] for key in ()}
-            trips = count_trips(name, loop.text, lines)
-        if trips is None:
-            raise ValueError(f"how often {loop.name} runs is not known")
-        yield from self.walk(_role(loop, "condition"), times * (trips + 1))
-        yield from self.walk(_role(loop, "body"), times * trips)
-
-    def _make_kernel(self, instruction: Instruction, computation: Computation, times: int) -> Kernel:
-        fused = self.module.computations[instruction.called[0]] if instruction.opcode == "fusion" else {}
+    def _make_kernel(self, instruction: Instruction, computation: Computation, times: int, loop: str) -> Kernel:
+        called = instruction.called[:1] if instruction.opcode == "fusion" else []
+        fused = self._module.computations[called[0]] if called else {}
         sizes = [computation[operand].size for operand in instruction.operands if operand in computation]
-        written = instruction.size
-        if fused:
-            sizes, written = fused_bytes(fused, sizes, written)
-        elif instruction.opcode in _PICKS:
-            sizes[0] = written
-        elif instruction.opcode == "dynamic-update-slice":
-            sizes[0], written = 0, sizes[1]
+        read, written = count_bytes(instruction, fused, sizes)
         name = re.search(r'op_name="([^"]*)"', instruction.metadata)
         return Kernel(
             name=instruction.name,
-            kind=_kind(instruction, fused),
-            read=sum(sizes),
+            kind=find_kind(instruction, fused),
+            read=read,
             written=written,
             times=times,
+            loop=loop,
             operation=name[1] if name else "",
             source=self._sources.find(instruction.metadata),
         )
 
-    @cached_property
-    def _sources(self) -> "_Sources":
-        return _Sources(self.module.header)
 
+def count_bytes(instruction: Instruction, fused: Computation, sizes: list[int]) -> tuple[int, int]:
+    """Return the bytes that an instruction reads and writes.
 
-def fused_bytes(fused: Computation, sizes: list[int], written: int) -> tuple[list[int], int]:
-    """Return the bytes that a fusion reads of each operand, and those that it writes."""
+    Args:
+      fused: the computation of a fusion; empty for other instructions.
+      sizes: bytes of its operands.
+    """
+    if instruction.opcode == "dynamic-update-slice":
+        return sum(sizes[1:]), sizes[1]
+    if instruction.opcode in _PICKS:
+        return instruction.size + sum(sizes[1:]), instruction.size
+    if instruction.opcode.endswith("-start"):
+        # The result of what only begins an operation holds its operands too.
+        return sum(sizes), max(0, instruction.size - sum(sizes))
     users: dict[str, list[Instruction]] = {}
-    for instruction in fused.values():
-        for operand in instruction.operands:
-            users.setdefault(operand, []).append(instruction)
+    for inner in fused.values():
+        for operand in inner.operands:
+            users.setdefault(operand, []).append(inner)
     read = list(sizes)
-    for parameter in fused.values():
-        number = parameter.index if parameter.opcode == "parameter" else None
-        if number is None or number >= len(read):
-            continue
-        picked = [_picked_bytes(user, parameter.name, fused, users) for user in users.get(parameter.name, [])]
-        if all(size is not None for size in picked):
-            read[number] = min(read[number], sum(size or 0 for size in picked))
-    root = next((i for i in fused.values() if i.root), None)
-    if root is not None and root.opcode == "dynamic-update-slice":
-        written = fused[root.operands[1]].size
-    return read, written
+    for inner in fused.values():
+        if inner.opcode == "parameter" and inner.index is not None and inner.index < len(read):
+            picked = _count_picked(inner.name, users)
+            read[inner.index] = read[inner.index] if picked is None else min(read[inner.index], picked)
+    root = next((inner for inner in fused.values() if inner.root), instruction)
+    in_place = root.opcode == "dynamic-update-slice" and bool(fused)
+    return sum(read), fused[root.operands[1]].size if in_place else instruction.size
 
 
-def _picked_bytes(
-    user: Instruction, operand: str, fused: Computation, users: Mapping[str, list[Instruction]]
-) -> int | None:
-    """Return the bytes that an instruction reads of an operand if that is only a part; None if it reads all of it."""
-    if user.opcode == "bitcast":
-        sizes = [_picked_bytes(following, user.name, fused, users) for following in users.get(user.name, [])]
-        return None if None in sizes else sum(size or 0 for size in sizes)
-    first = user.operands[:1] == (operand,) and operand not in user.operands[1:]
-    if first and user.opcode in _PICKS:
-        return user.size
-    # Updated in place: the rest of it is not touched.
-    if first and user.opcode == "dynamic-update-slice" and user.root:
-        return 0
-    return None
+def _count_picked(name: str, users: Mapping[str, list[Instruction]]) -> int | None:
+    """Count the bytes that a fusion picks of a value, if all of its users only pick from it; otherwise None."""
+    total = 0
+    for user in users.get(name, []):
+        picks = user.operands[:1] == (name,) and name not in user.operands[1:]
+        if user.opcode == "bitcast":
+            picked = _count_picked(user.name, users)
+        elif picks and user.opcode in _PICKS:
+            picked = user.size
+        elif picks and user.opcode == "dynamic-update-slice" and user.root:
+            picked = 0
+        else:
+            picked = None
+        if picked is None:
+            return None
+        total += picked
+    return total
 
 
-def _kind(instruction: Instruction, fused: Computation) -> str:
+def find_kind(instruction: Instruction, fused: Computation) -> str:
+    """Return the kind of a kernel; a fusion is of the first kind in it that is not element-wise."""
     opcode = instruction.opcode.removesuffix("-start")
-    opcodes = {inner.opcode for inner in fused.values()}
+    inside = {inner.opcode for inner in fused.values()} | {opcode}
     if opcode in COLLECTIVE_KINDS:
         return "collective"
-    if opcode == "convolution" or "convolution" in opcodes or '"__cudnn$conv' in instruction.text:
+    if "convolution" in inside or '"__cudnn$conv' in instruction.text:
         return "convolution"
-    if opcode == "dot" or "dot" in opcodes or (opcode == "custom-call" and _PRODUCT.search(instruction.text)):
+    if "dot" in inside or _PRODUCT_CALL.search(instruction.text):
         return "product"
-    if opcode in ("reduce", "reduce-window", "select-and-scatter") or opcodes & {"reduce", "reduce-window"}:
+    if inside & _REDUCTIONS:
         return "reduction"
-    if opcode in ("gather", "dynamic-slice", "scatter") or opcodes & {"gather", "scatter"}:
+    if inside & {"gather", "scatter"} or opcode in _PICKS:
         return "gather"
     if opcode in ("copy", "transpose"):
         return "copy"
     return "element-wise" if opcode == "fusion" else opcode
-
-
-def _role(loop: Instruction, role: str) -> str:
-    found = re.search(rf"\b{role}=%?([\w.\-]+)", loop.text)
-    if not found:
-        raise ValueError(f"{loop.name} has no {role}: the text has a form that is not known here")
-    return found[1]
-
-
-class _Sources:
-    """The source lines of a program, from the tables in its header: frames of calls, innermost first."""
-
-    def __init__(self, header: str):
-        tables = re.split(r"^(FileNames|FunctionNames|FileLocations|StackFrames)$", header, flags=re.MULTILINE)
-        rows = {
-            name: dict(re.findall(r"^(\d+) (.*)$", table, re.MULTILINE))
-            for name, table in zip(tables[1::2], tables[2::2], strict=True)
-        }
-        self._files, self._functions, self._locations, self._frames = (
-            rows.get(name, {}) for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-        )
-
-    def find(self, metadata: str) -> str:
-        """Return function, file and line of the innermost frame in this package, otherwise of the innermost frame."""
-        frame = re.search(r"\bstack_frame_id=(\d+)", metadata)
-        places = list(self._places(frame[1])) if frame else []
-        own = [place for place in places if "/loft_jax/" in place[1]]
-        if not places:
-            return ""
-        function, path, line = (own or places)[0]
-        return f"{function} ({path.rpartition('/loft_jax/')[2]}:{line})"
-
-    def _places(self, frame: str) -> Iterator[tuple[str, str, str]]:
-        seen: set[str] = set()
-        while frame in self._frames and frame not in seen:
-            seen.add(frame)
-            call = _fields(self._frames[frame])
-            place = _fields(self._locations.get(call.get("file_location_id", ""), ""))
-            function = self._functions.get(place.get("function_name_id", ""), "").strip('"')
-            yield function, self._files.get(place.get("file_name_id", ""), "").strip('"'), place.get("line", "")
-            # The text counts parents one higher than frames; 1 is for none.
-            frame = str(int(call.get("parent_frame_id", "1")) - 1)
-
-
-def _fields(row: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+)=(\d+)", row))
-
-
-def summarise(found: Iterable[Kernel]) -> tuple[int, int]:
-    """Return the number of kernels that run, and the bytes that they read and write."""
-    found = list(found)
-    return sum(kernel.times for kernel in found), sum(kernel.bytes for kernel in found)

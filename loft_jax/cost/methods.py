@@ -176,7 +176,7 @@ class Costs:
         rows = [row(moved, memory)]
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         estimate = NormEstimator(config, self._model, self._dataset, mesh, images)
-        gathered = RoundProgram(partial(estimate.lower, bill.full.batch_stats), 1, norm_traffic(bill.full, workers))
+        gathered = RoundProgram(partial(estimate.trace, bill.full.batch_stats), 1, norm_traffic(bill.full, workers))
         for event, program in {"evaluation": gathered, **bill.method.assembly(bill.full)}.items():
             measured = due * wire_bytes({event: program}, workers) if compiles else None
             rows.append(row(Bytes.from_traffic(program.traffic, event, due, measured)))

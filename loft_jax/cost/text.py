@@ -5,7 +5,7 @@ Backends write the same language in slightly different ways. What is not underst
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -201,11 +201,11 @@ class GPipe:
         steps, microbatches = self._config.loft.local_steps, self.microbatches
         filling = (microbatches + last) / microbatches
         for s, sent in enumerate(self.sent_per_microbatch):
-            lowering = _StageLowering(self, s)
+            tracing = _StageTracing(self, s)
             own = {
-                "forward": RoundProgram(lowering.forward, steps * microbatches, stage=s, ticks=filling),
-                "backward": RoundProgram(lowering.backward, steps * microbatches, sent=sent, stage=s, ticks=filling),
-                "update": RoundProgram(lowering.update, steps, stage=s, grows=False),
+                "forward": RoundProgram(tracing.forward, steps * microbatches, stage=s, ticks=filling),
+                "backward": RoundProgram(tracing.backward, steps * microbatches, sent=sent, stage=s, ticks=filling),
+                "update": RoundProgram(tracing.update, steps, stage=s, grows=False),
             }
             if s == last:
                 # The last stage goes forward and backward at once.
@@ -258,8 +258,8 @@ class GPipe:
         return jnp.split(labels[order[number]], self.microbatches)
 
 
-class _StageLowering:
-    """Lowers the programs of one stage for the shapes on its device."""
+class _StageTracing:
+    """Traces the programs of one stage for the shapes on its device."""
 
     def __init__(self, pipeline: GPipe, number: int):
         self._stage, self._device = pipeline._stages[number], pipeline.devices[number]
@@ -273,15 +273,15 @@ class _StageLowering:
     def _put_on_device(self, shapes: Any) -> Any:
         return shapes_with_sharding(SingleDeviceSharding(self._device), shapes)
 
-    def forward(self) -> jax.stages.Lowered:
-        return self._stage.forward.lower(self._state, self._sums, self._input)
+    def forward(self) -> jax.stages.Traced:
+        return self._stage.forward.trace(self._state, self._sums, self._input)
 
-    def backward(self) -> jax.stages.Lowered:
-        return self._stage.backward.lower(self._state, self._sums, self._input, self._incoming)
+    def backward(self) -> jax.stages.Traced:
+        return self._stage.backward.trace(self._state, self._sums, self._input, self._incoming)
 
-    def update(self) -> jax.stages.Lowered:
+    def update(self) -> jax.stages.Traced:
         step = self._put_on_device(jax.ShapeDtypeStruct((), jnp.int32))
-        return self._stage.update.lower(self._state, self._sums, step)
+        return self._stage.update.trace(self._state, self._sums, step)
 
 
 def _local_copy(array: jax.Array, device: jax.Device) -> jax.Array:

@@ -72,11 +72,11 @@ class NormEstimator:
             "batch_stats": wait_for_collective(self._combine(carry["moments"]), self._mesh),
         }
 
-    def lower(self, batch_stats: Tree) -> jax.stages.Lowered:
-        """Lower the program that combines what the devices have estimated, for these statistics or their shapes."""
+    def trace(self, batch_stats: Tree) -> jax.stages.Traced:
+        """Trace the program that combines what the devices have estimated, for these statistics or their shapes."""
         flat = flatten_paths(batch_stats)
         found = {p: jax.ShapeDtypeStruct((self._mesh.size, *leaf.shape), leaf.dtype) for p, leaf in flat.items()}
-        return self._combine.lower(shapes_with_sharding(NamedSharding(self._mesh, PER_DEVICE), found))
+        return self._combine.trace(shapes_with_sharding(NamedSharding(self._mesh, PER_DEVICE), found))
 
     def _begin(self, variables: Tree, *_: jax.Array) -> Tree:
         moments = jax.tree.map(jnp.zeros_like, flatten_paths(variables["batch_stats"]))

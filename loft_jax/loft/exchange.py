@@ -134,10 +134,10 @@ class Exchange:
         gathered = BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // self._devices
         traffic = Traffic({"all-gather": gathered}, self._devices) if self._devices > 1 else NO_TRAFFIC
 
-        def lower() -> jax.stages.Lowered:
-            return self._full.lower(shapes_with_specs(self.state_spec, jax.eval_shape(self.place, full), self._mesh))
+        def trace() -> jax.stages.Traced:
+            return self._full.trace(shapes_with_specs(self.state_spec, jax.eval_shape(self.place, full), self._mesh))
 
-        return {"assembly": RoundProgram(lower, 1, traffic)}
+        return {"assembly": RoundProgram(trace, 1, traffic)}
 
     def _send_filters(self, compacts: Sequence[Tree], old: Masks, new: Masks) -> Tree:
         """Return the new owners' slices. A filter travels as one row with all its numbers, from every variable."""

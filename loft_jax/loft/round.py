@@ -133,29 +133,29 @@ class Round:
         """Return the programs of a round by name; those of local steps run once for each turn."""
         steps = self._config.loft.local_steps
         step = step_traffic(parameter_count(self.step.model, self._image_shape), self._mesh.shape[DATA])
-        lowering = self._make_lowering(full)
-        finish = RoundProgram(lowering.finish, 1, self.sync.traffic(full), grows=False)
+        tracing = self._make_tracing(full)
+        finish = RoundProgram(tracing.finish, 1, self.sync.traffic(full), grows=False)
         if self._train.fused:
-            loop = RoundProgram(lowering.loop, self.turns, step.times(steps), begin=lowering.begin, steps=steps)
+            loop = RoundProgram(tracing.loop, self.turns, step.times(steps), begin=tracing.begin, steps=steps)
             return {"loop": loop, "sync": finish}
         return {
-            "begin": RoundProgram(lowering.begin, self.turns, grows=False),
-            "step": RoundProgram(lowering.step, self.turns * steps, step),
+            "begin": RoundProgram(tracing.begin, self.turns, grows=False),
+            "step": RoundProgram(tracing.step, self.turns * steps, step),
             "sync": finish,
         }
 
     def resident(self, full: State) -> dict[str, int]:
         """Count the bytes of the state between rounds, the masks, and the workers' states that wait for the sync."""
-        lowering = self._make_lowering(full)
-        at_rest = bytes_on_device(lowering.at_rest)
-        worker = bytes_on_device(lowering.carry)
+        tracing = self._make_tracing(full)
+        at_rest = bytes_on_device(tracing.at_rest)
+        worker = bytes_on_device(tracing.carry)
         # While "begin" or "loop" makes one worker's state, those of the other turns may wait; the other programs run
         # while the states of all turns are there.
         waiting = {"begin": self.turns - 1, "loop": self.turns - 1, "step": self.turns, "sync": self.turns}
         return {name: at_rest + number * worker for name, number in waiting.items()}
 
-    def _make_lowering(self, full: State) -> "_Lowering":
-        return _Lowering(full, self.sync, self._train, self._finish, self._batches, self._mesh, self.turns)
+    def _make_tracing(self, full: State) -> "_Tracing":
+        return _Tracing(full, self.sync, self._train, self._finish, self._batches, self._mesh, self.turns)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
         """Return the programs that `full` runs, by name."""
@@ -213,8 +213,8 @@ class Round:
         return self.sync.combine(state, masks, compacts), loss
 
 
-class _Lowering:
-    """Lowers the programs of a round for the shapes of a full state, sharded as a run's arrays are."""
+class _Tracing:
+    """Traces the programs of a round for the shapes of a full state, sharded as a run's arrays are."""
 
     def __init__(
         self, full: State, sync: Sync, train: DeviceLoop, finish: Any, batches: Batches, mesh: Mesh, turns: int
@@ -238,14 +238,14 @@ class _Lowering:
     def _arguments(self) -> tuple[Any, ...]:
         return (*self.at_rest, jax.ShapeDtypeStruct((), jnp.int32), *self._batches.arguments)
 
-    def begin(self) -> jax.stages.Lowered:
-        return self._train.begin.lower(*self._arguments)
+    def begin(self) -> jax.stages.Traced:
+        return self._train.begin.trace(*self._arguments)
 
-    def step(self) -> jax.stages.Lowered:
-        return self._train.step.lower(self.carry, *self._arguments, *self._batches.feed_shapes)
+    def step(self) -> jax.stages.Traced:
+        return self._train.step.trace(self.carry, *self._arguments, *self._batches.feed_shapes)
 
-    def loop(self) -> jax.stages.Lowered:
-        return self._train.loop.lower(*self._arguments)
+    def loop(self) -> jax.stages.Traced:
+        return self._train.loop.trace(*self._arguments)
 
-    def finish(self) -> jax.stages.Lowered:
-        return self._finish.lower(*self.at_rest, [self.carry] * self._turns)
+    def finish(self) -> jax.stages.Traced:
+        return self._finish.trace(*self.at_rest, [self.carry] * self._turns)

@@ -1,3 +1,4 @@
+from .flops import count_flops as count_flops
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
 from .registry import create_model as create_model, make_model as make_model, published_width as published_width
 from .sizes import (

@@ -1,0 +1,102 @@
+"""FLOPs of a traced function: its convolutions and matrix products. The one count for plans and shares of a peak.
+
+A multiplication and an addition are two FLOPs, as in a vendor's peak. What multiplies a zero of padding or dilation
+does not count, as in XLA's `cost_analysis`: there is nothing to compute. Element-wise work is left out: it uses other
+units and is bound by memory. (XLA's count has it; of library calls on GPUs, XLA counts nothing.)
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.stages import Traced
+
+
+def count_flops(function: Traced | ClosedJaxpr | Jaxpr) -> int:
+    """Count the FLOPs of one call of a traced function, `jax.jit(f).trace(...)` or `jax.make_jaxpr(f)(...)`.
+
+    A scan counts as often as it runs, a conditional as its largest branch. Inside `jax.shard_map` shapes are those of a
+    device, so the FLOPs are those of one device.
+
+    Raises:
+      ValueError: there are products in a loop that does not say how often it runs.
+    """
+    jaxpr = function.jaxpr if isinstance(function, Traced) else function
+    return sum(_count_equation(equation) for equation in _open(jaxpr).eqns)
+
+
+def _count_equation(equation: JaxprEqn) -> int:
+    params, name = equation.params, equation.primitive.name
+    if name == "dot_general":
+        return _count_product(equation)
+    if name == "conv_general_dilated":
+        return _count_convolution(equation)
+    if name == "scan":
+        return params["length"] * count_flops(params["jaxpr"])
+    if name == "cond":
+        return max(map(count_flops, params["branches"]))
+    inner = sum(map(count_flops, _inner_functions(params)))
+    if name == "while" and inner:
+        raise ValueError("products in a while loop cannot be counted: how often it runs is not known; use jax.lax.scan")
+    return inner
+
+
+def _count_product(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    return 2 * math.prod(left[axis] for axis in contracted) * math.prod(out)
+
+
+def _count_convolution(equation: JaxprEqn) -> int:
+    params, (images, kernel) = equation.params, map(_shape, equation.invars)
+    numbers, out = params["dimension_numbers"], _shape(equation.outvars[0])
+    # The kernel's input channels are those of one feature group; with batch groups an image meets one group of filters.
+    per_position = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+    axes = zip(
+        numbers.lhs_spec[2:],
+        numbers.rhs_spec[2:],
+        numbers.out_spec[2:],
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    )
+    pairs = 1
+    for image_axis, kernel_axis, out_axis, stride, (before, _), spread, dilation in axes:
+        pairs *= _count_pairs(images[image_axis], kernel[kernel_axis], out[out_axis], stride, before, spread, dilation)
+    return 2 * per_position * pairs
+
+
+def _count_pairs(image: int, kernel: int, out: int, stride: int, before: int, spread: int, dilation: int) -> int:
+    """Count the pairs (output, element of the kernel) along an axis that meet an element of the image.
+
+    Args:
+      image, kernel, out: lengths of the axis.
+      before: padding at its begin, may be negative.
+      spread: elements of the image are this far apart, zeros between them.
+      dilation: elements of the kernel are this far apart.
+    """
+    count = 0
+    for k in range(kernel):
+        start = k * dilation - before
+        positions = range(start, start + out * stride, stride)
+        count += sum(position % spread == 0 and 0 <= position < image * spread for position in positions)
+    return count
+
+
+def _inner_functions(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """Yield the traced functions that an equation calls."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr | Jaxpr):
+                yield item
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _open(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
