@@ -1,18 +1,43 @@
-"""Four virtual CPU devices, and one compilation cache for the session that leaves the user's alone."""
+"""Four virtual CPU devices, and one compilation cache for the session that leaves the user's alone.
+
+`-m gpu` leaves JAX the GPU, and looks into tests/gpu only: what the other tests import need not be there.
+"""
 
 import fcntl
 import os
 import shutil
 import sys
-
-# Tests compile for minutes and compute for seconds, so LLVM does not optimise here; an XLA_FLAGS of one's own wins.
-# `.ci/run` runs those marked `compat` with an empty one: on programs as users get them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from pathlib import Path
 
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+
+def pytest_configure(config):
+    jax.config.update("jax_num_cpu_devices", 4)
+    if _on_gpu(config):
+        # Several processes share it.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return
+    # For the programs that tests start, too.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    # Tests compile for minutes and compute for seconds, so LLVM does not optimise here; an XLA_FLAGS of one's own wins.
+    # `.ci/run` runs those marked `compat` with an empty one: on programs as users get them.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def pytest_ignore_collect(collection_path, config):
+    elsewhere = collection_path.suffix == ".py" and collection_path.parent != Path(__file__).parent / "gpu"
+    return True if _on_gpu(config) and elsewhere else None
+
+
+def pytest_report_header(config):
+    return jax.print_environment_info(return_string=True).splitlines() if _on_gpu(config) else None
+
+
+def _on_gpu(config):
+    return config.getoption("markexpr") == "gpu"
 
 
 @pytest.fixture(scope="session")

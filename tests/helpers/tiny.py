@@ -12,6 +12,7 @@ from loft_jax.config.config import Config
 from loft_jax.data.dataset import Dataset
 from loft_jax.data.streaming.dataset import StreamedDataset
 from loft_jax.devices.mesh import make_mesh, replicate
+from loft_jax.devices.setup import jit_once
 from loft_jax.loft.images import make_images
 from loft_jax.loft.state import State, initial_state
 from loft_jax.methods.build import make_method
@@ -64,7 +65,7 @@ class Run:
         parts = (self.config, self.model, self.dataset, self.mesh, self.images)
         self.round = make_method(*parts, fused=self.fused)
         # At rest on the host, from one program whatever the mesh; unoptimised, because random numbers compile slowly.
-        start = jax.jit(self._start, compiler_options={"xla_backend_optimization_level": 0})()
+        start = jit_once(self._start)()
         self.full = jax.device_get(start)
         self.state = self.round.place(replicate(self.full, self.mesh))
 
