@@ -4,4 +4,6 @@ from .compiled import (
     Progress as Progress,
     RoundBill as RoundBill,
 )
+from .hlo import Collective as Collective
+from .kernels import Kernel as Kernel, kernels_of_steps as kernels_of_steps, sum_kernels as sum_kernels
 from .memory import PeakMemory as PeakMemory, data_bytes as data_bytes

@@ -13,12 +13,14 @@ import jax
 from jax.sharding import Mesh
 
 from loft_jax.config import Config
-from loft_jax.cost.hlo import Collective, collectives
+from loft_jax.cost.hlo import Collective, collectives, find_collectives, text_of
+from loft_jax.cost.kernels import Kernel, find_kernels, sum_kernels
 from loft_jax.cost.memory import PeakMemory, data_bytes
+from loft_jax.cost.text import read_module
 from loft_jax.data import AnyDataset, Facts
 from loft_jax.loft import NO_TRAFFIC, Method, RoundProgram, State, Traffic, initial_state, make_images
 from loft_jax.methods import make_method
-from loft_jax.models import Network
+from loft_jax.models import Network, count_flops
 
 # Is called before each compilation: (name, number of programs compiled so far, number of all programs).
 Progress = Callable[[str, int, int], None]
@@ -28,11 +30,16 @@ Progress = Callable[[str, int, int], None]
 class Program:
     """The work of a device in one run of a program, as its compiler counts it.
 
+    Compilers for GPUs count neither what libraries do nor a loop as often as it runs. There `flops` are those of the
+    traced program (`count_flops`), and `accessed` are the bytes of its kernels.
+
     Attributes:
       runs: runs in a round.
       flops: operations.
       accessed: bytes read and written.
       collectives: the collectives in the program.
+      kernels: what the device starts; empty if it was not read.
+      steps: local steps in one run, if the program loops over them.
       sent: bytes sent to other devices, in collectives and outside them.
       stage: pipeline stage that runs it, counted from 0; None for a program of every device.
       ticks: its time including the ticks in which the pipeline fills and drains, divided by its own time.
@@ -59,6 +66,8 @@ class Program:
     code: int = 0
     resident: int = 0
     grows: bool = True
+    kernels: tuple[Kernel, ...] = ()
+    steps: int = 1
 
     @property
     def needed(self) -> int:
@@ -66,11 +75,20 @@ class Program:
         return self.temporary + self.results - self.aliased
 
     @classmethod
-    def from_compiled(cls, name: str, program: RoundProgram, compiled: jax.stages.Compiled, resident: int = 0) -> Self:
-        """Read what the compiler says about a program."""
+    def from_compiled(
+        cls,
+        name: str,
+        program: RoundProgram,
+        compiled: jax.stages.Compiled,
+        resident: int = 0,
+        *,
+        kernels: bool = False,
+    ) -> Self:
+        """Read what the compiler says about a program; its kernels only if asked for."""
         cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
         assert memory is not None, "this backend does not say how much memory a program takes"
-        found = tuple(collectives(compiled))
+        module = read_module(text_of(compiled))
+        found = tuple(find_collectives(module))
         return cls(
             name=name,
             runs=program.runs,
@@ -88,6 +106,8 @@ class Program:
             code=memory.generated_code_size_in_bytes,
             resident=resident,
             grows=program.grows,
+            kernels=tuple(find_kernels(module)) if kernels else (),
+            steps=program.steps,
         )
 
 
@@ -174,6 +194,8 @@ class RoundBill:
         self,
         progress: Progress = lambda *_: None,
         refusal: Callable[[str, str], Exception] | None = None,
+        *,
+        kernels: bool = False,
     ) -> CompiledRound:
         """Compile the programs of a round.
 
@@ -181,21 +203,30 @@ class RoundBill:
           progress: is called before each compilation.
           refusal: makes the error to raise if the compiler finds no room for a program, from the program's name and
             the compiler's message; None for the compiler's own error.
+          kernels: whether to read the kernels of the programs; on GPUs they are always read.
         """
         resident, programs = self.method.resident(self.full), []
         for done, (name, program) in enumerate(self.programs.items()):
             progress(name, done, len(self.programs))
             try:
-                compiled = Program.from_compiled(name, program, program.lower().compile(), resident[name])
-                if program.begin is not None:
-                    begin = Program.from_compiled(name, program, program.begin().lower().compile())
-                    compiled = count_all_steps(compiled, begin, program.steps)
+                programs.append(self._compile(name, program, resident[name], kernels))
             except jax.errors.JaxRuntimeError as error:
                 if refusal is None or "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 raise refusal(name, str(error)) from None
-            programs.append(compiled)
         return CompiledRound(tuple(programs), self.data, self.mesh.size)
+
+    def _compile(self, name: str, program: RoundProgram, resident: int, kernels: bool) -> Program:
+        on_gpu = self.mesh.devices.flat[0].platform == "gpu"
+        traced = program.trace()
+        compiled = traced.lower().compile()
+        found = Program.from_compiled(name, program, compiled, resident, kernels=kernels or on_gpu)
+        if on_gpu:
+            return replace(found, flops=count_flops(traced), accessed=sum_kernels(found.kernels)[1])
+        if program.begin is None:
+            return found
+        begin = Program.from_compiled(name, program, program.begin().lower().compile())
+        return count_all_steps(found, begin, program.steps)
 
 
 def count_all_steps(loop: Program, begin: Program, steps: int) -> Program:

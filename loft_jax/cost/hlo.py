@@ -48,7 +48,12 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
       ValueError: a collective is in a conditional, or in a loop for which the compiler does not say how often it runs;
         or it is written in a way that is not known here. Nothing is guessed.
     """
-    return [found for found in parse(text_of(program)) if found.devices > 1]
+    return find_collectives(read_module(text_of(program)))
+
+
+def find_collectives(module: Module) -> list[Collective]:
+    """Return the collectives of a program in which more than one device takes part. Raises ValueError as above."""
+    return [found for found in _walk(module.entry, module, times=1) if found.devices > 1]
 
 
 def payloads(program: jax.stages.Compiled) -> dict[str, int]:

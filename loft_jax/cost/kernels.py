@@ -12,7 +12,7 @@ from functools import cached_property
 
 from loft_jax.cost.loops import count_trips, find_role
 from loft_jax.cost.sources import Sources
-from loft_jax.cost.text import Computation, Instruction, Module, read_module
+from loft_jax.cost.text import Computation, Instruction, Module
 from loft_jax.loft import COLLECTIVE_KINDS
 
 # Instructions for which a device starts nothing, and those that only end what another one began.
@@ -71,13 +71,12 @@ class Kernel:
         return "backward" if "transpose(" in self.operation else "forward"
 
 
-def read_kernels(text: str) -> list[Kernel]:
-    """Return the kernels of a compiled program, from its text.
+def find_kernels(module: Module) -> list[Kernel]:
+    """Return the kernels of a compiled program.
 
     Raises:
-      ValueError: the text has a form that is not known, or a loop does not say how often it runs.
+      ValueError: a loop does not say how often it runs.
     """
-    module = read_module(text)
     return list(_Reader(module).walk(module.entry, 1, ""))
 
 
@@ -87,13 +86,14 @@ def sum_kernels(kernels: Iterable[Kernel]) -> tuple[int, int]:
     return sum(kernel.times for kernel in kernels), sum(kernel.times * kernel.each for kernel in kernels)
 
 
-def kernels_of_a_step(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Return the kernels of the program's main loop, the one that moves most bytes; all of them if there is no loop."""
+def kernels_of_steps(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Return the kernels of the loop that moves more than half of the bytes; all of them if there is none."""
     by_loop: dict[str, list[Kernel]] = {}
     for kernel in (kernels := list(kernels)):
         by_loop.setdefault(kernel.loop, []).append(kernel)
     by_loop.pop("", None)
-    return max(by_loop.values(), key=lambda found: sum_kernels(found)[1], default=kernels)
+    most = max(by_loop.values(), key=lambda found: sum_kernels(found)[1], default=kernels)
+    return most if 2 * sum_kernels(most)[1] > sum_kernels(kernels)[1] else kernels
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-from .chips import CHIPS as CHIPS, GB as GB, Chip as Chip, find_chip as find_chip
+from .chips import CHIPS as CHIPS, GB as GB, Chip as Chip, Platform as Platform, find_chip as find_chip
 from .loop import STEPS_AHEAD as STEPS_AHEAD, DeviceLoop as DeviceLoop, unstack as unstack, vary as vary
 from .mesh import (
     DATA as DATA,

@@ -55,13 +55,6 @@ class Chip:
         """Return the peak at a config's `precision` (float32 or bfloat16), 1e12 operations a second."""
         return (self.tflops_float32 or self.tflops) if precision == "float32" else self.tflops
 
-    @property
-    def peaks(self) -> tuple[float, float] | None:
-        """Operations a second, and bytes a second between the chip and its memory; None unless both are known."""
-        if self.tflops is None or self.memory_gbps is None:
-            return None
-        return self.tflops * 1e12, self.memory_gbps * GB
-
     def with_figures(self, **figures: float | None) -> "Chip":
         """Return the chip with those of these figures that are not None."""
         return replace(self, **{name: figure for name, figure in figures.items() if figure is not None})

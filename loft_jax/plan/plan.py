@@ -9,13 +9,8 @@ from loft_jax.config import Config
 from loft_jax.cost import CompiledRound, PeakMemory, Program
 from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.errors import UserError
+from loft_jax.plan.timing import Seconds, link_seconds, program_seconds
 from loft_jax.plan.topology import Topology
-
-
-def peak_seconds(program: Program, peaks: tuple[float, float]) -> float:
-    """Return the time of one run at `Chip.peaks`: that of arithmetic or of memory access, whichever is longer."""
-    flops, bandwidth = peaks
-    return max(program.flops / flops, program.accessed / bandwidth)
 
 
 @dataclass(frozen=True)
@@ -26,6 +21,7 @@ class Plan:
       compiled: the programs of the round. "loop" is all local steps of a worker.
       full_state: bytes that every device holds in addition to its part while the full CNN is assembled, between rounds.
       pipeline: numbers of micro-batches and of stages under GPipe, otherwise None.
+      hosts: the host of each device of the mesh; empty if links between hosts are as fast as those within one.
     """
 
     config: Config
@@ -34,6 +30,7 @@ class Plan:
     compiled: CompiledRound
     full_state: int
     pipeline: tuple[int, int] | None = None
+    hosts: tuple[int, ...] = ()
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -79,20 +76,28 @@ class Plan:
         sizes = [program.runs * program.sent for program in self.programs]
         return max(sizes) if self.pipeline else sum(sizes)
 
-    def compute_seconds(self, chip: Chip) -> float | None:
-        """Return the seconds of a round at the chip's peaks, with one program at a time; None if no peaks are known."""
-        if chip.peaks is None:
-            return None
-        by_stage: dict[int | None, float] = defaultdict(float)
+    def compute(self, chip: Chip) -> Seconds | None:
+        """Compute the time of a round's programs, under GPipe of the slowest stage; None if no figures are known."""
+        by_stage: dict[int | None, Seconds] = defaultdict(Seconds)
         for program in self.programs:
-            by_stage[program.stage] += program.ticks * program.runs * peak_seconds(program, chip.peaks)
-        return max(by_stage.values())
+            if (each := program_seconds(program, chip, self.config.precision)) is None:
+                return None
+            by_stage[program.stage] += each.times(program.ticks * program.runs)
+        return max(by_stage.values(), key=lambda seconds: seconds.total)
 
     def sending_seconds(self, chip: Chip) -> float | None:
-        """Return the seconds that a device takes to send a round's bytes over all its links; None if not known."""
+        """Compute the seconds that a device takes to send a round's bytes; None if the bandwidth is not known."""
         if not self.sent:
             return 0.0
-        return None if chip.link_gbps is None else self.sent / (chip.link_gbps * GB)
+        if chip.link_gbps is None:
+            return None
+        each = [program.runs * self._program_sending_seconds(program, chip) for program in self.programs]
+        return max(each) if self.pipeline else sum(each)
+
+    def _program_sending_seconds(self, program: Program, chip: Chip) -> float:
+        outside = program.sent - sum(found.sent for found in program.collectives)
+        seconds = outside / ((chip.link_gbps or 0.0) * GB) if outside else 0.0
+        return seconds + sum(link_seconds(found, chip, self.hosts) or 0.0 for found in program.collectives)
 
 
 def check_fits(plan: Plan, chip: Chip) -> None:
