@@ -71,6 +71,12 @@ class Config(Section):
                 f"images (loft.local_steps={self.loft.local_steps}, data.batch_size={self.data.batch_size}), but at "
                 f"most {MOST} can be counted; {f'try {most}' if most else 'lower one of them'}"
             )
+        for number in self.train.profiled_rounds:
+            if number > self.train.rounds:
+                raise ValueError(
+                    f"train.profile_rounds={self.train.profile_rounds}: the run has no round {number}, because "
+                    f"train.rounds={self.train.rounds}; try {min(2, self.train.rounds)}"
+                )
         every = self.train.snapshot_every
         first_checked = -(-self.optimizer.warmup_steps // (every * self.loft.local_steps))
         distances = self.train.rounds // every - first_checked
@@ -215,6 +221,7 @@ RESUMABLE = SNAPSHOT_CADENCE | frozenset(
         "train.keep_checkpoints",
         "train.eval_batch_size",
         "train.trackers",
+        "train.profile_rounds",
         "mesh.worker",
         "mesh.data",
         "mesh.cpu_devices",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from loft_jax.errors import did_you_mean, path_problem
+from loft_jax.errors import did_you_mean, format_value, path_problem
 
 MOST = 2**31 - 1  # the largest int32, the type of counters
 _NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 becomes 0.0: equal configs need equal hashes
@@ -176,11 +176,32 @@ class Train(Section):
         description="where metrics are sent in addition to metrics.jsonl: tensorboard, wandb, mlflow, several of them "
         "separated by commas, or none",
     )
+    profile_rounds: str = Field(
+        "none",
+        description="rounds that are traced by JAX's profiler, for Perfetto or TensorBoard, into RUN/profile: one, "
+        "several separated by commas as in 2,3, or none; round 1 contains the compilation",
+    )
 
     @field_validator("trackers", mode="before")
     @classmethod
     def _trackers_joined(cls, value: Any) -> Any:
         return join_names(value)
+
+    @field_validator("profile_rounds", mode="before")
+    @classmethod
+    def _rounds_joined(cls, value: Any) -> Any:
+        return join_names(value)
+
+    @field_validator("profile_rounds")
+    @classmethod
+    def _rounds_are_numbers(cls, value: str) -> str:
+        names = [] if value == "none" else value.split(",")
+        for name in names:
+            if not re.fullmatch(r"[1-9][0-9]{0,9}", name):
+                raise ValueError(f"{format_value(name)} is no number of a round, which count from 1; try 2, or none")
+        if len(set(names)) < len(names):
+            raise ValueError("names a round twice; name each once")
+        return value
 
     @field_validator("trackers")
     @classmethod
@@ -200,6 +221,11 @@ class Train(Section):
     def tracker_names(self) -> tuple[str, ...]:
         """Names of the trackers, in the order given; metrics.jsonl, which is always written, is not among them."""
         return () if self.trackers == "none" else tuple(self.trackers.split(","))
+
+    @property
+    def profiled_rounds(self) -> tuple[int, ...]:
+        """Numbers of the rounds that are traced."""
+        return () if self.profile_rounds == "none" else tuple(map(int, self.profile_rounds.split(",")))
 
     def snapshot_is_due(self, done: int) -> bool:
         """Whether a snapshot is taken after `done` rounds; always at 0 and after the last."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONFIG, DATA, METRICS, SUMMARY = "config.yaml", "data.json", "metrics.jsonl", "summary.json"
 # The lock, and who holds it: some versions of filelock empty the lock's own file when they ask for it.
 LOCK, OWNER = ".lock", ".lock.owner"
-CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+CHECKPOINTS, SNAPSHOTS, PROFILE = "checkpoints", "snapshots", "profile"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
 
@@ -53,6 +53,7 @@ class RunDirectory:
         self._lock: filelock.BaseFileLock | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
+        self.profile = self.path / PROFILE
         self.rankings = self.path / RANKINGS
         self.distances = self.path / DISTANCES
         self.overlaps = self.path / OVERLAPS

@@ -105,7 +105,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"stopped   {summary['stopped']}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
     print(f"measured  {duration(sum(seconds.values()))}: {split}")
-    print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers", flush=True)
+    share = f"; {summary['share_of_peak']:.1%} of the devices' peak" if "share_of_peak" in summary else ""
+    print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers{share}", flush=True)
 
 
 if __name__ == "__main__":

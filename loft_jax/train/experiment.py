@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from loft_jax.config import Config
 from loft_jax.cost import RoundBill, data_bytes
 from loft_jax.data import AnyDataset, Facts, load_dataset
-from loft_jax.devices import jit_once, make_mesh, replicate
+from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
 from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images
 from loft_jax.methods import check_data, check_method, make_method
-from loft_jax.models import Network, make_model
+from loft_jax.models import Network, make_model, training_flops
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,27 @@ class Experiment:
         """The bill of a round: what it sends, and what its programs need."""
         data = data_bytes(Facts.from_dataset(self.dataset), self.config, self.mesh.size)
         return RoundBill(self.method, self.mesh, self.state_shapes, data)
+
+    def share_of_peak(self, images_per_second: float) -> dict[str, float]:
+        """Return {"share_of_peak"}: FLOPs of local steps at this speed, over the peak of the mesh's devices.
+
+        The FLOPs are those of the loss and gradients of the networks that are trained, as written; the peak is that of
+        the config's precision (`devices/chips.py`). If no peak is known of the devices, {}.
+        """
+        if self._peak_flops is None:
+            return {}
+        return {"share_of_peak": images_per_second * self._flops_per_image / self._peak_flops}
+
+    @cached_property
+    def _flops_per_image(self) -> float:
+        return training_flops(self.method.step.model.with_norms(axis=None), self.dataset.image_shape)
+
+    @cached_property
+    def _peak_flops(self) -> float | None:
+        """FLOPs a second of all devices of the mesh at their peak; None if it is not known."""
+        chip = find_chip(self.mesh.devices.flat[0].device_kind)
+        peak = chip.peak_tflops(self.config.precision) if chip else None
+        return None if peak is None else peak * 1e12 * self.mesh.size
 
     def _initialise(self) -> State:
         return initial_state(self.model, self.config, self.dataset.image_shape)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from loft_jax.console import console, megabytes
 from loft_jax.cost import CompiledRound
+from loft_jax.methods import idle_advice
 from loft_jax.models import parameter_count
 from loft_jax.storage import PHASES
 from loft_jax.train.experiment import Experiment
@@ -22,6 +23,7 @@ def print_setup(experiment: Experiment) -> None:
     full, compact = (parameter_count(model, shape) for model in (experiment.model, experiment.method.step.model))
     lines = {
         "devices": f"{used}, idle: {', '.join(idle) or 'none'}",
+        **({"idle": idle_advice(config, experiment.model, data, jax.devices())} if idle else {}),
         "mesh": method_lines.pop("mesh"),
         "data": f"{data.name}: {data.examples:,} training and {data.test_examples:,} test images, "
         + "x".join(map(str, shape))
@@ -61,11 +63,13 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     config, last = experiment.config, rows[-1]
     seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
     images = config.images_per_round * last["round"]
+    images_per_second = images / (seconds["train"] + seconds["sync"])
     shape = experiment.dataset.image_shape
     return {
         **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
         "images": images,
-        "images_per_second": images / (seconds["train"] + seconds["sync"]),
+        "images_per_second": images_per_second,
+        **experiment.share_of_peak(images_per_second),
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
         "parameters": parameter_count(experiment.model, shape),
         "parameters_sub_cnn": parameter_count(experiment.method.step.model, shape),

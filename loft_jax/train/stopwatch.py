@@ -22,9 +22,10 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Count the wall time of the `with` block, without compilation, under this name."""
+        """Count the wall time of the `with` block, without compilation, under this name; name it in a trace too."""
         compiled, start = self._seconds.get("compile", 0.0), time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name):
+            yield
         elapsed = time.perf_counter() - start - (self._seconds.get("compile", 0.0) - compiled)
         self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, elapsed)
 

@@ -16,6 +16,7 @@ from loft_jax.loft import State
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.overview import summarise
+from loft_jax.train.profiling import trace_round
 from loft_jax.train.progress import TrainingProgress
 from loft_jax.train.stopping import TicketWatch
 from loft_jax.train.stopwatch import Stopwatch
@@ -161,11 +162,21 @@ class Trainer:
         return self._ticket_watch.reason if self._ticket_watch else None
 
     def train_one_round(self) -> Row:
-        """Do one round and everything that is due after it. Returns the round's row of metrics.
+        """Do one round and everything that is due after it; trace it if `train.profile_rounds` names it.
+
+        Returns:
+          The round's row of metrics.
 
         Raises:
           RunStopped: the loss is not finite; nothing of the round is saved.
         """
+        number = self.done + 1
+        if number in self._config.train.profiled_rounds and self._directory.writes:
+            with trace_round(self._directory.profile, number):
+                return self._train_one_round()
+        return self._train_one_round()
+
+    def _train_one_round(self) -> Row:
         experiment, config = self._experiment, self._config
         with self._watch.phase("train"):
             masks, workers = experiment.method.train_locally(self._state)
@@ -233,6 +244,7 @@ class Trainer:
         }
         if "train" in seconds:
             row["images_per_second"] = config.images_per_round / (seconds["train"] + seconds["sync"])
+            row |= self._experiment.share_of_peak(row["images_per_second"])
         return row | {f"seconds/{phase}": value for phase, value in seconds.items()}
 
     def _place(self, saved: Tree) -> Any:

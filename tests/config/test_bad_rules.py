@@ -29,6 +29,10 @@ RULES = {
         "--data.name arrays --data.data_dir x.npz --data.loading stream",
         "data.loading=stream: arrays are kept on the device",
     ),
+    "a traced round that there is not": (
+        "--train.rounds 10 --train.profile_rounds 2,11",
+        "train.profile_rounds=2,11: the run has no round 11, because train.rounds=10; try 2",
+    ),
     "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
     "stop that never holds": (
         "--train.stop_when 1 --train.rounds 10",
