@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loft_jax.config import Config
-from loft_jax.cost import CompiledRound, PeakMemory, Program
+from loft_jax.cost import CompiledRound, PeakMemory, Program, Seconds, link_seconds, program_seconds
 from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.errors import UserError
-from loft_jax.plan.timing import Seconds, link_seconds, program_seconds
 from loft_jax.plan.topology import Topology
 
 

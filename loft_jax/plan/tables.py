@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from loft_jax.console import console, make_table, megabytes
-from loft_jax.cost import Program, kernels_of_steps, sum_kernels
+from loft_jax.cost import Program, Seconds, cards_together, kernels_of_steps, program_seconds, sum_kernels
 from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.plan.plan import Plan
-from loft_jax.plan.timing import Seconds, cards_together, program_seconds
 
 Row = tuple[str, str, str, Any]
 
@@ -184,8 +183,8 @@ def _times(plan: Plan, chip: Chip) -> dict[str, str]:
         return lines | {"time": f"no peak figures of a {chip.name} are known; give {options} for the time of a round"}
     whole, sending = seconds.total * 1e3, seconds.links * 1e3
     lines["time"] = (
-        f"{whole:,.2f} ms a round at the chip's peaks: {whole - sending:,.2f} ms of programs, then {sending:,.2f} ms of "
-        "sending"
+        f"{whole:,.2f} ms a round at the chip's peaks: {whole - sending:,.2f} ms of programs, then "
+        f"{sending:,.2f} ms of sending"
     )
     shares = ", ".join(f"{bound} {each / seconds.total:.0%}" for bound, each in seconds.by_bound.items() if each)
     lines["bound"] = f"{seconds.bound} ({shares})"

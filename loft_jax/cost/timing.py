@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
-from loft_jax.cost import Collective, Kernel, Program
+from loft_jax.cost.compiled import Program
+from loft_jax.cost.hlo import Collective
+from loft_jax.cost.kernels import Kernel
 from loft_jax.devices import GB, Chip
 
 _PRODUCTS = ("convolution", "product")
