@@ -43,11 +43,17 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
         sys.exit(1)
 
 
+_FILE = (
+    "YAML file of settings, or the name of a packaged config (digits, ...); settings that are not in it have their "
+    "defaults"
+)
+
+
 class CommandLine(Generic[Settings]):
     """An argument parser with a dotted option for every field of the settings; a command adds its own options to it.
 
     The options override the settings in `--config FILE`. With `reads_run` the command takes one or several run
-    directories, RUN, instead of that file.
+    directories, RUN, instead of that file; otherwise `file` says in the help what it holds.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class CommandLine(Generic[Settings]):
         settings: type[Settings] = Config,
         *,
         reads_run: Literal["one", "several"] | None = None,
+        file: str = _FILE,
     ):
         self._settings = settings
         self.parser = Parser(prog, description)
@@ -64,12 +71,7 @@ class CommandLine(Generic[Settings]):
             nargs = "+" if reads_run == "several" else None
             self.parser.add_argument("run", metavar="RUN", nargs=nargs, help="run directory of loft_jax.train")
         else:
-            self.parser.add_argument(
-                "--config",
-                metavar="FILE",
-                help="YAML file of settings, or the name of a packaged config (digits, ...); settings that are not in "
-                "it have their defaults",
-            )
+            self.parser.add_argument("--config", metavar="FILE", help=file)
         self._fields = dict(iterate_fields(settings))
         overridden = "that of the run" if reads_run else "that in the file"
         group = self.parser.add_argument_group(f"settings (each overrides {overridden})")

@@ -53,13 +53,17 @@ def validate_settings(
         raise UserError("\n       ".join(messages)) from None
 
 
-def read_config(name: str) -> dict[str, Any]:
+def read_config(name: str, folder: str = "") -> dict[str, Any]:
     """Read the settings that `--config` names: a packaged config if one has this name, otherwise a YAML file.
+
+    Args:
+      name: what was given.
+      folder: that of the packaged configs, inside the one of the configs of runs.
 
     Raises:
       UserError: it is neither, does not parse or is no mapping.
     """
-    packaged = packaged_configs()
+    packaged = packaged_configs(folder)
     if name in packaged:
         return read_yaml(packaged[name], f"--config {name}")
     if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():
@@ -73,13 +77,13 @@ def read_config(name: str) -> dict[str, Any]:
     return read_yaml(name)
 
 
-def packaged_configs() -> dict[str, Path]:
-    """Return the file of every config that comes with the package, by its name."""
+def packaged_configs(folder: str = "") -> dict[str, Path]:
+    """Return the file of every config that comes with the package, by its name; those of runs, or of a folder."""
     package = Path(__file__).parents[1]
     # In a clone they are beside the package, in a wheel inside it.
     inside = package / "configs"
     place = inside if inside.is_dir() else package.parent / "configs"
-    return {path.stem: path for path in sorted(place.glob("*.yaml"))}
+    return {path.stem: path for path in sorted((place / folder).glob("*.yaml"))}
 
 
 def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:

@@ -108,8 +108,8 @@ class _ArraysFile:
         name = f"{split}_labels"
         labels = self._read(name)
         if labels.dtype.kind not in "iu":
-            nan = np.flatnonzero(np.isnan(labels)) if labels.dtype.kind == "f" else ()
-            where = f", with NaN at {nan[0]}" if len(nan) else ""
+            nan = np.flatnonzero(np.isnan(labels)).tolist() if labels.dtype.kind == "f" else []
+            where = f", with NaN at {nan[0]}" if nan else ""
             raise UserError(f"{name} is {labels.dtype}{where}; must be whole numbers, as int32")
         if labels.ndim != 1 or not labels.size:
             raise UserError(f"{name} has the shape {labels.shape}; must be [n], a label for each image")

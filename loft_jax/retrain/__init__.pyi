@@ -1,1 +1,2 @@
 from .results import collect_results as collect_results
+from .settings import retrain_config as retrain_config

@@ -18,38 +18,20 @@ To see when the winning ticket appears, retrain the ticket of every k-th snapsho
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from loft_jax.config import CommandLine, Config, GPipe, apply_overrides, run_command, whole_number
+from loft_jax.config import CommandLine, Config, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import print_results, write_results
+from loft_jax.retrain.settings import retrain_config
 from loft_jax.storage import RunDirectory, check_installed
 from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket, ratio, ticket_name
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
-
-# Settings that a retraining cannot have, and why.
-_FIXED = {
-    "model.": "a ticket belongs to its run's model",
-    "data.name": "a ticket belongs to its run's data",
-    "data.split": "there is one worker",
-    "seed": "use --seeds",
-    "loft.workers": "a ticket is retrained by plain SGD",
-    "loft.partition": "there is one worker",
-    "loft.sync": "there is one worker",
-    "loft.rescale": "there is one worker",
-    "loft.momentum": "there is one worker, which keeps its momentum",
-    "gpipe.": "a ticket is retrained by plain SGD",
-    "train.stop": "a retraining ends with its last round",
-    "train.snapshot": "a retraining takes no snapshots",
-    "mesh.worker": "there is one worker; mesh.data spreads its batch",
-    "distributed": "a ticket is retrained by one process",
-}
-
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run="one")
@@ -104,20 +86,6 @@ def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
             raise UserError(f"--rewind_to {options.rewind_to}: {mode} does not rewind; leave it out")
         if options.every and (mode == "init" or (mode == "random" and options.scope != "global")):
             raise UserError(f"--mode {mode}: is the same network for every snapshot; retrain it once, with --ticket")
-
-
-def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
-    """Return the run's settings for one worker, with the overrides. Raises UserError on one that cannot be changed."""
-    for key in overrides:
-        for fixed, reason in _FIXED.items():
-            if key.startswith(fixed):
-                raise UserError(f"--{key}: cannot be changed for a retraining: {reason}")
-    settings = run.model_dump()
-    settings["loft"] |= {"workers": 1, "sync": "psum", "momentum": "carry"}
-    settings["gpipe"] = GPipe().model_dump()
-    settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
-    settings["train"]["profile_rounds"] = "none"
-    return apply_overrides(settings, dict(overrides), source="command line")
 
 
 def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]) -> list[str]:
