@@ -30,7 +30,7 @@ from loft_jax.loft import (
     sub_cnn,
 )
 from loft_jax.methods import check_method
-from loft_jax.models import Network, counted_flops, make_model, parameter_count, training_flops
+from loft_jax.models import Network, count_flops, make_model, parameter_count, training_flops
 
 COLLECTIVES = "this program's collectives"
 
@@ -195,7 +195,7 @@ class Costs:
         for program in bill.programs.values():
             # An update does not depend on the number of images.
             if program.grows and program.stage is not None:
-                flops[program.stage] += counted_flops(program.lower()) / microbatch
+                flops[program.stage] += count_flops(program.trace()) / microbatch
         parameters = [sum(leaf.size for leaf in jax.tree.leaves(own.params)) for own in pipeline.state_shapes]
         most, steps = pipeline.microbatches * max(pipeline.sent_per_microbatch), config.total_steps
         counts = f"transfers between stages; cuts: {config.gpipe.cuts}"

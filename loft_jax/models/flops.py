@@ -1,4 +1,4 @@
-"""FLOPs of a traced function: its convolutions and matrix products. The one count for plans and shares of a peak.
+"""FLOPs of a traced function: its convolutions and matrix products. The count of plans, costs and shares of a peak.
 
 A multiplication and an addition are two FLOPs, as in a vendor's peak. What multiplies a zero of padding or dilation
 does not count, as in XLA's `cost_analysis`: there is nothing to compute. Element-wise work is left out: it uses other

@@ -1,10 +1,11 @@
-"""The size of networks: parameters, and FLOPs as XLA counts them. Nothing is run."""
+"""The size of networks: parameters, and the FLOPs of training. Nothing is run."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from loft_jax.models.flops import count_flops
 from loft_jax.models.network import Network
 
 Tree = dict[str, Any]
@@ -16,8 +17,8 @@ def parameter_count(model: Network, image_shape: tuple[int, ...]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
 
 
-def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
-    """Count the FLOPs of the loss and gradients of one image [height, width, channels], without the update."""
+def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
+    """Count the FLOPs of the loss and gradients of one image [height, width, channels], as `count_flops` does."""
 
     def loss(params: Tree, batch_stats: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -26,11 +27,12 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> float:
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return flops(jax.jit(jax.value_and_grad(loss, has_aux=True)), shapes["params"], shapes["batch_stats"], images)
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return count_flops(gradients.trace(shapes["params"], shapes["batch_stats"], images))
 
 
 def flops(program: jax.stages.Wrapped, *arguments: object) -> float:
-    """Count the FLOPs of one call of a jitted function with these arguments, or their shapes; compiles nothing."""
+    """Count the operations of one call of a jitted function as XLA does, given arguments or shapes; compiles nothing."""
     return counted_flops(program.lower(*arguments))
 
 

@@ -1,9 +1,9 @@
 """Plan a run for hardware that is not there: python -m loft_jax.plan --config C --topology h100:8
 
-Compiles the programs of a round ahead of time for the topology. (For GPUs this needs JAX's plug-in for CUDA, pip install
-'loft_jax[cuda12]', and for TPUs libtpu, pip install 'loft_jax[tpu]', but no GPU, driver or TPU.) Prints what the compiler
-knows: memory of a chip, bytes of every collective, operations; and the time of a round, computed from the peak figures
-that the vendor states, with what bounds it. A plan that does not fit is refused, with what to change.
+Compiles the programs of a round ahead of time for the topology. No GPU, driver or TPU is needed, only its compiler:
+pip install 'loft_jax[cuda12]' or 'loft_jax[tpu]'. Prints what the compiler knows: memory of a chip, bytes of every
+collective, operations; and the time of a round, computed from the peak figures that the vendor states, with what bounds
+it. A plan that does not fit is refused, with what to change.
 
 --topology   h100:N, h200:N or a100:N, cards of one host, or h100:NxHOSTS, cards of several hosts; v4:AxBxC, v5e:AxB,
              v5p:AxBxC or v6e:AxB, a slice of TPU chips with these sides; or cpu:N, virtual devices, which have no
