@@ -16,7 +16,8 @@ from jax.stages import Traced
 def count_flops(function: Traced | ClosedJaxpr | Jaxpr) -> int:
     """Count the FLOPs of one call of a traced function, `jax.jit(f).trace(...)` or `jax.make_jaxpr(f)(...)`.
 
-    A scan counts as often as it runs, a conditional as its largest branch. Inside `jax.shard_map` shapes are those of a
+    A scan counts as often as it runs, a conditional as its largest branch, and a choice by platform as its default: the
+    form in which a backend computes something changes no FLOPs. Inside `jax.shard_map` shapes are those of a
     device, so the FLOPs are those of one device.
 
     Raises:
@@ -35,7 +36,7 @@ def _count_equation(equation: JaxprEqn) -> int:
     if name == "scan":
         return params["length"] * count_flops(params["jaxpr"])
     if name == "cond":
-        return max(map(count_flops, params["branches"]))
+        return max(map(count_flops, _possible_branches(params)))
     inner = sum(map(count_flops, _inner_functions(params)))
     if name == "while" and inner:
         raise ValueError("products in a while loop cannot be counted: how often it runs is not known; use jax.lax.scan")
@@ -84,6 +85,13 @@ def _count_pairs(image: int, kernel: int, out: int, stride: int, before: int, sp
         positions = range(start, start + out * stride, stride)
         count += sum(position % spread == 0 and 0 <= position < image * spread for position in positions)
     return count
+
+
+def _possible_branches(params: dict[str, Any]) -> list[ClosedJaxpr]:
+    """Return the branches of a conditional; of a choice by platform that of no named platform, if there is one."""
+    platforms, branches = params.get("branches_platforms"), params["branches"]
+    default = [branch for branch, named in zip(branches, platforms or [], strict=False) if named is None]
+    return default or list(branches)
 
 
 def _inner_functions(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

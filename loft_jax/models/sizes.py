@@ -32,7 +32,7 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
 
 
 def flops(program: jax.stages.Wrapped, *arguments: object) -> float:
-    """Count the operations of one call of a jitted function as XLA does, given arguments or shapes; compiles nothing."""
+    """Count the operations of one call of a jitted function as XLA does, given arguments or shapes; no compiling."""
     return counted_flops(program.lower(*arguments))
 
 

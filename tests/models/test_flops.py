@@ -66,8 +66,11 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("name", "stem"), NETWORKS)
 def test_a_networks_products_are_counted_as_xla_does(name, stem):
-    """Exactly, one way and with the gradients; with the element-wise work of narrow networks they differ by 4 %."""
-    model, shape = create_model(name, 10, width=8, stem=stem), (33, 33, 3) if stem == "imagenet" else (16, 16, 3)
+    """Exactly, one way and with the gradients; with the element-wise work of narrow networks they differ by 4 %.
+
+    Width 20, because narrower convolutions are computed in another form on a CPU.
+    """
+    model, shape = create_model(name, 10, width=20, stem=stem), (33, 33, 3) if stem == "imagenet" else (16, 16, 3)
     for traced in (forward_pass(model, shape), training_step(model, shape)):
         counted = count_flops(traced)
         assert counted == flops_by_xla(products(traced.jaxpr))
@@ -75,7 +78,7 @@ def test_a_networks_products_are_counted_as_xla_does(name, stem):
 
 
 def test_a_compact_network_is_counted_by_its_own_widths():
-    model = create_model("preresnet20", 10, width=8)
+    model = create_model("preresnet20", 10, width=80)
     compact = model.with_widths({g.name: g.width // 4 for g in model.filter_groups() if g.partitioned})
     step = training_step(compact, (16, 16, 3))
     assert count_flops(step) == flops_by_xla(products(step.jaxpr)) < count_flops(training_step(model, (16, 16, 3)))
@@ -126,6 +129,10 @@ def branching(x):
     return jax.lax.cond(x[0, 0] > 0, lambda x: product(x) + product(x), product, x)
 
 
+def in_another_form(x):
+    return jax.lax.platform_dependent(x, cpu=lambda x: product(x) + product(x), default=product)
+
+
 @jax.custom_vjp
 def with_own_gradient(x):
     return product(x).sum()
@@ -143,6 +150,7 @@ with_own_gradient.defvjp(
         (jax.jit(product), ONE),
         (scanned, 7 * ONE),
         (branching, 2 * ONE),
+        (in_another_form, ONE),
         (with_own_gradient, ONE),
         (jax.grad(with_own_gradient), 3 * ONE + 2 * 3 * 4 * 4),
         (jax.grad(jax.checkpoint(lambda x: jnp.sin(product(x)).sum())), 3 * ONE),
