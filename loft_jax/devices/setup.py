@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from loft_jax.config import Config
+from loft_jax.devices.memory import keep_freed_memory
 from loft_jax.files import cache_directory
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -20,6 +21,7 @@ def configure_jax(config: Config) -> None:
     if config.train.deterministic and _DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}"
     keep_compiled_programs()
+    keep_freed_memory()
 
 
 def jit_once(function: Callable[[], Any]) -> Callable[[], Any]:
