@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from loft_jax.filters import FilterGroup
+from loft_jax.models.convolution import convolve
 
 Value = TypeVar("Value")
 
@@ -31,6 +32,7 @@ def _conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) ->
         use_bias=False,
         dtype=dtype,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated_cls=lambda: convolve,
         name=name,
     )
 
