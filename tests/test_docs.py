@@ -39,7 +39,7 @@ AS_HERE = {"num_classes=10)": "num_classes=10, width=4)", "r40-": "r6-"}
 # What a shell finds on a user's machine. A page that shows another program needs a line here.
 PROGRAMS = (
     *("python", "pip", "loft-jax", "ruff", "pyrefly", "lint-imports", "mkdocs", "pre-commit", "tensorboard"),
-    *("sbatch", "launch/local.sh", "launch/tpu_pod.sh"),
+    *("sbatch", "launch/local.sh", "launch/tpu_pod.sh", "docker"),
 )
 END = "\x1e"
 # What a user chooses.
@@ -181,8 +181,13 @@ def check(words):
         case ["launch/local.sh", count, *arguments]:
             assert int(count)
             parse("train", arguments)
-        case ["launch/tpu_pod.sh", *arguments] | ["sbatch", "launch/slurm.sbatch", *arguments]:
+        case ["launch/tpu_pod.sh", *arguments]:
             parse("train", arguments)
+        case ["sbatch", *_] if "launch/slurm.sbatch" in words:
+            parse("train", words[words.index("launch/slurm.sbatch") + 1 :])
+        case ["docker", "run", *_]:
+            entry = ["python"] if "--entrypoint" in words else ["python", "-m", "loft_jax.train"]
+            check([*entry, *words[words.index("loft_jax") + 1 :]])
         case ["python", "-m", "pytest", *arguments]:
             for argument in arguments:
                 assert not argument.startswith("tests/") or (ROOT / argument).exists(), argument

@@ -96,7 +96,7 @@ def jobset(kind):
     return JobSet.model_validate(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "Dockerfile"])
 def test_a_file_is_short_and_begins_with_how_to_use_it(name):
     text = (LAUNCH / name).read_text()
     assert len(text.splitlines()) < 60
@@ -105,7 +105,7 @@ def test_a_file_is_short_and_begins_with_how_to_use_it(name):
     usage = rf"#   .*launch/{re.escape(name)}( |$)"
     assert header is not None
     assert re.search(usage, header[0], flags=re.MULTILINE)
-    assert sorted(path.name for path in LAUNCH.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in LAUNCH.iterdir()) == sorted([*FILES, "Dockerfile"])
 
 
 @pytest.mark.parametrize("name", SHELL)

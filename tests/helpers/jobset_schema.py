@@ -82,9 +82,14 @@ class Container(Part):
     volumeMounts: list[Mount]
 
 
+class PodSecurityContext(Part):
+    fsGroup: Annotated[int, Field(ge=0)]
+
+
 class PodSpec(Part):
     # With a policy on failed pods, Kubernetes accepts no other.
     restartPolicy: Literal["Never"]
+    securityContext: PodSecurityContext
     terminationGracePeriodSeconds: Annotated[int, Field(ge=0)]
     nodeSelector: dict[LabelKey, LabelValue]
     volumes: list[Volume]
