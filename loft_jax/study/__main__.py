@@ -169,10 +169,10 @@ def check_budget(queue: Queue) -> None:
     given = left + queue.clock.kept
     limited = fields.budget is not None and fields.budget - spent <= given + 1
     label = f"{queue.study.source}: budget={fields.budget:.0f}" if limited else f"--budget {given:.0f}"
-    used = f", of which {spent:.0f} s are spent," if limited and spent else ""
+    used = f", of which {spent:.0f} s are spent" if limited and spent else ""
     needed += math.ceil(spent) if limited else 0
     raise UserError(
-        f"{label}:{used} is too small for the first job, {first.name}, which takes about {times.left(first):.0f} s, "
+        f"{label}{used}: is too small for the first job, {first.name}, which takes about {times.left(first):.0f} s, "
         f"beside {queue.clock.kept:.0f} s that are kept for saving and the report; give at least {needed}, or lower "
         f"steps.{first.step_name}.seconds if it takes less"
     )

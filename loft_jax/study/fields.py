@@ -3,17 +3,25 @@
 import textwrap
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from loft_jax.config import Fraction, PositiveFloat, Section
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rounds = Annotated[int, Field(ge=1, lt=2**31)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,60}$")]
 
 KINDS = ("test", "bench", "train", "tickets", "retrain")
 # Kinds of steps that are done once, not for every setting and seed.
 CHECKS = ("test", "bench")
+
+
+class _Keys(Section):
+    @field_validator("*", mode="before")
+    @classmethod
+    def _boolean_is_no_number_in_a_list(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(each, bool) for each in value):
+            raise ValueError("a boolean is not valid here")
+        return value
 
 
 class Retraining(Section):
@@ -30,7 +38,7 @@ class Report(Section):
     seconds: PositiveFloat = Field(60.0, description="seconds that are kept at the end for the report")
 
 
-class StudyFields(Section):
+class StudyFields(_Keys):
     budget: PositiveFloat | None = Field(
         None, description="seconds that all starts together may take; --budget limits one start; null: no limit"
     )
@@ -39,13 +47,13 @@ class StudyFields(Section):
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0], description="seeds of runs")
     common: dict[str, Any] = Field({}, description="settings of all runs, over those of their `config`")
-    settings: dict[Name, dict[str, Any] | None] = Field(
+    settings: dict[str, dict[str, Any] | None] = Field(
         {},
         description="name -> settings of a run that differ from the common ones; with `config`, the file or packaged "
         "config that they start from",
     )
     retraining: Retraining = Retraining()
-    steps: dict[Name, dict[str, Any]] = Field(
+    steps: dict[str, dict[str, Any]] = Field(
         min_length=1, description="name -> what is done, see below: for a setting and a seed, or once (test, bench)"
     )
     order: Annotated[list[Any], Field(min_length=1)] | None = Field(
@@ -57,13 +65,13 @@ class StudyFields(Section):
     report: Report = Report()
 
 
-class Entry(Section):
+class Entry(_Keys):
     settings: list[str] | None = Field(None, description="names of settings; null: all")
     seeds: list[Seed] | None = Field(None, description="seeds of runs; null: those of the study")
     steps: list[str] | None = Field(None, description="names of steps; null: all that belong to a run")
 
 
-class Step(Section):
+class Step(_Keys):
     kind: Literal["test", "bench", "train", "tickets", "retrain"] = Field(description="the command that does it")
     seconds: PositiveFloat = Field(
         description="about how long it takes; used until the same step has been measured, and corrected by how long "

@@ -6,7 +6,7 @@ from typing import Any
 
 from loft_jax.config import Config, flatten, validate_settings
 from loft_jax.errors import UserError, did_you_mean, format_literal, format_value
-from loft_jax.study.fields import CHECKS, Entry, RetrainStep, Step, TicketsStep, TrainStep
+from loft_jax.study.fields import CHECKS, KINDS, Entry, RetrainStep, Step, TicketsStep, TrainStep
 from loft_jax.study.study import Study
 
 # Keys of a step that say when a job is done, not what it is.
@@ -99,6 +99,8 @@ def _jobs_of(study: Study, entry: Any, number: int, before: Mapping[str, Job], c
     of_runs = [name for name in study.steps if name not in checks]
     settings = list(study.configs) if given.settings is None else given.settings
     steps = of_runs if given.steps is None else given.steps
+    # What needs the other comes after it, in whatever order a file has them.
+    steps = sorted(steps, key=lambda name: KINDS.index(study.steps[name].kind) if name in study.steps else 0)
     for what, names, known in (("setting", settings, study.configs), ("step of a run", steps, of_runs)):
         for name in names:
             _check_name(label, what, name, known)

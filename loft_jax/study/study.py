@@ -1,8 +1,10 @@
 """A study from its file: read and checked as far as the file alone can tell, before JAX is loaded."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from loft_jax.config import Config, apply_overrides, read_config, validate_settings
@@ -44,6 +46,13 @@ class Study:
     @classmethod
     def of(cls, tree: Tree, source: str, overrides: Mapping[str, str] | None = None) -> "Study":
         """Make a study from nested keys. Raises UserError as `read`."""
+        if not tree.get("steps"):
+            raise UserError(
+                f"{source}: steps: are missing; name what is done, as in steps: {{all: {{kind: train, ...}}}}"
+            )
+        for section in ("settings", "steps"):
+            for name, value in tree[section].items() if isinstance(tree.get(section), dict) else ():
+                _check_entry(f"{source}: {section}", name, value)
         fields = validate_settings(tree, source, StudyFields)
         steps = {name: _read_step(f"{source}: steps.{name}", given) for name, given in fields.steps.items()}
         configs = {
@@ -97,11 +106,20 @@ class Study:
         return {key: _option_text(value) for key, value in _flatten(self.fields.retraining.settings).items()}
 
 
+def _check_entry(label: str, name: Any, value: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,60}", name):
+        raise UserError(
+            f"{label}: {format_value(name)}: a name is at most 60 letters, digits and underscores; rename it"
+        )
+    if not isinstance(value, dict | NoneType):
+        raise UserError(f"{label}.{name}={format_literal(value)}: must be a mapping of keys to values")
+
+
 def _read_step(label: str, given: Tree) -> Step:
     kind = given.get("kind")
     if kind not in KINDS:
         hint = did_you_mean(str(kind), KINDS)
-        raise UserError(f"{label}: kind={format_literal(kind)}: must be one of {', '.join(KINDS)}{hint}")
+        raise UserError(f"{label}: kind={format_value(kind)}: must be one of {', '.join(KINDS)}{hint}")
     if "seconds" not in given:
         raise UserError(f"{label}: seconds: is missing; give about how many seconds it takes, as in seconds: 60")
     return validate_settings(given, label, STEPS[kind])
