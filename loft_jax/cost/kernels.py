@@ -28,7 +28,7 @@ _PICKS = {"gather", "dynamic-slice", "slice"}
 _REDUCTIONS = {"reduce", "reduce-window", "select-and-scatter"}
 _PRODUCT_CALL = re.compile(r"custom_call_target=\"[^\"]*(gemm|cublas|matmul|dot)", re.IGNORECASE)
 # Parts of an operation's name that are no layer.
-_WRAPPERS = {"shard_map", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}
+_WRAPPER = re.compile(r"shard_map|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Kernel:
     def layer(self) -> str:
         """The layer that it belongs to, such as stage2_block1/norm1; otherwise the source line."""
         around = self.operation.split("/")[:-1]
-        return "/".join(part for part in around if part.isidentifier() and part not in _WRAPPERS) or self.source
+        return "/".join(part for part in around if part.isidentifier() and not _WRAPPER.fullmatch(part)) or self.source
 
     @property
     def direction(self) -> str:

@@ -20,13 +20,14 @@ from loft_jax.config.config import Config
 from loft_jax.cost.compiled import CompiledRound, Program, count_all_steps
 from loft_jax.cost.hlo import Collective, collectives
 from loft_jax.cost.memory import data_bytes
+from loft_jax.cost.timing import Seconds, program_seconds
 from loft_jax.data.facts import Facts, facts_to_compile_for
 from loft_jax.devices.chips import Chip
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator
 from loft_jax.plan.__main__ import main
-from loft_jax.plan.plan import check_fits, make_compiler_refusal, peak_seconds
+from loft_jax.plan.plan import check_fits, make_compiler_refusal
 from loft_jax.plan.planner import check_whole_slice, make_plan, prepare
 from loft_jax.plan.tables import as_rows, print_plan
 from loft_jax.plan.topology import Topology
@@ -119,13 +120,13 @@ def test_a_pipelines_stages_send_what_it_says():
     # Of two stages and two micro-batches one tick in three is spent waiting.
     by_stage = [
         sum(
-            p.runs * peak_seconds(p, PEAKS.peaks) * (1 if p.name.endswith("update") else 1.5)
+            p.runs * program_seconds(p, PEAKS, "float32").total * (1 if p.name.endswith("update") else 1.5)
             for p in plan.programs
             if p.name.startswith(f"stage {stage}")
         )
         for stage in (1, 2)
     ]
-    assert plan.compute_seconds(PEAKS) == pytest.approx(max(by_stage))
+    assert plan.compute(PEAKS).total == pytest.approx(max(by_stage))
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +138,10 @@ def test_the_time_is_that_of_the_slower_of_arithmetic_and_memory_and_then_of_sen
     found = (Collective("all-reduce", 1000, 4, 1),)
     programs = (Program("step", 3, 2e9, 1e6), Program("sync", 1, 1e6, 5e8, found, 1500.0))
     plan = replace(plan, compiled=CompiledRound(programs, 0, 4))
-    assert plan.compute_seconds(PEAKS) == pytest.approx(3 * 2e9 / 1e12 + 5e8 / 1e11)
+    assert plan.compute(PEAKS) == Seconds(arithmetic=pytest.approx(3 * 2e9 / 1e12), memory=pytest.approx(5e8 / 1e11))
     assert plan.sending_seconds(PEAKS) == pytest.approx(1500 / 1e9)
     assert plan.flops == 4 * (3 * 2e9 + 1e6)
-    assert plan.compute_seconds(Chip("cpu")) is plan.sending_seconds(Chip("cpu")) is None
+    assert plan.compute(Chip("cpu")) is plan.sending_seconds(Chip("cpu")) is None
 
 
 def test_a_plan_is_printed_with_what_its_time_is_missing(plan, capsys):
@@ -156,6 +157,7 @@ def test_a_plan_is_printed_with_what_its_time_is_missing(plan, capsys):
     print_plan(plan, PEAKS)
     shown = capsys.readouterr().out
     assert "ms a round at the chip's peaks" in shown
+    assert "bound     links (" in shown
     assert "of 1,000 MB" in shown
     assert {row[0] for row in as_rows(plan, PEAKS)} == {"mesh", "memory", "program", "collective", "round"}
 
@@ -202,12 +204,24 @@ def test_a_pipeline_is_not_planned_for_data_that_it_cannot_train_on():
     ("arguments", "message"),
     [
         ([], "give --config FILE for what to plan; see --help"),
-        (["--config", "FILE"], "give --topology T for the hardware to plan for, such as v5e:4x4 or cpu:4; see --help"),
+        (
+            ["--config", "FILE"],
+            "give --topology T for the hardware to plan for, such as h100:8, v5e:4x4 or cpu:4; see --help",
+        ),
         (["--config", "FILE", "--topology", "v5e:4y4"], "--topology v5e:4y4: slices of v5e are"),
         (["--config", "FILE", "--topology", "cpu:4", "--link_gbps", "0"], "--link_gbps 0.0: must be a positive number"),
         (
             ["--config", "FILE", "--topology", "cpu:4", "--memory_gb", "nan"],
             "--memory_gb nan: must be a positive number",
+        ),
+        (["--config", "FILE", "--topology", "h100:9"], "--topology h100:9: must be h100:N, 1 to 8 cards of one host"),
+        (
+            ["--config", "FILE", "--topology", "v5e:4x4", "--kernel_us", "2"],
+            "--kernel_us 2.0: kernels are counted for GPUs; leave it out",
+        ),
+        (
+            ["--config", "FILE", "--topology", "h100:8", "--network_gbps", "50"],
+            "--network_gbps 50.0: h100:8 has no network between hosts; leave it out, or plan for several hosts",
         ),
         (
             ["--config", "FILE", "--topology", "cpu:4", "--peak_tflops", "many"],
@@ -292,7 +306,7 @@ def test_a_plan_for_a_tpu_says_what_the_declaration_says(name):
     plan = planned("v5e:2x2", **TPU_ROUNDS[name])
     assert [program.name for program in plan.programs] == ["loop", "sync"]
     assert_as_declared(plan)
-    assert plan.compute_seconds(plan.topology.chip) > 0
+    assert plan.compute(plan.topology.chip).total > 0
     check_fits(plan, plan.topology.chip)
     assert plan.memory.total < plan.peak, "the code of its programs lies in a TPU's memory"
 

@@ -10,10 +10,20 @@ from loft_jax.plan.topology import Topology
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 SLICES = "slices of v5e are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16 chips; try v5e:"
-KINDS = "is none of v4, v5e, v5p, v6e, cpu; "
+KINDS = "is none of v4, v5e, v5p, v6e, h100, h200, a100, cpu; "
+CARDS = "must be h100:N, 1 to 8 cards of one host, or h100:NxHOSTS, N cards of each of up to 128 hosts; try h100:"
 WRONG_TOPOLOGIES = {
     "v5x:4x4": f"'v5x' {KINDS}did you mean v5p?",
-    "h100:8": f"'h100' {KINDS}try v5e:4x4 or cpu:4",
+    "b200:1": f"'b200' {KINDS}did you mean h200?",
+    "l40s:8": f"'l40s' {KINDS}try h100:8, v5e:4x4 or cpu:4",
+    "h100": CARDS + "8",
+    "h100:0": CARDS + "1",
+    "h100:9": CARDS + "8x2",
+    "h100:8x0": CARDS + "8",
+    "h100:8x129": CARDS + "8x128",
+    "h100:16x4": CARDS + "8x4",
+    "h100:2x2x2": CARDS + "8",
+    "h100:-1": CARDS + "8",
     "v5e:4by4": SLICES + "4x4",
     "v5e:0x4": SLICES + "1x1",
     "v5e:4x2": SLICES + "2x4",
@@ -32,6 +42,13 @@ WRONG_TOPOLOGIES = {
 @pytest.mark.parametrize("name", WRONG_TOPOLOGIES)
 def test_a_topology_that_is_none_is_refused(name):
     assert refusal(Topology.parse, name) == f"--topology {name}: {WRONG_TOPOLOGIES[name]}"
+
+
+@pytest.mark.parametrize(("name", "sides"), [("h100:8", (1, 8)), ("h200:4x2", (2, 4)), ("a100:1x1", (1, 1))])
+def test_cards_are_counted_host_by_host(name, sides):
+    topology = Topology.parse(name)
+    assert (topology.sides, topology.hosts, topology.size) == (sides, sides[0], sides[0] * sides[1])
+    assert topology.platform == "cuda"
 
 
 def test_without_libtpu_a_tpu_is_refused(monkeypatch):
