@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from loft_jax.data import AnyDataset
 from loft_jax.devices import DATA, WORKER
 from loft_jax.loft import LocalStep, State
-from loft_jax.models import Network, counted_flops
+from loft_jax.models import Network, count_flops
 
 _SECONDS_A_TURN = 0.3
 
@@ -22,7 +22,7 @@ class StepLoop:
     """Local steps of one network on black images, on the first device, one dispatch each.
 
     Attributes:
-      flops: FLOPs of one step, as XLA counts them in the compiled program.
+      flops: FLOPs of one step, as `count_flops` counts them.
       batch_size: images of one step.
     """
 
@@ -42,8 +42,9 @@ class StepLoop:
         program = jax.shard_map(
             replace(step, model=model, data_shards=1), mesh=alone, in_specs=spec, out_specs=(spec, spec)
         )
-        self._program = jax.jit(program, donate_argnums=0).lower(self._state, *self._arguments).compile()
-        self.flops = counted_flops(self._program)
+        traced = jax.jit(program, donate_argnums=0).trace(self._state, *self._arguments)
+        self.flops = count_flops(traced)
+        self._program = traced.lower().compile()
 
     def __call__(self, steps: int) -> None:
         """Run this number of steps, and wait for them."""
