@@ -236,7 +236,9 @@ class _Tracing:
 
     @property
     def _arguments(self) -> tuple[Any, ...]:
-        return (*self.at_rest, jax.ShapeDtypeStruct((), jnp.int32), *self._batches.arguments)
+        # Sharded as a run's turn is: then a program that was compiled from shapes is the one that the run calls.
+        turn = shapes_with_specs(REPLICATED, jax.ShapeDtypeStruct((), jnp.int32), self._mesh)
+        return (*self.at_rest, turn, *self._batches.arguments)
 
     def begin(self) -> jax.stages.Traced:
         return self._train.begin.trace(*self._arguments)
