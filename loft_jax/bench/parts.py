@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from loft_jax.bench.material import random_images, random_variables
 from loft_jax.bench.rows import Row, ratio_row
 from loft_jax.config import Config
+from loft_jax.data import Dataset
 
 CONFIG = Config.model_validate(
     {
@@ -25,20 +27,30 @@ def all_rows(pairs: int) -> Iterator[Row]:
 
 
 class WholeRound:
-    """A LoFT round of a config, on all devices: calling it does one round and waits for it."""
+    """A LoFT round of a config, on all devices: calling it does one round and waits for it.
 
-    def __init__(self, config: Config, dataset: Any):
+    Args:
+      fused: whether the local steps of a worker are one program; None for what the backend decides.
+
+    Attributes:
+      model, round: the full network, and the programs of the round.
+      full_shapes: shapes of the full state.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, *, fused: bool | None = None):
         import jax
 
-        from loft_jax.devices import jit_once, make_mesh, replicate
-        from loft_jax.loft import Round, initial_state, make_images
+        from loft_jax.devices import make_mesh, replicate
+        from loft_jax.loft import Round, make_images, starting_state
         from loft_jax.models import make_model
 
-        mesh, shape = make_mesh(config), dataset.image_shape
+        mesh = make_mesh(config)
         self.model = make_model(config, dataset.num_classes)
-        self.round = Round(config, self.model, dataset, mesh, make_images(config, dataset, mesh))
-        full = replicate(jit_once(lambda: initial_state(self.model, config, shape))(), mesh)
-        self._state, self._wait = self.round.place(full), jax.block_until_ready
+        self.round = Round(config, self.model, dataset, mesh, make_images(config, dataset, mesh), fused=fused)
+        variables = random_variables(self.model, dataset.image_shape)
+        full = starting_state(variables, config, self.round.groups)
+        self.full_shapes = jax.eval_shape(lambda: full)
+        self._state, self._wait = self.round.place(replicate(full, mesh)), jax.block_until_ready
 
     def __call__(self) -> None:
         self._finish(*self.round.train_locally(self._state))
@@ -135,15 +147,3 @@ def flops_of_deep_sub_cnn() -> list[Row]:
     networks = sub_cnn(model, split_groups(model, CONFIG), CONFIG), model
     compact, full = (training_flops(network, (32, 32, 3)) for network in networks)
     return [ratio_row("FLOPs of the LoFT-4 over the full training step, preresnet34", [compact], [full], "FLOPs/image")]
-
-
-def random_images(examples: int) -> Any:
-    """Make a data set of random 32x32 images in 10 classes."""
-    import numpy as np
-
-    from loft_jax.data import Dataset
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, size=(examples, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, size=examples).astype(np.int32)
-    return Dataset("random", images, labels, images[:10], labels[:10], num_classes=10, crop_padding=4, flip=True)

@@ -2,12 +2,13 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loft_jax.console import console
 from loft_jax.errors import UserError, format_value, path_problem
-from loft_jax.files import write_atomically
+from loft_jax.files import stop_on_write_error, write_atomically
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ def print_row(row: Row) -> None:
     print(f"{row['ratio']:.3f}  {row['what']}", flush=True)
 
 
-def print_table(machine: Row, rows: list[Row]) -> None:
+def print_table(machine: Row, rows: Sequence[Row]) -> None:
     """Print all rows as a table, titled by the machine."""
     from rich.table import Table
 
@@ -45,14 +46,20 @@ def print_table(machine: Row, rows: list[Row]) -> None:
     console().print(table)
 
 
-def check_writable(file: str) -> None:
-    """Raise UserError if the table cannot be written into a file. Called first, because measuring takes minutes."""
+def check_writable(option: str, file: str) -> None:
+    """Raise UserError if a file cannot be written. Called first, because measuring takes minutes."""
     if problem := path_problem(file):
-        raise UserError(f"--json {format_value(file)}: {problem}; use the name of a file")
+        raise UserError(f"{option} {format_value(file)}: {problem}; use the name of a file")
     if not Path(file).absolute().parent.is_dir():
-        raise UserError(f"--json {file}: its directory does not exist; make it first")
+        raise UserError(f"{option} {file}: its directory does not exist; make it first")
     if Path(file).is_dir():
-        raise UserError(f"--json {file}: is a directory; use the name of a file")
+        raise UserError(f"{option} {file}: is a directory; use the name of a file")
+
+
+def append_row(file: str, machine: Row, row: Row) -> None:
+    """Append a row and the machine to a file, as one line of JSON. Raises RunStopped if it cannot be written."""
+    with stop_on_write_error(Path(file)), open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps({**row, "machine": machine}) + "\n")
 
 
 def write_report(file: str, setting: Row, machine: Row, rows: list[Row]) -> None:

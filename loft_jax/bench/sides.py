@@ -5,14 +5,18 @@ bound to its cores before its library is loaded: XLA makes as many threads as it
 number. While one side runs, the other waits for a message.
 """
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from loft_jax.config import Config
+from loft_jax.errors import RunStopped
 
 Program = Callable[[int], object]
 What = Literal["full step", "compact step", "round"]
@@ -67,7 +71,7 @@ def serve(connection: Connection, side: str, case: Case, cores: list[int]) -> No
     Answers "ready" when the program is compiled, then to each number of units (wall seconds, processor seconds).
     """
     os.sched_setaffinity(0, cores)
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    _leave_accelerators_to_others()
     program = {"ours": our_program, "torch": torch_program}[side](case)
     program(1)
     connection.send("ready")
@@ -79,7 +83,8 @@ def serve(connection: Connection, side: str, case: Case, cores: list[int]) -> No
 
 def our_program(case: Case) -> Program:
     """Make the program of our side: it runs a number of steps or rounds, and waits for them."""
-    from loft_jax.bench.parts import WholeRound, random_images
+    from loft_jax.bench.material import random_images
+    from loft_jax.bench.parts import WholeRound
     from loft_jax.devices import configure_jax
 
     configure_jax(case.config)
@@ -108,8 +113,9 @@ class DrawnSteps:
         import numpy as np
         from jax.sharding import PartitionSpec
 
+        from loft_jax.bench.material import random_variables
         from loft_jax.devices import DATA, WORKER
-        from loft_jax.loft import make_local_step
+        from loft_jax.loft import State, make_local_step
         from loft_jax.randomness import Purpose, key_for
 
         config, network = case.config, network_of(case)
@@ -124,7 +130,8 @@ class DrawnSteps:
         spec = PartitionSpec()
         mesh = jax.make_mesh((1, 1), (WORKER, DATA), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         program = jax.shard_map(drawn, mesh=mesh, in_specs=spec, out_specs=spec)
-        self.state = state_of(network, dataset)
+        variables = jax.device_put(random_variables(network, dataset.image_shape))
+        self.state = step.pack(State.from_collections(variables).with_zero_momentum())
         order = np.random.default_rng(0).permutation(dataset.examples).astype(np.int32)
         self._arguments = jax.device_put((dataset.train_images, dataset.train_labels, order))
         self._program = jax.jit(program, donate_argnums=0)
@@ -142,12 +149,13 @@ def torch_program(case: Case) -> Program:
     """Make the program of PyTorch's side: it runs a number of steps, or loops of as many steps as a round has."""
     import torch
 
-    from loft_jax.bench.parts import random_images
+    from loft_jax.bench.material import random_images, random_variables
     from loft_jax.bench.twin import TwinStep
 
     torch.set_num_threads(case.cores)
     torch.set_flush_denormal(True)  # as XLA does
-    step = TwinStep(case.config, network_of(case), random_images(EXAMPLES))
+    dataset, network = random_images(EXAMPLES), network_of(case)
+    step = TwinStep(case.config, network, dataset, random_variables(network, dataset.image_shape))
     order = step.draw_order()
 
     def steps(units: int) -> None:
@@ -169,13 +177,19 @@ def network_of(case: Case) -> Any:
     return model if case.what == "full step" else sub_cnn(model, split_groups(model, case.config), case.config)
 
 
-def state_of(network: Any, dataset: Any) -> Any:
-    """Make the state of one network before its first step, with momentum."""
-    import jax
-    import jax.numpy as jnp
+def run_alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a new process, whose JAX, if it is needed, does not touch an accelerator. Returns its result.
 
-    from loft_jax.devices import jit_once
-    from loft_jax.loft import State
+    Raises:
+      RunStopped: the process ended without one.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_leave_accelerators_to_others) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise RunStopped(f"the process of {function.__name__} ended unexpectedly; its output is above") from None
 
-    images = jnp.zeros((1, *dataset.image_shape))
-    return State.from_collections(jit_once(lambda: network.init(jax.random.key(0), images))()).with_zero_momentum()
+
+def _leave_accelerators_to_others() -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"

@@ -4,7 +4,7 @@ Everything is written as PyTorch runs it fastest: channels-last tensors, ReLU in
 for crop and mirroring of a whole batch. Names of modules are those of the Flax module, so weights convert by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class TwinStep:
     """A local step of plain SGD in PyTorch, on batches that it draws from a data set in memory.
 
     Args:
-      config: optimizer and batch size, as in our local step.
+      config: optimizer, batch size and precision, as in our local step.
       model: our module; its twin is trained.
       variables: our variables to start from; None for PyTorch's own initialisation.
       device: PyTorch's name of the device that holds images and network.
@@ -156,6 +156,11 @@ class TwinStep:
         self._mean, self._deviation = mean.view(1, -1, 1, 1).to(device), deviation.view(1, -1, 1, 1).to(device)
         self._generator = torch.Generator(device).manual_seed(config.seed)
         self.optimizer = self._make_optimizer()
+        self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.loss
+
+    def compile(self) -> None:
+        """Let torch.compile compile loss and gradients at the next step."""
+        self._loss = torch.compile(self.loss)
 
     def _make_optimizer(self) -> torch.optim.SGD:
         settings, named = self._config.optimizer, dict(self.network.named_parameters())
@@ -197,16 +202,19 @@ class TwinStep:
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Do one step on a prepared batch. Returns its loss, a float32 scalar."""
-        loss = self.loss(images, labels)
+        loss = self._loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy of a prepared batch against its smoothed labels."""
+        """Return the mean cross-entropy of a prepared batch against its smoothed labels; it is float32."""
         smoothing = self._config.optimizer.label_smoothing
-        return functional.cross_entropy(self.network(images), labels, label_smoothing=smoothing)
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.precision == "bfloat16"):
+            logits = self.network(images)
+        logits = logits.float() if logits.dtype is torch.bfloat16 else logits
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def _draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         corner = torch.randint(0, 2 * self._padding + 1, (batch, 2), generator=self._generator, device=self._device)

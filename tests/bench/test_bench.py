@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from loft_jax.bench.against_torch import cases, check_torch
-from loft_jax.bench.parts import flops_of_deep_sub_cnn, footrule_rows, random_images
+from loft_jax.bench.material import random_images
+from loft_jax.bench.parts import flops_of_deep_sub_cnn, footrule_rows
 from loft_jax.bench.rows import ratio_row
 from loft_jax.bench.sides import Case, DrawnSteps
 from loft_jax.errors import UserError
@@ -61,6 +62,7 @@ def test_our_side_runs_steps_on_drawn_batches_and_they_train():
     before = jax.device_get(steps.state)
     steps(3)
     after = jax.device_get(steps.state)
+    before, after = before.unpack(), after.unpack()
     assert not np.array_equal(before.params["stem"]["kernel"], after.params["stem"]["kernel"])
     assert np.any(after.momentum["stem"]["kernel"])
 
@@ -70,7 +72,16 @@ def test_our_side_runs_steps_on_drawn_batches_and_they_train():
     [
         (["--pairs", "0"], "--pairs: 0: must be a whole number of at least 1"),
         (["--json", "no/where.json"], "does not exist"),
+        (["--append", "no/where.jsonl"], "--append no/where.jsonl: its directory does not exist"),
         (["--only", "round"], "--only round: chooses rows of --torch; leave it out, or add --torch"),
+        (["--seconds", "9"], "--seconds 9: belongs to the accelerator's table; leave it out, or add --table"),
+        (["--table", "torch"], "--table: invalid choice: 'torch'"),
+        (["--table", "parts", "--torch"], "--table parts: --torch makes a table of its own"),
+        (["--torch", "--batches", "8", "16"], "--batches 8 16: belongs to the accelerator's table"),
+        (
+            ["--table", "accelerator", "--width", "3"],
+            "--width 3: loft.workers=4: must divide every partitioned width (6, 12, 24)",
+        ),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

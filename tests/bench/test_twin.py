@@ -140,7 +140,7 @@ def test_three_updates_are_equal():
             out_specs=jax.sharding.PartitionSpec(),
         )
     )
-    state = State.from_collections(jax.tree.map(jnp.asarray, variables)).with_zero_momentum()
+    state = step.pack(State.from_collections(jax.tree.map(jnp.asarray, variables)).with_zero_momentum())
     for number in range(3):
         chosen = np.arange(8) + 8 * number
         images, labels, key = DATASET.train_images[chosen], DATASET.train_labels[chosen], jax.random.key(number)
@@ -150,7 +150,7 @@ def test_three_updates_are_equal():
         batch = twin.prepare(torch.tensor(images), corner.long(), mirror)
         theirs = twin.update(batch, torch.tensor(labels).long())
         assert theirs.item() == pytest.approx(float(loss), rel=1e-4)
-    named = dict(twin.network.named_parameters())
+    named, state = dict(twin.network.named_parameters()), state.unpack()
     assert_close({"params": state.params}, from_torch(named), 5e-4)
     momentum = {name: twin.optimizer.state[parameter]["momentum_buffer"] for name, parameter in named.items()}
     assert_close({"params": state.momentum}, from_torch(momentum), 2e-3)
