@@ -23,6 +23,8 @@ from loft_jax.config.loading import read_yaml
 LAUNCH = ROOT / "launch"
 SHELL = ["local.sh", "slurm.sbatch", "tpu_pod.sh"]
 FILES = [*SHELL, "gke_jobset.yaml"]
+# What starts no `train`, and has tests of its own.
+OTHERS = ["Dockerfile", "pack.sh", "packed.sh"]
 TRAIN = ["--config", "my run.yaml", "--data.data_dir", "$HOME/a b", "--seed", "3"]
 
 
@@ -96,7 +98,7 @@ def jobset(kind):
     return JobSet.model_validate(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("name", [*FILES, "Dockerfile"])
+@pytest.mark.parametrize("name", [*FILES, *OTHERS])
 def test_a_file_is_short_and_begins_with_how_to_use_it(name):
     text = (LAUNCH / name).read_text()
     assert len(text.splitlines()) < 60
@@ -105,7 +107,7 @@ def test_a_file_is_short_and_begins_with_how_to_use_it(name):
     usage = rf"#   .*launch/{re.escape(name)}( |$)"
     assert header is not None
     assert re.search(usage, header[0], flags=re.MULTILINE)
-    assert sorted(path.name for path in LAUNCH.iterdir()) == sorted([*FILES, "Dockerfile"])
+    assert sorted(path.name for path in LAUNCH.iterdir()) == sorted([*FILES, *OTHERS])
 
 
 @pytest.mark.parametrize("name", SHELL)

@@ -10,7 +10,7 @@ from loft_jax.study.place import Place
 from loft_jax.study.study import Study
 from loft_jax.tickets import ticket_name
 
-TESTS, SPEED = "tests.xml", "bench.json"
+TESTS, SPEED = "tests.xml", "bench.jsonl"
 
 
 def command_of(job: Job, study: Study, place: Place, rounds: int | None) -> list[str]:
@@ -28,7 +28,7 @@ def command_of(job: Job, study: Study, place: Place, rounds: int | None) -> list
             options = ["-m", marker, "-n", "0", "-p", "no:cacheprovider", f"--junitxml={files / TESTS}"]
             return [sys.executable, "-m", "pytest", *paths, *options]
         case BenchStep(arguments=arguments):
-            return [*_program("bench"), "--json", str(files / SPEED), *arguments]
+            return [*_program("bench"), "--append", str(files / SPEED), *arguments]
         case TrainStep():
             assert job.setting is not None  # It belongs to a run.
             config = ["--config", str(place.settings(job.setting)), "--seed", str(job.seed)]

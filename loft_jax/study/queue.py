@@ -15,7 +15,7 @@ from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.files import write_atomically
 from loft_jax.storage import CONFIG, METRICS
-from loft_jax.study.commands import command_of, report_command
+from loft_jax.study.commands import SPEED, TESTS, command_of, report_command
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
 from loft_jax.study.place import DONE, FAILED, RESULTS, STOPPED, JobFiles, Place, tick
@@ -176,6 +176,8 @@ class Queue:
             rounds = self._rounds(job, times)
             command = command_of(job, self.study, self.place, rounds)
             files.begin()
+            for left_by_another_attempt in (TESTS, SPEED):
+                (files.path / left_by_another_attempt).unlink(missing_ok=True)
             process = Process(command, files.log, signal.SIGINT if job.kind == "test" else signal.SIGTERM)
             reason = self._watch(job, process, files)
         except UserError as error:

@@ -5,6 +5,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from loft_jax.storage import RunDirectory
 from loft_jax.study.commands import SPEED, TESTS, tickets_of
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
-from loft_jax.study.place import Place, read_json
+from loft_jax.study.place import Place
 
 Row = dict[str, Any]
 
@@ -71,8 +72,7 @@ def _rows(job: Job, place: Place) -> list[Row]:
         case "test":
             return _tests(place, job.name)
         case _:
-            report = read_json(place.files(job.name).path / SPEED)
-            return [{"machine": report.get("machine"), **row} for row in report.get("rows", [])]
+            return _lines(place.files(job.name).path / SPEED)
 
 
 def _retrained(summary: Row) -> Row:
@@ -106,6 +106,15 @@ def _distances(directory: RunDirectory) -> list[Row]:
         }
         for number, some in by_round.items()
     ]
+
+
+def _lines(path: Path) -> list[Row]:
+    """Return the rows of a file, a line of JSON each, up to the first that is cut."""
+    rows = []
+    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        for line in file:
+            rows.append(json.loads(line))
+    return rows
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:

@@ -126,9 +126,10 @@ def report(arguments):
 
 
 def bench(arguments):
-    given = parsed(arguments, None, "json", "pairs")
-    rows = [{"what": "a over b", "ratio": 1.5}, {"what": "c", "ratio": 2.0}]
-    write(Path(given["json"][0]), json.dumps({"machine": {"devices": "1 cpu"}, "rows": rows}))
+    given = parsed(arguments, None, "append", "pairs")
+    for row in ({"what": "a over b", "ratio": 1.5}, {"what": "c", "ratio": 2.0}):
+        with open(given["append"][0], "a") as file:
+            file.write(json.dumps({**row, "machine": {"devices": "1 cpu"}}) + "\n")
 
 
 if __name__ == "__main__":
