@@ -24,8 +24,8 @@ rm -rf "$out"
 mkdir -p "$out/data" "$out/wheels" "$out/.all"
 touch "$out/.packed"
 
-# The program, its tests and configs as they are now; the documentation stays here.
-git ls-files -z -- loft_jax configs launch examples tests pyproject.toml README.md LICENSE |
+# The program, its tests and configs as they are now, new files too; the documentation stays here.
+git ls-files -z --cached --others --exclude-standard -- loft_jax configs launch examples tests pyproject.toml README.md LICENSE |
   tar --create --null --files-from=- | tar --extract --directory "$out"
 cp "$data" "$out/data/"
 
