@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loft_jax.console import console, make_table
-from loft_jax.cost import Kernel, Program, kernels_of_steps
+from loft_jax.cost import Kernel
 from loft_jax.errors import UserError
 from loft_jax.plan.plan import Plan
 
@@ -45,26 +45,15 @@ class StepKernel:
 
 
 def step_kernels(plan: Plan) -> list[StepKernel]:
-    """Return the kernels of a local step, of every program that has steps. Raises UserError if there are none."""
+    """Return the kernels of a local step, of every program that runs in steps. Raises UserError if none are known."""
     found = [
-        StepKernel(program.name, kernel, kernel.times * runs)
+        StepKernel(program.name, kernel, runs)
         for program in plan.programs
-        if (runs := _runs_a_step(plan, program))
-        for kernel in kernels_of_steps(program.kernels)
+        for kernel, runs in plan.step_kernels(program)
     ]
     if not found:
         raise UserError(f"--kernels: the compiler for {plan.topology.name} shows no kernels; leave it out")
     return found
-
-
-def _runs_a_step(plan: Plan, program: Program) -> float:
-    """Return how often a program's kernels run in a local step of one worker; 0 for programs between the steps."""
-    if program.steps > 1 or program.name == "loop":
-        return 1 / program.steps
-    runs, steps = program.runs, plan.config.loft.local_steps
-    in_steps = program.name == "step" or program.stage is not None
-    turns = plan.config.loft.workers // plan.mesh["worker"] if program.name == "step" else 1
-    return runs / (steps * turns) if in_steps else 0.0
 
 
 def as_kernel_rows(kernels: list[StepKernel]) -> Iterator[tuple[Any, ...]]:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loft_jax.config import Config
-from loft_jax.cost import CompiledRound, PeakMemory, Program, Seconds, link_seconds, program_seconds
+from loft_jax.cost import (
+    CompiledRound,
+    Kernel,
+    PeakMemory,
+    Program,
+    Seconds,
+    kernels_of_steps,
+    link_seconds,
+    program_seconds,
+)
 from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.errors import UserError
 from loft_jax.plan.topology import Topology
@@ -74,6 +83,15 @@ class Plan:
         """Bytes that a device sends in a round; under GPipe the stage that sends most."""
         sizes = [program.runs * program.sent for program in self.programs]
         return max(sizes) if self.pipeline else sum(sizes)
+
+    def step_kernels(self, program: Program) -> list[tuple[Kernel, float]]:
+        """Return the kernels of a program that run in a local step of a worker, and how often each runs in it."""
+        if program.stage is not None:
+            each = program.runs / self.config.loft.local_steps
+        else:
+            # "loop" is all steps of a worker, "step" is one of them; the others run between the steps.
+            each = {"loop": 1 / program.steps, "step": 1.0}.get(program.name, 0.0)
+        return [(kernel, kernel.times * each) for kernel in kernels_of_steps(program.kernels)] if each else []
 
     def compute(self, chip: Chip) -> Seconds | None:
         """Compute the time of a round's programs, under GPipe of the slowest stage; None if no figures are known."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loft_jax.console import console, make_table, megabytes
-from loft_jax.cost import Program, Seconds, cards_together, kernels_of_steps, program_seconds, sum_kernels
+from loft_jax.cost import Program, Seconds, cards_together, program_seconds, sum_kernels
 from loft_jax.devices import DATA, GB, WORKER, Chip
 from loft_jax.plan.plan import Plan
 
@@ -33,10 +33,9 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
         if program.kernels:
             figures["kernels of a run"] = sum_kernels(program.kernels)[0]
         yield from (("program", program.name, name, figure) for name, figure in figures.items())
-        if program.steps > 1 and program.kernels:
-            kernels, moved = step_figures(program)
-            yield "local step", program.name, "kernels", kernels
-            yield "local step", program.name, "bytes", moved
+        if in_step := plan.step_kernels(program):
+            yield "local step", program.name, "kernels", sum(runs for _, runs in in_step)
+            yield "local step", program.name, "bytes", sum(runs * kernel.each for kernel, runs in in_step)
         for kind, devices, together, payload, sent in _sum_collectives(plan, program):
             name = f"{program.name} {kind} of {devices}{f', {together} a host' if together else ''}"
             yield "collective", name, "payload bytes", payload
@@ -50,12 +49,6 @@ def as_rows(plan: Plan, chip: Chip) -> Iterator[Row]:
         yield "round", "sending", "seconds", seconds.links
         yield from (("round", f"bound by {bound}", "seconds", each) for bound, each in seconds.by_bound.items())
         yield "round", "images a second", "all devices", plan.config.images_per_round / seconds.total
-
-
-def step_figures(program: Program) -> tuple[float, float]:
-    """Return the kernels of a local step and the bytes that they move, of a program that loops over the steps."""
-    kernels, moved = sum_kernels(kernels_of_steps(program.kernels))
-    return kernels / program.steps, moved / program.steps
 
 
 def _round_seconds(plan: Plan, chip: Chip) -> Seconds | None:
@@ -165,10 +158,10 @@ def _print_memory(plan: Plan, chip: Chip) -> None:
 
 def _times(plan: Plan, chip: Chip) -> dict[str, str]:
     lines = {"compute": f"{plan.flops / 1e12:,.4g} TFLOPs a round on all devices"}
-    for program in plan.programs:
-        if program.steps > 1 and program.kernels:
-            kernels, moved = step_figures(program)
-            lines["step"] = f"{kernels:,.0f} kernels and {moved / 1e9:,.3f} GB a local step"
+    in_step = [found for program in plan.programs for found in plan.step_kernels(program)]
+    if in_step and not plan.pipeline:
+        moved = sum(runs * kernel.each for kernel, runs in in_step)
+        lines["step"] = f"{sum(runs for _, runs in in_step):,.0f} kernels and {moved / 1e9:,.3f} GB a local step"
     peaks = {
         "TFLOP/s": chip.peak_tflops(plan.config.precision),
         "GB/s of memory": chip.memory_gbps,

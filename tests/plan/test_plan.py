@@ -22,7 +22,7 @@ from loft_jax.cost.hlo import Collective, collectives
 from loft_jax.cost.memory import data_bytes
 from loft_jax.cost.timing import Seconds, program_seconds
 from loft_jax.data.facts import Facts, facts_to_compile_for
-from loft_jax.devices.chips import Chip
+from loft_jax.devices.chips import CHIPS, Chip
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.loft.evaluate import Evaluator
@@ -160,6 +160,12 @@ def test_a_plan_is_printed_with_what_its_time_is_missing(plan, capsys):
     assert "bound     links (" in shown
     assert "of 1,000 MB" in shown
     assert {row[0] for row in as_rows(plan, PEAKS)} == {"mesh", "memory", "program", "collective", "round"}
+
+
+def test_a_card_of_which_jax_takes_too_little_is_told(plan, capsys):
+    for share, told in ((0.7, False), (0.8, True)):
+        print_plan(plan, replace(CHIPS["h100"], memory_gb=plan.peak / share / 1e9))
+        assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in capsys.readouterr().out) == told
 
 
 def test_the_command_prints_rows_and_refuses_what_does_not_fit(monkeypatch, capsys, write):
