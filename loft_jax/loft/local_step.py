@@ -1,6 +1,6 @@
 """One local SGD step of one worker on its compact sub-CNN."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
 from loft_jax.devices import DATA
 from loft_jax.loft.optimizer import LearningRate, learning_rate_schedule, make_sgd, sgd_step
+from loft_jax.loft.packing import PackedState, pack_statistics
 from loft_jax.loft.state import State
 from loft_jax.models import Network
 
@@ -34,12 +35,12 @@ class LocalStep:
     data_shards: int
 
     def __call__(
-        self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array, step: jax.Array
-    ) -> tuple[State, jax.Array]:
+        self, state: PackedState, images: jax.Array, labels: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[PackedState, jax.Array]:
         """Inside shard_map: prepare this shard's part of a batch, and update.
 
         Args:
-          state: state of the sub-CNN, with momentum.
+          state: state of the sub-CNN, as `pack` makes it.
           images, labels: the part, uint8 [part, height, width, channels] and int32 [part].
           key: key of the batch's augmentation.
           step: number of the local step in the run, int32 scalar.
@@ -55,18 +56,23 @@ class LocalStep:
         state = jax.lax.optimization_barrier(state)
         batch, targets = jax.lax.optimization_barrier((batch, labels))
 
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            logits, updated = self.model.apply(
-                {"params": params, "batch_stats": state.batch_stats}, batch, train=True, mutable=["batch_stats"]
-            )
+        def loss_of(trained: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": state.unpack_params(trained), "batch_stats": state.batch_stats}
+            logits, updated = self.model.apply(variables, batch, train=True, mutable=["batch_stats"])
             # Differentiate the mean; averaging the gradients would be wrong: those with respect to variables that are
             # equal on all data shards are already summed over the shards.
             return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated["batch_stats"]
 
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+        gradients = jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, state.params)
         params, momentum = sgd_step(self.sgd, gradients, state.momentum, state.params, self.learning_rate(step))
-        state = State(params=params, batch_stats=batch_stats, momentum=momentum)
+        statistics = pack_statistics(batch_stats)
+        state = replace(state, params=params, momentum=momentum, statistics=statistics).with_copies(self.model.dtype)
         return jax.lax.optimization_barrier(state), loss
+
+    def pack(self, state: State) -> PackedState:
+        """Pack the state of the sub-CNN, with momentum, for the step."""
+        return PackedState.pack(state, self.model.dtype)
 
     def mean_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
         """Mean cross-entropy of float32 logits [batch, classes] against the smoothed int32 labels [batch]."""

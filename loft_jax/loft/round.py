@@ -190,7 +190,7 @@ class Round:
             compact = compact.with_zero_momentum()
         worker = jax.lax.axis_index(WORKER) * self.turns + turn
         return {
-            "compact": compact,
+            "compact": self.step.pack(compact),
             "worker": worker,
             "step": round_number * config.loft.local_steps,
             "loss": vary(jnp.float32(0), WORKER),
@@ -205,7 +205,7 @@ class Round:
         return carry | {"compact": compact, "step": step + 1, "loss": carry["loss"] + loss}
 
     def _combine(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
-        compacts = [unstack(carry["compact"]) for carry in workers]
+        compacts = [unstack(carry["compact"]).unpack() for carry in workers]
         if self._config.loft.momentum == "reset":
             compacts = [compact.without_momentum() for compact in compacts]
         steps = self._config.loft.workers * self._config.loft.local_steps

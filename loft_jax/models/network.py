@@ -12,7 +12,12 @@ class Network(Protocol):
     """A network with batch norm that declares its filter groups, as the models of this package do.
 
     Variables are {"params", "batch_stats"}, nested dicts of float32 arrays.
+
+    Attributes:
+      dtype: dtype of the computation, to which the network converts its kernels.
     """
+
+    dtype: Any
 
     def init(self, rngs: jax.Array, x: Any) -> Any:
         """Initialise the variables for images x, [batch, height, width, channels]."""

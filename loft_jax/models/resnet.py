@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 
 from loft_jax.filters import FilterGroup
 from loft_jax.models.convolution import convolve
+from loft_jax.models.norm import BatchNorm
 
 Value = TypeVar("Value")
 
@@ -115,7 +116,7 @@ class ResNet(nn.Module):
         With `train=True` norms use the statistics of the batch, and `batch_stats` must be mutable.
         """
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=self.norm_momentum,
             epsilon=_NORM_EPSILON,
@@ -140,15 +141,15 @@ class ResNet(nn.Module):
         if last < len(positions):
             return x
         if self.preactivation:
-            x = nn.relu(norm(name="norm")(x))
+            x = norm(name="norm", relu=True)(x)
         x = x.mean(axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
-    def _stem(self, x: jax.Array, norm: partial[nn.BatchNorm]) -> jax.Array:
+    def _stem(self, x: jax.Array, norm: partial[BatchNorm]) -> jax.Array:
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.width, size, stride, self.dtype, "stem")(x)
         if not self.preactivation:
-            x = nn.relu(norm(name="stem_norm")(x))
+            x = norm(name="stem_norm", relu=True)(x)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return x
@@ -177,20 +178,24 @@ class _Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, norm: partial[nn.BatchNorm]) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: partial[BatchNorm]) -> jax.Array:
         reshapes = self.stride != 1 or x.shape[-1] != self.features
         conv1 = _conv(self.filters, 3, self.stride, self.dtype, "conv1")
         conv2 = _conv(self.features, 3, 1, self.dtype, "conv2")
         if self.preactivation:
-            y = nn.relu(norm(name="norm1")(x))
-            shortcut = _conv(self.features, 1, self.stride, self.dtype, "shortcut")(y) if reshapes else x
-            y = conv2(nn.relu(norm(name="norm2")(conv1(y))))
+            y = norm(name="norm1", relu=True)(x)
+            shortcut = self._shortcut(y) if reshapes else x
+            y = conv2(norm(name="norm2", relu=True)(conv1(y)))
             return shortcut + self._scale_branch(y)
-        y = conv2(nn.relu(norm(name="norm1")(conv1(x))))
+        y = conv2(norm(name="norm1", relu=True)(conv1(x)))
         y = norm(name="norm2")(self._scale_branch(y))
         if reshapes:
-            x = norm(name="shortcut_norm")(_conv(self.features, 1, self.stride, self.dtype, "shortcut")(x))
+            x = norm(name="shortcut_norm")(self._shortcut(x))
         return nn.relu(x + y)
+
+    def _shortcut(self, x: jax.Array) -> jax.Array:
+        # Strided here, because a strided convolution's gradient is written, and added, in all of its input's size.
+        return _conv(self.features, 1, 1, self.dtype, "shortcut")(x[:, :: self.stride, :: self.stride])
 
     def _scale_branch(self, y: jax.Array) -> jax.Array:
         return y if self.branch_scale == 1.0 else y * jnp.asarray(self.branch_scale, y.dtype)

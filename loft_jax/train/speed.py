@@ -33,15 +33,14 @@ class StepLoop:
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         # Zeros take as long as other numbers, and initialisers take long to compile.
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
-        self._state = jax.device_put(State.from_collections(filled).with_zero_momentum(), device)
+        step = replace(step, model=model, data_shards=1)
+        self._state = jax.device_put(step.pack(State.from_collections(filled).with_zero_momentum()), device)
         images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
         data = jax.device_put(images, device)
         self._arguments = (*data, jax.random.key(0), jnp.int32(0))
         alone = Mesh(np.array([[device]]), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
         spec = PartitionSpec()
-        program = jax.shard_map(
-            replace(step, model=model, data_shards=1), mesh=alone, in_specs=spec, out_specs=(spec, spec)
-        )
+        program = jax.shard_map(step, mesh=alone, in_specs=spec, out_specs=(spec, spec))
         traced = jax.jit(program, donate_argnums=0).trace(self._state, *self._arguments)
         self.flops = count_flops(traced)
         self._program = traced.lower().compile()

@@ -56,7 +56,7 @@ class SecondRound:
 
         def compact_of(worker):
             device, turn = divmod(worker, len(turns))
-            return as_dict(jax.tree.map(lambda leaf: leaf[device], turns[turn]))
+            return as_dict(jax.tree.map(lambda leaf: leaf[device], turns[turn]).unpack())
 
         compacts = [compact_of(worker) for worker in range(run.config.loft.workers)]
         return cls(start, as_dict(jax.device_get(run.round.full(run.state))), owned, compacts, float(loss))

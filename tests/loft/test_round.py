@@ -99,7 +99,7 @@ def test_the_partition_is_sharded_over_the_workers_and_new_in_each_round():
         masks.append(mask["stage2/block2"])
         assert mask.keys() == {"stage2/block2"}
         assert mask["stage2/block2"].sharding.spec == jax.sharding.PartitionSpec(WORKER)
-        kernel = workers[0]["compact"].params["stage2_block2"]["conv1"]["kernel"]
+        kernel = workers[0]["compact"].params["kernels"]["stage2_block2"]["conv1"]["kernel"]
         assert kernel.shape == (4, 3, 3, 8, 2), "a device holds 2 of the 8 filters of each of 4 workers"
         run.state, _ = run.round.finish(run.state, mask, workers)
     assert (np.asarray(masks[0]) != np.asarray(masks[1])).any()
@@ -110,7 +110,7 @@ def test_workers_differ_after_their_local_steps(fused):
     """Replicated variables that are not cast get gradients summed over the mesh: all workers would agree."""
     run = Run(config(), fused=fused)
     _, workers = run.round.train_locally(run.state)
-    head = np.asarray(workers[0]["compact"].params["head"]["kernel"])
+    head = np.asarray(workers[0]["compact"].params["kernels"]["head"]["kernel"])
     for worker in range(1, 4):
         assert (head[worker] != head[0]).any()
 
@@ -118,7 +118,7 @@ def test_workers_differ_after_their_local_steps(fused):
 def test_the_sum_of_deposited_slices_is_exact():
     run = Run(config())
     masks, workers = run.round.train_locally(run.state)
-    compact = np.asarray(workers[0]["compact"].params["stage2_block2"]["conv1"]["kernel"])
+    compact = np.asarray(workers[0]["compact"].params["kernels"]["stage2_block2"]["conv1"]["kernel"])
     owned = [np.flatnonzero(row) for row in np.asarray(masks["stage2/block2"])]
     state, _ = run.round.finish(run.state, masks, workers)
     merged = np.asarray(state.params["stage2_block2"]["conv1"]["kernel"])
@@ -134,7 +134,7 @@ def test_what_no_worker_holds_of_a_variable_of_two_groups_keeps_its_value(device
     expected, turns = before.copy(), 2 // devices
     for worker in range(2):
         one, two = (np.flatnonzero(masks[name][worker]) for name in ("one", "two"))
-        kernel = workers[worker % turns]["compact"].params["two"]["kernel"][worker // turns]
+        kernel = workers[worker % turns]["compact"].params["kernels"]["two"]["kernel"][worker // turns]
         expected[..., one[:, None], two[None, :]] = kernel
     state, _ = run.round.finish(run.state, masks, workers)
     after = np.asarray(state.params["two"]["kernel"])
