@@ -1,5 +1,6 @@
 from .chips import CHIPS as CHIPS, GB as GB, Chip as Chip, Platform as Platform, find_chip as find_chip
 from .loop import STEPS_AHEAD as STEPS_AHEAD, DeviceLoop as DeviceLoop, unstack as unstack, vary as vary
+from .memory import keep_freed_memory as keep_freed_memory
 from .mesh import (
     DATA as DATA,
     PER_DEVICE as PER_DEVICE,
