@@ -1,13 +1,16 @@
 """Convolutions of NHWC images, in the form that each platform runs fastest.
 
-On CPU, XLA's fast kernels take a convolution only if one of its sides has more than 16 channels; the others run at half
-the speed. So there a narrow 3x3 convolution is computed on pairs of neighbouring pixels: a pair has twice the channels,
-and between pairs lies a 3x2 kernel, a quarter of it zeros. That is a third more arithmetic in less time. On other
-platforms `lax.conv_general_dilated` stays in the program: the choice is made by the platform a program is lowered for.
+Two forms are for the CPU. XLA's fast kernels there take a convolution only if one side has more than 16 channels;
+the others run at half the speed. So a narrow 3x3 convolution is computed on pairs of neighbouring pixels: a pair has
+twice the channels, and between pairs lies a 3x2 kernel, a quarter of it zeros. And the gradient of a kernel is summed
+over parts of the batch: XLA moves the batch to the innermost axis first, and with many images that misses every cache.
+
+On other platforms `lax.conv_general_dilated` stays in the program: the choice is made by the platform a program is
+lowered for.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -16,14 +19,17 @@ from jax import lax
 
 # XLA's fast kernels refuse a convolution whose wider side has no more channels (xla/backends/cpu/ynn_support.cc).
 _NARROW = 16
+# Images of a part of the batch, if that makes no more parts than this.
+_PART, _MOST_PARTS = 32, 8
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_ONE_PIXEL = ((1, 1), (1, 1))
+
+Padding = tuple[tuple[int, int], ...]
 
 
 def convolve(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
     """Convolve as `lax.conv_general_dilated` does; equal to it up to rounding, and so are the gradients.
 
-    A narrow convolution has no forward-mode derivative.
+    A convolution that has a form of its own on CPU has no forward-mode derivative.
 
     Args:
       lhs: images, float [batch, height, width, channels].
@@ -33,58 +39,80 @@ def convolve(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padd
     Returns:
       float [batch, height, width, features].
     """
-    if not _is_narrow(lhs, rhs, window_strides, padding, options):
+    if not _is_plain(lhs, rhs, padding, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    return _narrow(_vary_like(rhs, lhs), _vary_like(lhs, rhs))
+    strides, padding = tuple(window_strides), tuple((before, after) for before, after in padding)
+    if not _is_narrow(lhs, rhs, strides, padding) and len(lhs) <= _PART:
+        return _directly(lhs, rhs, strides, padding)
+    return _convolve(_vary_like(rhs, lhs), _vary_like(lhs, rhs), strides, padding)
 
 
-def _is_narrow(lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: Any, options: dict[str, Any]) -> bool:
-    """Whether this is a 3x3 convolution of float32, with stride 1 and padding 1, for which pairs of pixels pay."""
+def _is_plain(lhs: jax.Array, rhs: jax.Array, padding: Any, options: dict[str, Any]) -> bool:
+    """Whether this is a convolution of float32 NHWC images without dilation, groups and a precision of its own."""
     options = dict(options)
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.pop("dimension_numbers", None))
     return (
         layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
         and all(value in (None, 1, (1, 1)) for value in options.values())
         and lhs.dtype == rhs.dtype == jnp.float32
-        and rhs.shape[:2] == (3, 3)
-        and max(rhs.shape[2:]) <= _NARROW
-        and lhs.shape[2] % 2 == 0
-        and tuple(strides) == (1, 1)
         and not isinstance(padding, str)
-        and tuple(map(tuple, padding)) == _ONE_PIXEL
     )
 
 
-@jax.custom_vjp
-def _narrow(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.platform_dependent(x, kernel, cpu=_on_pairs, default=_plain)
+def _is_narrow(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> bool:
+    """Whether pairs of pixels pay."""
+    return (
+        kernel.shape[:2] == (3, 3)
+        and max(kernel.shape[2:]) <= _NARROW
+        and x.shape[2] % 2 == 0
+        and strides == (1, 1)
+        and padding == ((1, 1), (1, 1))
+    )
 
 
-def _narrow_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _narrow(x, kernel), (x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+    plain = partial(_directly, strides=strides, padding=padding)
+    if not _is_narrow(x, kernel, strides, padding):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_on_pairs, default=plain)
 
 
-def _narrow_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the gradients; that of the kernel as XLA derives it: a convolution that is fast on every platform."""
-    x, kernel = saved
-    (kernel_gradient,) = jax.vjp(partial(_plain, x), kernel)[1](dy)
-    gradient = lax.platform_dependent(dy, x, kernel, cpu=_input_gradient_on_pairs, default=_input_gradient)
-    return gradient, kernel_gradient
+def _forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> tuple[jax.Array, Any]:
+    return _convolve(x, kernel, strides, padding), (x, kernel)
 
 
-_narrow.defvjp(_narrow_forward, _narrow_backward)
+def _backward(
+    strides: tuple[int, ...], padding: Padding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    plain = partial(_directly, strides=strides, padding=padding)
+
+    def input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0]
+
+    def kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(partial(plain, x), kernel)[1](dy)[0]
+
+    def kernel_gradient_in_parts(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        size = max(_PART, -(-len(x) // _MOST_PARTS))
+        parts = [slice(start, start + size) for start in range(0, len(x), size)]
+        return reduce(jnp.add, [kernel_gradient(x[part], kernel, dy[part]) for part in parts])
+
+    on_cpu = _input_gradient_on_pairs if _is_narrow(*saved, strides, padding) else input_gradient
+    return (
+        lax.platform_dependent(*saved, dy, cpu=on_cpu, default=input_gradient),
+        lax.platform_dependent(*saved, dy, cpu=kernel_gradient_in_parts, default=kernel_gradient),
+    )
 
 
-def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), _ONE_PIXEL, dimension_numbers=_LAYOUT)
+_convolve.defvjp(_forward, _backward)
 
 
-def _input_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    (gradient,) = jax.vjp(lambda x: _plain(x, kernel), x)[1](dy)
-    return gradient
+def _directly(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
 
-def _input_gradient_on_pairs(dy: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _input_gradient_on_pairs(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
     return _on_pairs(dy, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
@@ -106,6 +134,6 @@ def _pair_kernel(kernel: jax.Array) -> jax.Array:
 def _vary_like(other: jax.Array, x: jax.Array) -> jax.Array:
     """Return x as a value that varies over the mesh axes of `other` too: so its gradient is summed over them.
 
-    `_narrow` writes its own gradients, and cannot tell which of them are due that sum. XLA removes the selection.
+    `_convolve` writes its own gradients, and cannot tell which of them are due that sum. XLA removes the selection.
     """
     return jnp.where(False, lax.stop_gradient(other[0, 0, 0, 0]), x)

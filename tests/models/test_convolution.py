@@ -46,6 +46,14 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(image, channels
     assert_same(jax.jit(lambda *a: value_and_gradients(ours, *a))(x, kernel), value_and_gradients(plain, x, kernel))
 
 
+@pytest.mark.parametrize("batch", [33, 70, 300])
+@pytest.mark.parametrize(("size", "stride", "channels"), [(3, 1, 20), (3, 2, 3), (1, 2, 4), (3, 1, 4)])
+def test_large_batches_have_the_gradients_of_the_plain_convolution(batch, size, stride, channels):
+    x, kernel, pad = draw(batch, 4, 4, channels), draw(size, size, channels, 5), (size // 2, size // 2)
+    settings = (stride, stride), (pad, pad)
+    assert_same(*(value_and_gradients(f, x, kernel, *settings) for f in (ours, plain)))
+
+
 @pytest.mark.parametrize(
     ("size", "strides", "padding"),
     [
