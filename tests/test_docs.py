@@ -27,6 +27,7 @@ from loft_jax.__main__ import COMMANDS
 from loft_jax.config import Config, Parser, apply_overrides, read_config
 from loft_jax.config.loading import iterate_fields
 from loft_jax.storage import Store
+from loft_jax.study.study import Study
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.tickets import __main__ as tickets
 
@@ -39,7 +40,7 @@ AS_HERE = {"num_classes=10)": "num_classes=10, width=4)", "r40-": "r6-"}
 # What a shell finds on a user's machine. A page that shows another program needs a line here.
 PROGRAMS = (
     *("python", "pip", "loft-jax", "ruff", "pyrefly", "lint-imports", "mkdocs", "pre-commit", "tensorboard"),
-    *("sbatch", "launch/local.sh", "launch/tpu_pod.sh", "docker"),
+    *("sbatch", "launch/local.sh", "launch/tpu_pod.sh", "launch/pack.sh", "launch/packed.sh", "docker"),
 )
 END = "\x1e"
 # What a user chooses.
@@ -139,6 +140,10 @@ def parse(command, arguments):
             if end.code:
                 raise
             return  # --version
+    if command == "study":
+        if (ROOT / "configs/studies" / f"{options.config}.yaml").exists():
+            Study.read(options.config, {})
+        return
     settings = TheoryConfig if command == "theory" else Config
     known = dict(iterate_fields(settings))
     given = {key: value for key, value in vars(options).items() if key in known}
@@ -208,7 +213,7 @@ def test_a_command_line_is_one_that_the_command_takes(page, number, code, tmp_pa
         check(words)
 
 
-@pytest.mark.parametrize("file", [*sorted(CONFIGS.glob("*.yaml")), *sorted((ROOT / "launch").iterdir())], ids=str)
+@pytest.mark.parametrize("file", [*sorted(CONFIGS.rglob("*.yaml")), *sorted((ROOT / "launch").iterdir())], ids=str)
 def test_a_header_shows_a_command_line_that_the_command_takes(file):
     lines = re.findall(r"^#   (.*(?:-m loft_jax|launch/).*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     assert lines or file.name == "gke_jobset.yaml", file
