@@ -12,6 +12,7 @@ With --torch our steps and a round are compared with the same network and steps 
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ class Table:
 
 def main() -> None:
     arguments = make_parser().parse_args()
+    arguments.start = time.perf_counter()
     for option in ("json", "append"):
         if (file := getattr(arguments, option)) is not None:
             check_writable(f"--{option}", file)
@@ -103,31 +105,28 @@ def of_this_device(arguments: argparse.Namespace) -> Table:
 
     on_cpu = jax.devices()[0].platform == "cpu"
     if arguments.table == "accelerator" or (arguments.table == "auto" and not on_cpu):
-        return of_accelerator(arguments, on_cpu)
+        return of_accelerator(arguments)
     refuse(arguments, _OF_ACCELERATORS, "belongs to the accelerator's table; leave it out, or add --table accelerator")
     return Table(CONFIG.model_dump(), machine(), all_rows(arguments.pairs))
 
 
-def of_accelerator(arguments: argparse.Namespace, on_cpu: bool) -> Table:
+def of_accelerator(arguments: argparse.Namespace) -> Table:
     """Prepare the accelerator's table. Raises UserError."""
     from loft_jax.bench import accelerator
-    from loft_jax.bench.torch_card import has_card
 
-    torch = find_spec("torch") is not None if on_cpu else has_card()
     settings = accelerator.in_order_of_worth(
         arguments.networks or ("preresnet18", "preresnet34"),
         arguments.width,
         arguments.batches or (512, 128),
         workers=4,
-        torch=torch,
+        torch=find_spec("torch") is not None,
     )
     check_widths(settings)
-    print("PyTorch   " + ("by torch.compile" if torch else "sees no card here, so it has no rows"), flush=True)
     bench = accelerator.AcceleratorBench(arguments.pairs)
     return Table(
         {"settings": [str(setting) for setting in settings], "config": settings[0].config.model_dump()},
         machine(),
-        accelerator.measure_in_time(settings, bench.measure, arguments.seconds),
+        accelerator.measure_in_time(settings, bench.measure, arguments.seconds, arguments.start),
         accelerator.print_accelerator_row,
         accelerator.print_accelerator_table,
     )

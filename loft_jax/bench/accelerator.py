@@ -72,22 +72,28 @@ def in_order_of_worth(
 
 
 def measure_in_time(
-    settings: Iterable[Setting], measure: Callable[[Setting], Row], seconds: float | None
+    settings: Iterable[Setting],
+    measure: Callable[[Setting], Row | None],
+    seconds: float | None,
+    start: float,
 ) -> Iterator[Row]:
-    """Measure settings until the next would not end in time, if it takes as long as the longest row so far.
+    """Measure settings; leave out those that would not end in time, if they take as long as the longest row so far.
 
     Args:
+      measure: measures a setting, or returns None if there is nothing to measure.
       seconds: the time for all rows; None for as long as it takes.
+      start: when that time began, by `time.perf_counter`.
     """
-    start, longest, left_out = time.perf_counter(), 0.0, []
+    longest, left_out = 0.0, []
     for setting in settings:
         begin = time.perf_counter()
         if seconds is not None and begin - start + longest > seconds:
             left_out.append(setting)
             continue
-        row = measure(setting)
-        longest = max(longest, time.perf_counter() - begin)
-        yield row | {"seconds": time.perf_counter() - begin}
+        row, taken = measure(setting), time.perf_counter() - begin
+        longest = max(longest, taken)
+        if row is not None:
+            yield row | {"seconds": taken}
     if left_out:
         print(f"left out, to end within {seconds:g} s: " + "; ".join(map(str, left_out)), flush=True)
 
@@ -105,9 +111,10 @@ class AcceleratorBench:
 
         self._repetitions, self._dataset = repetitions, random_images(examples)
         self._images_per_second: dict[Setting, float] = {}
+        self._torch_sees_no_card = False
 
-    def measure(self, setting: Setting) -> Row:
-        """Compile and measure one setting."""
+    def measure(self, setting: Setting) -> Row | None:
+        """Compile and measure one setting; None if it is PyTorch's and PyTorch does not see the card."""
         if setting.library != "ours":
             return self._measure_torch(setting)
         row = self._measure_ours(setting)
@@ -139,11 +146,21 @@ class AcceleratorBench:
             row["share_outside_local_steps"] = statistics.median(outside) / statistics.median(rounds)
         return row
 
-    def _measure_torch(self, setting: Setting) -> Row:
+    def _measure_torch(self, setting: Setting) -> Row | None:
+        import jax
+
         from loft_jax.bench.sides import run_alone
         from loft_jax.bench.torch_card import compiled_steps
 
-        compiled, steps = run_alone(compiled_steps, setting.config, self._dataset.examples, self._repetitions)
+        if self._torch_sees_no_card:
+            return None
+        device = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
+        found = run_alone(compiled_steps, setting.config, self._dataset.examples, self._repetitions, device)
+        if found is None:
+            self._torch_sees_no_card = True
+            print("PyTorch sees no card here, so it has no rows", flush=True)
+            return None
+        compiled, steps = found
         row = _speed(setting, setting.config.images_per_round, steps) | {"compile_seconds": compiled}
         row["ms_a_step"] = 1e3 * statistics.median(steps) / LOCAL_STEPS
         if ours := self._images_per_second.get(replace(setting, library="ours")):

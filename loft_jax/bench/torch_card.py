@@ -1,20 +1,22 @@
-"""Full steps of the PyTorch twin, compiled by torch.compile, on a card if there is one: a process of its own."""
+"""Full steps of the PyTorch twin, compiled by torch.compile: what a process of its own runs."""
 
 import time
 
 from loft_jax.config import Config
 
 
-def compiled_steps(config: Config, examples: int, repetitions: int) -> tuple[float, list[float]]:
+def compiled_steps(config: Config, examples: int, repetitions: int, device: str) -> tuple[float, list[float]] | None:
     """Compile the twin's step, and time rounds of steps.
 
     Args:
       config: settings of a round of plain SGD.
       examples: images of the random data set.
       repetitions: the most repetitions.
+      device: cuda or cpu.
 
     Returns:
-      Seconds until it was compiled, and the seconds of `loft.local_steps` steps, of each repetition.
+      Seconds until it was compiled, and the seconds of `loft.local_steps` steps, of each repetition; None if PyTorch
+      does not see such a device.
     """
     import torch
 
@@ -23,8 +25,9 @@ def compiled_steps(config: Config, examples: int, repetitions: int) -> tuple[flo
     from loft_jax.bench.twin import TwinStep
     from loft_jax.models import make_model
 
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
     start = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     # As JAX does by default: products of float32 in TF32, and convolutions chosen by trying.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     dataset = random_images(examples)
@@ -39,18 +42,3 @@ def compiled_steps(config: Config, examples: int, repetitions: int) -> tuple[flo
 
     steps()
     return time.perf_counter() - start, repeat(steps, repetitions)
-
-
-def has_card() -> bool:
-    """Whether PyTorch is installed, and sees a card. Does not start it in this process."""
-    from importlib.util import find_spec
-
-    from loft_jax.bench.sides import run_alone
-
-    return find_spec("torch") is not None and run_alone(_sees_card)
-
-
-def _sees_card() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

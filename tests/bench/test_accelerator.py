@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import pytest
@@ -55,12 +56,27 @@ def test_a_row_that_would_not_end_in_time_is_left_out(clock, capsys):
         clock[0] += taken[setting]
         return {"what": setting.network}
 
-    rows = list(measure_in_time(settings, measure, 60))
+    rows = list(measure_in_time(settings, measure, 60, 0.0))
     assert [row["what"] for row in rows] == ["a", "b"]
     assert [row["seconds"] for row in rows] == [20, 25]
     assert "left out, to end within 60 s: full step, c, float32, batch 8; full step, d" in capsys.readouterr().out
     clock[0] = 0.0
-    assert len(list(measure_in_time(settings, measure, None))) == 4
+    assert len(list(measure_in_time(settings, measure, None, 0.0))) == 4
+
+
+def test_the_time_before_the_first_row_counts(clock):
+    clock[0] = 61.0
+    assert list(measure_in_time([TINY], lambda setting: {}, 60, 0.0)) == []
+
+
+def test_pytorch_that_sees_no_card_has_no_rows(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("loft_jax.bench.sides.run_alone", lambda *arguments: asked.append(arguments))
+    bench = AcceleratorBench(1, examples=100)
+    settings = [replace(TINY, library="PyTorch"), replace(TINY, library="PyTorch", batch=8)]
+    assert list(measure_in_time(settings, bench.measure, None, 0.0)) == []
+    assert capsys.readouterr().out == "PyTorch sees no card here, so it has no rows\n"
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("each", "times"), [(0.01, 5), (1.0, 2), (9.0, 2)])
@@ -155,9 +171,10 @@ def test_the_command_appends_each_row_and_writes_the_table(tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_twin_compiled_by_torch_does_its_steps(precision):
-    pytest.importorskip("torch", reason="the PyTorch twin needs the extra torch")
+    torch = pytest.importorskip("torch", reason="the PyTorch twin needs the extra torch")
     from loft_jax.bench.torch_card import compiled_steps
 
     setting = Setting("preresnet20", 4, precision, 4)
-    compiled, seconds = compiled_steps(setting.config, 64, 2)
+    compiled, seconds = compiled_steps(setting.config, 64, 2, "cpu")
     assert compiled > max(seconds) > 0
+    assert compiled_steps(setting.config, 64, 2, "cuda") is None or torch.cuda.is_available()
