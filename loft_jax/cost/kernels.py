@@ -155,8 +155,8 @@ def count_bytes(instruction: Instruction, fused: Computation, sizes: list[int]) 
         return sum(sizes[1:]), sizes[1]
     if instruction.opcode in _PICKS:
         return instruction.size + sum(sizes[1:]), instruction.size
-    if instruction.opcode.endswith("-start"):
-        # The result of what only begins an operation holds its operands too.
+    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+        # Except for all-reduce, the result of what only begins an operation holds its operands too.
         return sum(sizes), max(0, instruction.size - sum(sizes))
     users: dict[str, list[Instruction]] = {}
     for inner in fused.values():

@@ -43,7 +43,9 @@ class Sources:
 
     def _walk(self, frame: str) -> Iterator[_Place]:
         """Yield the places of a frame and of the calls around it, innermost first."""
-        while frame in self._frames:
+        seen: set[str] = set()
+        while frame in self._frames and frame not in seen:
+            seen.add(frame)
             call = _numbers(self._frames[frame])
             place = _numbers(self._locations.get(call.get("file_location_id", ""), ""))
             function, file = place.get("function_name_id", ""), place.get("file_name_id", "")

@@ -39,6 +39,7 @@ def test_a_kernels_bytes_are_those_of_its_operands_and_results_and_of_a_gather_w
     assert (found["sums"].read, found["sums"].written) == (2 * FEATURES, 2 * 4 * 64)
     assert (found["new"].read, found["new"].written) == (4 * 64 + 4, 4 * 64), "written in place"
     assert found["copied"].each == 2 * 4 * 8
+    assert (found["start"].read, found["start"].written) == (4 * 8, 4 * 8)
     assert sum_kernels([found["conv"]]) == (16, 16 * found["conv"].each)
 
 
@@ -81,6 +82,14 @@ def test_collectives_that_begin_and_end_are_found_with_their_devices():
 def test_groups_of_devices_are_read_in_every_way_they_are_written(text, groups):
     (found,) = parse(PROGRAM.replace("replica_groups=[1,4]<=[4]", text))
     assert (found.groups, found.devices) == (groups, len(groups[0]))
+
+
+def test_what_begins_a_gather_over_devices_writes_only_its_result():
+    gathered = "%start = (f32[8]{0}, f32[32]{0}) all-gather-start(%copied), replica_groups=[1,4]<=[4], dimensions={0}"
+    begun = "%start = f32[8]{0} all-reduce-start(%copied), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%sum"
+    assert begun in PROGRAM
+    found = {kernel.name: kernel for kernel in find_kernels(read_module(PROGRAM.replace(begun, gathered)))}
+    assert (found["start"].read, found["start"].written) == (4 * 8, 4 * 32)
 
 
 def test_a_permutations_devices_are_one_group():
