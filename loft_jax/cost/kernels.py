@@ -2,11 +2,11 @@
 
 A kernel is an instruction that a device starts on its own: a fusion, a library's convolution or product, a copy, a
 collective. Its bytes are those of its operands and results, each once, as if no cache helped and nothing was read
-twice. Of an operand of which only some elements are picked (the training set, by a gather) only those count.
+twice. Where only a part of an operand is picked (a batch from the training set) or changed in place, only that counts.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,8 +23,10 @@ _FREE = {
 _ENDING = re.compile(r".*-(done|update)")
 # Instructions that run the computations that they name.
 _CALLS = {"call", "async-start"}
-# Instructions that read of their first operand only as much as they return.
+# Instructions that read of their first operand only as much as they return; and those that change a part of it in
+# place, with the number of the operand that has the part's size.
 _PICKS = {"gather", "dynamic-slice", "slice"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _REDUCTIONS = {"reduce", "reduce-window", "select-and-scatter"}
 _PRODUCT_CALL = re.compile(r"custom_call_target=\"[^\"]*(gemm|cublas|matmul|dot)", re.IGNORECASE)
 # Parts of an operation's name that are no layer.
@@ -151,40 +153,65 @@ def count_bytes(instruction: Instruction, fused: Computation, sizes: list[int]) 
       fused: the computation of a fusion; empty for other instructions.
       sizes: bytes of its operands.
     """
-    if instruction.opcode == "dynamic-update-slice":
-        return sum(sizes[1:]), sizes[1]
+    if fused:
+        return _count_fused(fused, sizes)
+    if instruction.opcode in _UPDATES:
+        return sum(sizes[1:]), sizes[_UPDATES[instruction.opcode]]
     if instruction.opcode in _PICKS:
         return instruction.size + sum(sizes[1:]), instruction.size
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         # Except for all-reduce, the result of what only begins an operation holds its operands too.
         return sum(sizes), max(0, instruction.size - sum(sizes))
+    return sum(sizes), instruction.size
+
+
+def _count_fused(fused: Computation, sizes: list[int]) -> tuple[int, int]:
+    """Return the bytes that a fusion reads and writes, given the bytes of its operands."""
     users: dict[str, list[Instruction]] = {}
     for inner in fused.values():
         for operand in inner.operands:
             users.setdefault(operand, []).append(inner)
+    outputs = [_follow_bitcasts(output, fused) for output in _outputs(fused)]
+    updates = {output.name for output in outputs if output.opcode in _UPDATES}
     read = list(sizes)
     for inner in fused.values():
         if inner.opcode == "parameter" and inner.index is not None and inner.index < len(read):
-            picked = _count_picked(inner.name, users)
+            picked = _count_picked(inner.name, users, updates)
             read[inner.index] = read[inner.index] if picked is None else min(read[inner.index], picked)
-    root = next((inner for inner in fused.values() if inner.root), instruction)
-    in_place = root.opcode == "dynamic-update-slice" and bool(fused)
-    return sum(read), fused[root.operands[1]].size if in_place else instruction.size
+    written = [
+        fused[output.operands[_UPDATES[output.opcode]]].size if output.name in updates else output.size
+        for output in outputs
+    ]
+    return sum(read), sum(written)
 
 
-def _count_picked(name: str, users: Mapping[str, list[Instruction]]) -> int | None:
-    """Count the bytes that a fusion picks of a value, if all of its users only pick from it; otherwise None."""
+def _outputs(fused: Computation) -> list[Instruction]:
+    root = next(inner for inner in fused.values() if inner.root)
+    return [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+
+def _follow_bitcasts(instruction: Instruction, fused: Computation) -> Instruction:
+    while instruction.opcode == "bitcast":
+        instruction = fused[instruction.operands[0]]
+    return instruction
+
+
+def _count_picked(name: str, users: Mapping[str, list[Instruction]], updates: Set[str]) -> int | None:
+    """Count the bytes that a fusion reads of a value, if it reads only parts of it; otherwise None.
+
+    Args:
+      users: name -> the instructions that use the value of that name.
+      updates: names of the outputs that are updated in place.
+    """
     total = 0
     for user in users.get(name, []):
-        picks = user.operands[:1] == (name,) and name not in user.operands[1:]
+        first = user.operands[:1] == (name,) and name not in user.operands[1:]
         if user.opcode == "bitcast":
-            picked = _count_picked(user.name, users)
-        elif picks and user.opcode in _PICKS:
+            picked = _count_picked(user.name, users, updates)
+        elif first and user.opcode in _PICKS:
             picked = user.size
-        elif picks and user.opcode == "dynamic-update-slice" and user.root:
-            picked = 0
         else:
-            picked = None
+            picked = 0 if first and user.name in updates else None
         if picked is None:
             return None
         total += picked

@@ -28,9 +28,10 @@ def test_what_a_device_starts_is_a_kernel_and_a_loops_body_runs_as_often_as_it_s
         "conv": 16,
         "sums": 16,
         "new": 16,
+        "packed": 16,
         "start": 1,
     }
-    assert sum_kernels(found.values())[0] == 4 * 16 + 2
+    assert sum_kernels(found.values())[0] == 5 * 16 + 2
 
 
 def test_a_kernels_bytes_are_those_of_its_operands_and_results_and_of_a_gather_what_it_picks(found):
@@ -38,6 +39,8 @@ def test_a_kernels_bytes_are_those_of_its_operands_and_results_and_of_a_gather_w
     assert (found["conv"].read, found["conv"].written) == (2 * IMAGES + 2 * 64 * 27, 2 * FEATURES)
     assert (found["sums"].read, found["sums"].written) == (2 * FEATURES, 2 * 4 * 64)
     assert (found["new"].read, found["new"].written) == (4 * 64 + 4, 4 * 64), "written in place"
+    # Of two results one is a part of its operand, read and written in place.
+    assert (found["packed"].read, found["packed"].written) == (4 * 64 + 4 * 64 + 4, 4 * 64 + 4 * 64)
     assert found["copied"].each == 2 * 4 * 8
     assert (found["start"].read, found["start"].written) == (4 * 8, 4 * 8)
     assert sum_kernels([found["conv"]]) == (16, 16 * found["conv"].each)
@@ -56,7 +59,7 @@ def test_kernels_say_what_they_are_and_where_they_come_from(found):
 
 
 def test_the_kernels_of_the_steps_are_those_of_the_loop(found):
-    assert {kernel.name for kernel in kernels_of_steps(found.values())} == {"batch", "conv", "sums", "new"}
+    assert {kernel.name for kernel in kernels_of_steps(found.values())} == {"batch", "conv", "sums", "new", "packed"}
     small = [kernel for kernel in found.values() if kernel.name in ("copied", "new", "start")]
     assert kernels_of_steps([k for k in small if not k.loop]) == [found["copied"], found["start"]]
 
@@ -82,6 +85,20 @@ def test_collectives_that_begin_and_end_are_found_with_their_devices():
 def test_groups_of_devices_are_read_in_every_way_they_are_written(text, groups):
     (found,) = parse(PROGRAM.replace("replica_groups=[1,4]<=[4]", text))
     assert (found.groups, found.devices) == (groups, len(groups[0]))
+
+
+def test_a_scatter_changes_only_what_it_is_given():
+    text = """HloModule m
+
+ENTRY %main (x: f32[1000,64], i: s32[2,1], y: f32[2,64]) -> f32[1000,64] {
+  %x = f32[1000,64]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %y = f32[2,64]{1,0} parameter(2)
+  ROOT %s = f32[1000,64]{1,0} scatter(%x, %i, %y), update_window_dims={1}, to_apply=%sum
+}
+"""
+    (scatter,) = find_kernels(read_module(text))
+    assert (scatter.read, scatter.written) == (4 * 2 + 4 * 128, 4 * 128)
 
 
 def test_what_begins_a_gather_over_devices_writes_only_its_result():
