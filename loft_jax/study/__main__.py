@@ -53,7 +53,7 @@ def main() -> None:
     study = Study.read(options.config, overrides)
     jobs = expand(study)
     mine = chosen_jobs(jobs, options)
-    place = Place(options.workdir or str(Path("runs") / Path(options.config).stem))
+    place = Place(str(Path("runs") / Path(options.config).stem) if options.workdir is None else options.workdir)
     check_same(jobs, place)
     check_tests(jobs, study)
     with Preemption() as preemption:

@@ -172,6 +172,29 @@ COMMANDS = [
     ("bench", ["--json", "a\0b"], r"--json 'a\x00b': has a control character"),
     ("bench", "--json empty", "--json empty: is a directory"),
     ("bench", "--json nowhere/x.json", "--json nowhere/x.json: its directory does not exist"),
+    ("study", "", "give --config FILE for the study, or the name of a packaged one, as in --config rehearsal"),
+    ("study", "--config nowhere.yaml", "--config nowhere.yaml: no such file"),
+    ("study", "--config empty", "--config empty: cannot be read"),
+    ("study", "--config file", "--config file: must be a mapping"),
+    ("study", ["--config", ""], "--config '': is empty"),
+    ("study", "--config c.yaml", "c.yaml: steps: are missing; name what is done"),
+    ("study", "--config digits", "--config digits: neither a file nor a packaged config; packaged are cifar10_one_gpu"),
+    ("study", "--config rehearsal", "rehearsal: steps.card.paths: tests/gpu: no such file or folder; run the study in"),
+    ("study", "--config study.yaml --wrkdir x", "unknown option --wrkdir; did you mean --workdir?"),
+    ("study", "--config study.yaml --model.width 0", "command line: model.width='0': must be greater than"),
+    ("study", "--config study.yaml --loft.wrokers 2", "unknown option --loft.wrokers; did you mean --loft.workers?"),
+    ("study", "--config study.yaml --budget 30", "--budget 30: is too small for the first job, a-seed0-all, which"),
+    ("study", "--config study.yaml --budget", "argument --budget: expected one argument"),
+    ("study", "--config study.yaml --task 3/3", "argument --task: 3/3: must be K/N, with K from 0 to N - 1; try 0/4"),
+    ("study", ["--config", "study.yaml", "--task", "\u0661/4"], "must be K/N, with K from 0 to N - 1"),
+    ("study", "--config study.yaml --job a-seed1-all", "--job a-seed1-all: no such job; did you mean a-seed0-all?"),
+    ("study", "--config study.yaml --list=all", "argument --list: ignored explicit argument 'all'"),
+    ("study", "--config study.yaml --workdir file", "--workdir file: cannot be written"),
+    ("study", "--config study.yaml --workdir /proc/x", "--workdir /proc/x: cannot be written"),
+    ("study", "--config study.yaml --workdir run", "--workdir run: is not empty and holds no study; use another"),
+    ("study", ["--config", "study.yaml", "--workdir", ""], "--workdir '': is empty"),
+    ("study", ["--config", "study.yaml", "--workdir", "a\nb"], r"--workdir 'a\nb': has a control character"),
+    ("study", ["--config", "study.yaml", "--workdir", LONG], "is too long"),
 ]
 WHOLE_NUMBERS = {
     ("tickets", "run --rounds"): 0,
@@ -180,10 +203,11 @@ WHOLE_NUMBERS = {
     ("retrain", "run --ratio 0.5 --every"): 1,
     ("cost", "--config c.yaml --workers"): 1,
     ("bench", "--pairs"): 1,
+    ("study", "--config study.yaml --budget"): 1,
 }
 RATIOS = [("tickets", "run --ratios"), ("tickets", "run --ratios 0.5"), ("retrain", "run --every 2 --ratio")]
 # Commands that read no settings but their own.
-OWN_SETTINGS = {"bench", "theory"}
+OWN_SETTINGS = {"bench", "study", "theory"}
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +311,7 @@ def test_a_summary_that_is_none_is_not_taken_for_a_finished_run(content, place):
         ("report", "nowhere --out out"),
         ("theory", "--theory.sweep_filters 16777216 --theory.rounds 100000"),
         ("bench", "--pairs 0"),
+        ("study", "--config study.yaml --budget 1"),
     ],
 )
 def test_a_process_refuses_within_a_second_without_jax(command, arguments, place):

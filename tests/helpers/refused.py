@@ -32,13 +32,14 @@ class AcceptedError(BaseException):
 
 
 def fill(path: Path) -> None:
-    """Into an empty current directory: c.yaml, a run `run` that only looks trained, and what is no run."""
+    """Into an empty current directory: c.yaml, study.yaml, a run `run` that only looks trained, and what is no run."""
     directory = untrained("run")
     for saved in (0, 4):
         (directory.snapshots / str(saved)).mkdir(parents=True)
     ticket = Ticket({"stage2/block1": [0, 1]}, 0.5, "group", "l2", 4, "run", Config().hash())
     ticket.write(directory.tickets / ticket.name)
     (path / "c.yaml").write_text("seed: 1\n")
+    (path / "study.yaml").write_text("settings: {a: {}}\nsteps: {all: {kind: train, seconds: 30}}\n")
     (path / "empty").mkdir()
     (path / "file").write_text("not a mapping")
     (path / "latin.yaml").write_bytes(b"seed: \xff")
@@ -79,6 +80,7 @@ def outcome(command: str, *arguments: str, sees_devices: bool = False) -> tuple[
         mock.patch("loft_jax.devices.configure_jax", side_effect=effect),
         mock.patch("loft_jax.plan.planner.configure_jax", side_effect=effect),
         mock.patch("loft_jax.report.__main__.run", side_effect=AcceptedError),
+        mock.patch("loft_jax.study.queue.Queue.work", side_effect=AcceptedError),
         mock.patch("loft_jax.theory.sweep.TheoremSweep.run", side_effect=effect),
         mock.patch.object(sys, "argv", [command, *arguments]),
         contextlib.redirect_stdout(io.StringIO()) as out,
