@@ -1,8 +1,8 @@
 """A worker's state between its local steps, in as few arrays as possible.
 
 A step updates every array by a program of its own, and a network has five small vectors for every convolution. So all
-vectors of the parameters are one array, and so are their momentum and the running statistics. In low precision the copies
-of the kernels that the network computes with are kept too: the update that writes a kernel also writes its copy.
+vectors of the parameters are one array, and so are their momentum and the running statistics. In low precision the
+network computes with copies of the kernels. They are kept too: the update that writes a kernel also writes its copy.
 """
 
 import math

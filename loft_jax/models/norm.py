@@ -1,8 +1,9 @@
 """Batch norm (Ioffe and Szegedy, arXiv 1502.03167) with or without a ReLU after it, in few passes over the activations.
 
-The variables, and the values to rounding, are those of `flax.linen.BatchNorm`. What differs is the gradient: written by
-hand, it reads the activations and the gradient twice, and keeps nothing else of their size. Differentiated line by line,
-the same function makes XLA write the masked gradient and read it three times. Accelerators are bound by that memory.
+The variables are those of `flax.linen.BatchNorm`, and so are the values up to rounding. What differs is the gradient:
+written by hand, it reads the activations and the gradient twice, and keeps nothing else of their size. Differentiated
+line by line, the same function makes XLA write the masked gradient too, and read it three times. Accelerators are bound
+by that memory.
 """
 
 import math
@@ -20,7 +21,7 @@ _SUMS_SIDE_BY_SIDE = 65_536
 class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, then a ReLU if asked for.
 
-    Its parameters are `scale` and `bias`, its running statistics `batch_stats` are `mean` and `var`, float32 [channels].
+    Its parameters are `scale` and `bias`, its running statistics are `mean` and `var`, each float32 [channels].
 
     Attributes:
       use_running_average: normalise by the running statistics instead of those of the batch, and do not update them.
