@@ -33,6 +33,7 @@ from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket,
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
 
+
 def main() -> None:
     command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run="one")
     add_options(command.parser)
@@ -52,7 +53,7 @@ def main() -> None:
     for job in jobs:
         job.check()
     with Preemption() as preemption:
-        stops = complete(run, config, jobs, preemption)
+        stops = complete(run, config, jobs, preemption, timed=not options.untimed)
     print_results(run, [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}])
     if stops:
         raise RunStopped("\n       ".join(stops))
@@ -67,6 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_ticket_options(parser)
     add("--mode", choices=MODES, nargs="+", default=["rewind"], help="one or more, see above (default: rewind)")
     add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="round of the weights (default: 0)")
+    add("--untimed", action="store_true", help="do not time a step of ticket and unpruned network, which compiles both")
     add("--seeds", metavar="K", type=whole_number(0), nargs="+", help="a retraining for each (default: the run's seed)")
 
 
@@ -107,8 +109,18 @@ def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace,
     return list(names)
 
 
-def complete(run: RunDirectory, config: Config, jobs: Sequence[Job], preemption: Preemption | None = None) -> list[str]:
+def complete(
+    run: RunDirectory,
+    config: Config,
+    jobs: Sequence[Job],
+    preemption: Preemption | None = None,
+    *,
+    timed: bool = True,
+) -> list[str]:
     """Train the jobs that are not finished.
+
+    Args:
+      timed: whether to time a step of each ticket and of the unpruned network.
 
     Returns:
       A message for each job that stopped before its end; the other jobs are still trained.
@@ -127,7 +139,7 @@ def complete(run: RunDirectory, config: Config, jobs: Sequence[Job], preemption:
     configure_jax(config)
     from loft_jax.retrain.retraining import Retraining
 
-    retraining, start, stops = Retraining(run, config.data), time.perf_counter(), []
+    retraining, start, stops = Retraining(run, config.data, timed=timed), time.perf_counter(), []
     for job in unfinished:
         retraining.check(job.ticket)
     for number, job in enumerate(unfinished):

@@ -61,7 +61,7 @@ def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
     for row in rows:
         spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
         mode = f"{row['mode']} to {row['rewind_to']}" if row["rewind_to"] else row["mode"]
-        shares = [f"{row[cost] / row[f'{cost}_unpruned']:.2f}" for cost in _COSTS]
+        shares = ["" if (share := cost_share(row, cost)) is None else f"{share:.2f}" for cost in _COSTS]
         epoch = "" if row["ticket_epoch"] is None else f"{row['ticket_epoch']:.2f}"
         accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
         table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *shares)
@@ -86,3 +86,9 @@ def _row(summaries: list[Row], epochs: Mapping[int, float | None]) -> Row:
         "test_loss_mean": statistics.fmean(summary["test/loss"] for summary in summaries),
         **{key: first[key] for cost in _COSTS for key in (cost, f"{cost}_unpruned")},
     }
+
+
+def cost_share(costs: Mapping[str, Any], key: str) -> float | None:
+    """Return a cost as a share of the unpruned network's; None if it was not measured."""
+    compact, unpruned = costs[key], costs[f"{key}_unpruned"]
+    return None if compact is None or unpruned is None else compact / unpruned

@@ -15,15 +15,16 @@ from loft_jax.devices import Preemption, jit_once, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
 from loft_jax.loft import State, starting_state
-from loft_jax.models import Network, parameter_count
+from loft_jax.models import Network, parameter_count, training_flops
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import Job
+from loft_jax.retrain.results import cost_share
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets import Snapshots, Ticket, check_fits
 from loft_jax.train import Experiment, StepLoop, images_per_second, train_to_the_end
 
 Tree = dict[str, Any]
-Costs = dict[str, float]
+Costs = dict[str, float | None]
 
 
 class Retraining:
@@ -32,12 +33,14 @@ class Retraining:
     Args:
       directory: directory of the run.
       data: how to read the run's data set.
+      timed: whether to time a step of each ticket and of the unpruned network, for which both must be compiled.
 
     Raises:
       UserError: the run has no snapshots, or its data cannot be read, or are other data than it was trained on.
     """
 
-    def __init__(self, directory: RunDirectory, data: Data):
+    def __init__(self, directory: RunDirectory, data: Data, *, timed: bool = True):
+        self._timed = timed
         self.snapshots = Snapshots(directory)
         self._full_widths = {group.name: group.width for group in self.snapshots.groups}
         settings = self.snapshots.config
@@ -121,7 +124,7 @@ class Retraining:
         full = experiment.model.with_widths(self._full_widths)
         key = (experiment.model, experiment.config.data.batch_size)
         if key not in self._costs:
-            self._costs[key] = _costs(experiment, full)
+            self._costs[key] = _costs(experiment, full) if self._timed else _untimed_costs(experiment, full)
         return self._costs[key]
 
 
@@ -142,13 +145,26 @@ def _costs(experiment: Experiment, full: Network) -> Costs:
     }
 
 
+def _untimed_costs(experiment: Experiment, full: Network) -> Costs:
+    """Return the costs with the FLOPs of the traced networks, and no speeds. Compiles nothing."""
+    shape = experiment.dataset.image_shape
+    return {
+        "parameters": parameter_count(experiment.model, shape),
+        "parameters_unpruned": parameter_count(full, shape),
+        "flops_per_image": training_flops(experiment.model, shape),
+        "flops_per_image_unpruned": training_flops(full, shape),
+        "steps_images_per_second": None,
+        "steps_images_per_second_unpruned": None,
+    }
+
+
 def _describe_costs(costs: Costs) -> str:
-    parameters, flops, speed = (
-        costs[key] / costs[f"{key}_unpruned"] for key in ("parameters", "flops_per_image", "steps_images_per_second")
-    )
+    keys = ("parameters", "flops_per_image", "steps_images_per_second")
+    parameters, flops, speed = (cost_share(costs, key) for key in keys)
+    timed = "" if speed is None else f" and {speed:.2f} times its speed"
     return (
         f"{costs['parameters']:,} parameters: {parameters:.0%} of the unpruned network's; "
-        f"a step has {flops:.0%} of its FLOPs and {speed:.2f} times its speed"
+        f"a step has {flops:.0%} of its FLOPs{timed}"
     )
 
 

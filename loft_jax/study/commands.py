@@ -37,6 +37,7 @@ def command_of(job: Job, study: Study, place: Place, rounds: int | None) -> list
             retraining = [*_program("retrain"), str(place.run(job).path), "--ticket", *tickets_of(job, step, place)]
             retraining += ["--mode", *step.modes, "--seeds", *map(str, step.seeds or [job.seed])]
             retraining += [f"--{key}={value}" for key, value in study.retrain_overrides.items()]
+            retraining += [] if step.timed else ["--untimed"]
             return retraining + ([] if rounds is None else ["--train.rounds", str(rounds)])
         case TicketsStep() as step:
             ratios = [f"{ratio:.12g}" for ratio in step.ratios]

@@ -139,6 +139,7 @@ class RetrainStep(TicketsStep, _ResumableStep):
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = Field(
         None, description="seeds of the retrainings; null: that of the run"
     )
+    timed: bool = Field(True, description="whether to time a step of the tickets and of the unpruned network")
     start_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="the part of `seconds` that does not depend on the number of rounds (start, compilation)"
     )

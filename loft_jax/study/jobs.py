@@ -9,8 +9,8 @@ from loft_jax.errors import UserError, did_you_mean, format_literal, format_valu
 from loft_jax.study.fields import CHECKS, KINDS, Entry, RetrainStep, Step, TicketsStep, TrainStep
 from loft_jax.study.study import Study
 
-# Keys of a step that say when a job is done, not what it is.
-_TIMES = {"seconds", "seconds_of", "limit", "least_seconds", "start_seconds"}
+# Keys of a step that say when and how a job is done, not what it is.
+_TIMES = {"seconds", "seconds_of", "limit", "least_seconds", "start_seconds", "timed"}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from helpers.tiny import flat
 from loft_jax import create_model, load_checkpoint, prune
 from loft_jax.data.digits import load_digits
 from loft_jax.errors import UserError
-from loft_jax.models.sizes import parameter_count
+from loft_jax.models import parameter_count, training_flops
 from loft_jax.retrain import __main__ as command
 from loft_jax.retrain.__main__ import draw_missing
 from loft_jax.retrain.retraining import _costs
@@ -134,6 +134,7 @@ def test_the_summary_states_what_pruning_saved(started):
     compact = MODEL.with_widths({group.name: group.width // 2 for group in GROUPS})
     assert summary["parameters"] == parameter_count(compact, (8, 8, 1))
     assert summary["parameters_unpruned"] == parameter_count(MODEL, (8, 8, 1))
+    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1))
     assert summary["flops_per_image"] < 0.7 * summary["flops_per_image_unpruned"]
     assert summary["steps_images_per_second"] > 0
     assert summary["steps_images_per_second_unpruned"] > 0
@@ -315,3 +316,23 @@ def test_costs_are_those_of_the_compact_network_beside_the_full_ones_for_an_imag
         **{"parameters": 20, "parameters_unpruned": 40, "flops_per_image": 2, "flops_per_image_unpruned": 4},
         **{"steps_images_per_second": 0.5, "steps_images_per_second_unpruned": 0.25},
     }
+
+
+def test_untimed_retrainings_compile_no_step_and_state_the_same_parameters_and_flops(run, retrain, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "loft_jax.retrain.retraining.train_to_the_end",
+        lambda experiment, *_, **__: fake_summary() | {"seed": experiment.config.seed},
+    )
+    monkeypatch.setattr("loft_jax.retrain.retraining.StepLoop", None)
+    retrain(run, "--ticket", TICKET, "--untimed")
+    summary = RunDirectory(run / "retrain" / TICKET / "rewind/seed0").summary()
+    compact = MODEL.with_widths({group.name: group.width // 2 for group in GROUPS})
+    assert summary["parameters"] == parameter_count(compact, (8, 8, 1))
+    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1))
+    assert summary["flops_per_image_unpruned"] == training_flops(MODEL, (8, 8, 1))
+    assert summary["steps_images_per_second"] is summary["steps_images_per_second_unpruned"] is None
+    said = capsys.readouterr().out
+    assert "of the unpruned network's; a step has 5" in said
+    assert "times its speed" not in said
+    (row,) = csv.DictReader((run / "retrain/results.csv").open())
+    assert row["steps_images_per_second"] == ""
