@@ -57,7 +57,7 @@ def main() -> None:
     check_same(jobs, place)
     check_tests(jobs, study)
     with Preemption() as preemption:
-        queue = Queue(study, place, jobs, mine, Clock(math.inf, 0.0, place.path), preemption)
+        queue = Queue(study, place, jobs, mine, Clock(math.inf, math.inf, 0.0, place.path), preemption)
         if options.list:
             print_jobs(jobs, queue.states(), queue.times())
             return
@@ -149,11 +149,12 @@ def check_needs(options: argparse.Namespace, queue: Queue) -> None:
 def clock_of(options: argparse.Namespace, queue: Queue) -> Clock:
     """Return the clock of this start: by --budget, and by what earlier starts have left of the study's budget."""
     fields, spent = queue.study.fields, queue.place.spent()
-    limits = [options.budget or math.inf, math.inf if fields.budget is None else fields.budget - spent]
-    seconds = min(limits)
+    this, together = options.budget or math.inf, math.inf if fields.budget is None else fields.budget - spent
+    seconds = min(this, together)
     report = max(fields.report.seconds, queue.place.files("report").result().get("seconds", 0.0))
     kept = fields.stop_seconds + report + (0.0 if seconds == math.inf else _MARGIN * max(0.0, seconds))
-    return Clock(time.monotonic() + seconds, kept, queue.place.path)
+    now = time.monotonic()
+    return Clock(now + seconds, now + (this if fields.budget is None else together), kept, queue.place.path)
 
 
 def check_budget(queue: Queue) -> None:

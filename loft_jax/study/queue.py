@@ -37,17 +37,25 @@ class Clock:
 
     Attributes:
       end: when it must have ended, on the monotonic clock; infinite without a budget.
-      kept: seconds before that which are kept for saving and for the report.
+      end_of_study: when the budget of all starts together is spent, if starts follow each other at once.
+      kept: seconds before an end which are kept for saving and for the report.
       file: whose age tells other starts how long this one has taken.
     """
 
     end: float
+    end_of_study: float
     kept: float
     file: Path
 
     def left(self) -> float:
         """Seconds that are left for jobs."""
         return self.end - self.kept - time.monotonic()
+
+    def left_of_study(self) -> float:
+        """Seconds that are left for jobs in this start and in later ones, if they have what is left of the budget."""
+        if self.end_of_study <= self.end:
+            return self.left()
+        return self.end_of_study - 2 * self.kept - time.monotonic()
 
     def tick(self) -> None:
         """Note that the start goes on."""
@@ -145,7 +153,7 @@ class Queue:
         """Return the times if a retraining is begun now, which may choose the number of rounds of all of them."""
         if times.rounds is not None or not isinstance(job.step, RetrainStep):
             return times
-        rounds = times.choose_rounds(job, self.clock.left())
+        rounds = times.choose_rounds(job, self.clock.left_of_study())
         return times if rounds is None else Times(times.jobs, times.measured, times.retraining, rounds)
 
     def _is_in_work(self, job: Job) -> bool:

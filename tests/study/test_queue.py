@@ -329,6 +329,31 @@ def test_the_length_of_retrainings_is_chosen_once(place):
     assert {row["epochs"] for row in results("retrain") if "epochs" in row} == {length / 4}
 
 
+def test_the_length_of_retrainings_is_that_for_the_budget_of_all_starts(place):
+    step = {"kind": "retrain", "ratios": [0.8], "seconds": 10**5, "start_seconds": 0}
+    lengths = []
+    for name, budget in {"one": None, "all": 400}.items():
+        write(
+            budget=budget,
+            retraining={"rounds": 10**6, "least_rounds": 1},
+            steps__at80=step,
+            steps__pretrain={"kind": "train", "seconds": 1},
+            settings={"loft4": {}},
+        )
+        _, out, _ = do("--budget", "60", "--job", "loft4-seed0-pretrain", "loft4-seed0-tickets", workdir=name)
+        # Long retrainings do not end in this start, and their length is chosen all the same, if one may begin.
+        write(
+            budget=budget,
+            retraining={"rounds": 10**6, "least_rounds": 1},
+            steps__at80={**step, "least_seconds": 1},
+            steps__pretrain={"kind": "train", "seconds": 1},
+            settings={"loft4": {}},
+        )
+        _, out, _ = do("--budget", "9", workdir=name)
+        lengths.append(int(out.split("length    ")[1].split()[0]))
+    assert lengths[1] > 10 * lengths[0]
+
+
 def test_settings_of_retrainings_are_options_of_their_command(place):
     write(retraining={"settings": {"optimizer": {"learning_rate": 0.05}}}, steps__at80__seeds=[3, 4])
     do("--job", "loft4-seed0-pretrain", "loft4-seed0-tickets", "loft4-seed0-at80")
