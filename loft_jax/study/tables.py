@@ -70,7 +70,7 @@ def print_accuracies(rows: Sequence[Row]) -> None:
         spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
         removed = "" if row["ratio"] is None else f"{100 * row['ratio']:.12g} %"
         accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
-        table.add_row(row["setting"], row["what"], removed, f"{row['epochs']:.1f}", row["seeds"], accuracy)
+        table.add_row(row["setting"], row["what"], removed, f"{row['epochs']:.2f}", row["seeds"], accuracy)
     console().print(table)
 
 
