@@ -16,7 +16,11 @@ fi
 study=$1
 shift
 if [ ! -d packages ]; then
-  "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target packages.tmp wheels/*.whl
+  rm -rf packages.tmp
+  mkdir packages.tmp
+  for wheel in wheels/*.whl; do
+    [ ! -f "$wheel" ] || "$python" -m pip install -q --no-index --no-deps --no-compile --target packages.tmp "$wheel"
+  done
   mv packages.tmp packages
 fi
 export PYTHONPATH="$PWD:$PWD/packages${PYTHONPATH:+:$PYTHONPATH}" LOFT_JAX_CACHE="${LOFT_JAX_CACHE:-$PWD/cache}"

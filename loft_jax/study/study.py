@@ -73,6 +73,8 @@ class Study:
                 f"{self.source}: steps.{trains[1]}: trains, as {trains[0]} does; a run is trained once, so name two "
                 "settings instead"
             )
+        if "report" in self.steps:
+            raise UserError(f"{self.source}: steps.report: is the name of the study's own report; rename the step")
         for name, step in self.steps.items():
             for setting in getattr(step, "seconds_of", {}):
                 if setting not in self.configs:

@@ -65,6 +65,10 @@ RULES = {
         changed(steps__again={"kind": "train", "seconds": 1}),
         "s.yaml: steps.again: trains, as pretrain does; a run is trained once, so name two settings instead",
     ),
+    "a step named like the report": (
+        changed(steps__report={"kind": "bench", "seconds": 1}),
+        "s.yaml: steps.report: is the name of the study's own report; rename the step",
+    ),
     "no settings": (changed(settings=None), "s.yaml: settings: are empty, but the step pretrain needs runs"),
     "unknown setting": (
         changed(settings__loft4={"loft": {"wrokers": 2}}),
