@@ -6,10 +6,10 @@ units and is bound by memory. (XLA's count has it; of library calls on GPUs, XLA
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.stages import Traced
 
 
@@ -17,17 +17,29 @@ def count_flops(function: Traced | ClosedJaxpr | Jaxpr) -> int:
     """Count the FLOPs of one call of a traced function, `jax.jit(f).trace(...)` or `jax.make_jaxpr(f)(...)`.
 
     A scan counts as often as it runs, a conditional as its largest branch, and a choice by platform as its default: the
-    form in which a backend computes something changes no FLOPs. Inside `jax.shard_map` shapes are those of a
-    device, so the FLOPs are those of one device.
+    form in which a backend computes something changes no FLOPs. What nothing depends on does not count. Inside
+    `jax.shard_map` shapes are those of a device, so the FLOPs are those of one device.
 
     Raises:
       ValueError: there are products in a loop that does not say how often it runs.
     """
-    jaxpr = function.jaxpr if isinstance(function, Traced) else function
-    return sum(_count_equation(equation) for equation in _open(jaxpr).eqns)
+    jaxpr = _open(function.jaxpr if isinstance(function, Traced) else function)
+    return _count(jaxpr, [True] * len(jaxpr.outvars))
 
 
-def _count_equation(equation: JaxprEqn) -> int:
+def _count(jaxpr: Jaxpr, used: Sequence[bool]) -> int:
+    """Count the FLOPs of those results of a function that are used."""
+    needed = {variable for variable, use in zip(jaxpr.outvars, used, strict=True) if use and isinstance(variable, Var)}
+    total = 0
+    for equation in reversed(jaxpr.eqns):
+        results = [variable in needed for variable in equation.outvars]
+        if any(results) or equation.effects:
+            total += _count_equation(equation, results)
+            needed.update(variable for variable in equation.invars if isinstance(variable, Var))
+    return total
+
+
+def _count_equation(equation: JaxprEqn, used: Sequence[bool]) -> int:
     params, name = equation.params, equation.primitive.name
     if name == "dot_general":
         return _count_product(equation)
@@ -36,8 +48,11 @@ def _count_equation(equation: JaxprEqn) -> int:
     if name == "scan":
         return params["length"] * count_flops(params["jaxpr"])
     if name == "cond":
-        return max(map(count_flops, _possible_branches(params)))
-    inner = sum(map(count_flops, _inner_functions(params)))
+        return max(_count(_open(branch), used) for branch in _possible_branches(params))
+    # The results of a called function are those of its equation; those of a loop's parts are not.
+    inner = 0
+    for called in map(_open, _inner_functions(params)):
+        inner += _count(called, used if len(called.outvars) == len(used) else [True] * len(called.outvars))
     if name == "while" and inner:
         raise ValueError("products in a while loop cannot be counted: how often it runs is not known; use jax.lax.scan")
     return inner

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings, strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from loft_jax.models import create_model
+from loft_jax.models.convolution import convolve
 from loft_jax.models.flops import count_flops
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -129,6 +130,10 @@ def branching(x):
     return jax.lax.cond(x[0, 0] > 0, lambda x: product(x) + product(x), product, x)
 
 
+def with_dead_work(x):
+    return jax.jit(lambda x: (product(x), product(x) + 1))(x)[0]
+
+
 def in_another_form(x):
     return jax.lax.platform_dependent(x, cpu=lambda x: product(x) + product(x), default=product)
 
@@ -151,9 +156,11 @@ with_own_gradient.defvjp(
         (scanned, 7 * ONE),
         (branching, 2 * ONE),
         (in_another_form, ONE),
+        (with_dead_work, ONE),
+        (lambda x: jax.vjp(product, x)[1](jnp.ones((3, 5)))[0], ONE),
         (with_own_gradient, ONE),
-        (jax.grad(with_own_gradient), 3 * ONE + 2 * 3 * 4 * 4),
-        (jax.grad(jax.checkpoint(lambda x: jnp.sin(product(x)).sum())), 3 * ONE),
+        (jax.value_and_grad(with_own_gradient), 3 * ONE + 2 * 3 * 4 * 4),
+        (jax.value_and_grad(jax.checkpoint(lambda x: jnp.sin(product(x)).sum())), 3 * ONE),
         (lambda x: jax.vmap(product)(jnp.stack([x] * 6)), 6 * ONE),
         (lambda x: x + 1, 0),
     ],
@@ -162,6 +169,19 @@ def test_what_wraps_a_product_does_not_hide_it(function, flops):
     x = jnp.ones((3, 4))
     assert count_flops(jax.jit(function).trace(x)) == flops
     assert count_flops(jax.make_jaxpr(function)(x)) == flops
+
+
+def test_a_form_of_its_own_on_a_cpu_changes_no_flops():
+    """Pairs of pixels, and gradients in parts of the batch."""
+    images, kernel = jnp.ones((64, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    plain = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    counts = []
+    for function in (convolve, jax.lax.conv_general_dilated):
+        gradients = jax.grad(lambda x, k, f=function: f(x, k, **plain).sum(), argnums=(0, 1))
+        counts += [count_flops(jax.jit(partial(function, **plain)).trace(images, kernel))]
+        counts += [count_flops(jax.jit(gradients).trace(images, kernel))]
+    assert counts[:2] == counts[2:]
+    assert counts[1] == 2 * counts[0], "the sum needs no forward pass"
 
 
 def test_inside_shard_map_a_device_is_counted():
