@@ -20,9 +20,11 @@ def command_of(job: Job, study: Study, place: Place, rounds: int | None) -> list
       rounds: of retrainings, if the study sets it.
 
     Raises:
-      UserError: the run that it works on cannot be read.
+      UserError: the run that it works on cannot be read, or has no snapshots.
     """
     files = place.files(job.name).path.absolute()
+    if isinstance(job.step, TicketsStep):
+        _check_snapshots(job, place)
     match job.step:
         case PytestStep(marker=marker, paths=paths):
             options = ["-m", marker, "-n", "0", "-p", "no:cacheprovider", f"--junitxml={files / TESTS}"]
@@ -57,6 +59,17 @@ def tickets_of(job: Job, step: RetrainStep, place: Place) -> list[str]:
     if summary is None:
         raise UserError(f"{place.run(job).path}: holds no finished run; train it again")
     return [ticket_name(summary["round"], step.scope, step.norm, ratio) for ratio in step.ratios]
+
+
+def _check_snapshots(job: Job, place: Place) -> None:
+    """Raise UserError if the snapshots of a job's run are gone; results that are brought along have none."""
+    run = place.run(job)
+    try:
+        run.snapshot_rounds()
+    except UserError:
+        raise UserError(
+            f"the snapshots of {run.path} are not here; delete that directory to train the run again"
+        ) from None
 
 
 def _program(name: str) -> list[str]:

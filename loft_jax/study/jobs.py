@@ -1,7 +1,7 @@
 """The jobs of a study, from its settings, seeds, steps and order: what each does, what it needs, in order of worth."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loft_jax.config import Config, flatten, validate_settings
@@ -24,6 +24,7 @@ class Job:
       needs: names of the jobs that must be done before it.
       chain: number of the run, or of the job without one, in order of worth; a chain is the work of one task.
       seconds: about how long it takes, as the step says.
+      retraining: dotted key -> value of what the study says of all retrainings; {} for another job.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     needs: tuple[str, ...]
     chain: int
     seconds: float
+    retraining: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -49,6 +51,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Dotted key -> value of everything that says what the job computes; a done job with another one is refused."""
         step = {key: value for key, value in self.step.model_dump().items() if key not in _TIMES}
+        step |= self.retraining
         if self.config is None or not isinstance(self.step, TrainStep):
             return step
         settings = {key: v for key, v in flatten(self.config).items() if key not in self.config.resumable_keys()}
@@ -139,6 +142,7 @@ def _job_of_run(
         needs=tuple(needs),
         chain=chain,
         seconds=getattr(step, "seconds_of", {}).get(setting, step.seconds),
+        retraining=study.retraining if isinstance(step, RetrainStep) else {},
     )
 
 

@@ -107,6 +107,13 @@ class Study:
         """Dotted key -> text of every setting of the retrainings."""
         return {key: _option_text(value) for key, value in _flatten(self.fields.retraining.settings).items()}
 
+    @property
+    def retraining(self) -> Tree:
+        """Dotted key -> value of what, beside the steps, can change the result of a retraining."""
+        rounds = {"retraining.rounds": self.fields.retraining.rounds}
+        named = {k: v for k, v in self.retrain_overrides.items() if k not in Config().resumable_keys()}
+        return rounds | {f"retraining.settings.{key}": value for key, value in named.items()}
+
 
 def _check_entry(label: str, name: Any, value: Any) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,60}", name):

@@ -72,6 +72,7 @@ def write(path, text):
 def train(arguments):
     given = parsed(arguments, None, "config", "workdir", "seed")
     config = yaml.safe_load(Path(given["config"][0]).read_text()) | {"seed": int(given["seed"][0])}
+    (Path(given["workdir"][0]) / "snapshots/0").mkdir(parents=True, exist_ok=True)
     run_to_the_end(Path(given["workdir"][0]), config, {})
 
 

@@ -82,3 +82,9 @@ def test_what_a_job_is_says_its_settings_and_its_seed_and_not_its_times():
     assert (pretrain["train.rounds"], pretrain["loft.workers"]) == (4, 4)
     assert "train.eval_every" not in pretrain
     assert one["loft4-seed0-at80"].identity()["ratios"] == [0.8]
+    retraining = {"rounds": 8, "least_rounds": 2, "settings": {"optimizer": {"learning_rate": 0.2}}}
+    retraining["settings"]["train"] = {"eval_every": 7}
+    other = {job.name: job.identity() for job in jobs_of(retraining=retraining)}
+    changed_keys = {key: value for key, value in other["loft4-seed0-at80"].items() if key.startswith("retraining")}
+    assert changed_keys == {"retraining.rounds": 8, "retraining.settings.optimizer.learning_rate": "0.2"}
+    assert other["loft4-seed0-tickets"] == one["loft4-seed0-tickets"].identity()

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,20 @@ def test_a_job_that_fails_loses_itself_and_what_needs_it_and_nothing_else(place,
     assert (code, said) == (0, "")
     assert attempts(place, "loft4-seed0-pretrain") == 2
     assert attempts(place, "sgd-seed0-pretrain") == 1
+
+
+def test_results_without_snapshots_can_be_gone_on_with_except_for_the_tickets_of_their_runs(place):
+    write(settings={"loft4": {}}, steps__pretrain__seconds_of={})
+    do("--job", "loft4-seed0-pretrain", "loft4-seed0-tickets")
+    shutil.rmtree(place / "out/runs/loft4/seed0/snapshots")
+    code, out, said = do()
+    assert code == 1
+    assert "the snapshots of out/runs/loft4/seed0 are not here; delete that directory to train the run again" in said
+    assert attempts(place, "loft4-seed0-at80") == 0
+    shutil.rmtree(place / "out/runs/loft4/seed0")
+    code, out, said = do()
+    assert (code, said, "finished  3 jobs" in out) == (0, "", True)
+    assert attempts(place, "loft4-seed0-pretrain") == 2
 
 
 def test_a_report_that_fails_is_said(place, monkeypatch):
