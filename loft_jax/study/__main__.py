@@ -55,7 +55,7 @@ def main() -> None:
     mine = chosen_jobs(jobs, options)
     place = Place(str(Path("runs") / Path(options.config).stem) if options.workdir is None else options.workdir)
     check_same(jobs, place)
-    check_tests(jobs, study)
+    check_tests(mine, study)
     with Preemption() as preemption:
         queue = Queue(study, place, jobs, mine, Clock(math.inf, math.inf, 0.0, place.path), preemption)
         if options.list:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class Queue:
     Attributes:
       jobs: all jobs of the study; mine: those that this start may do.
       failed: names of those that have failed in this start -> why.
+      stopped: names of those that were stopped in this start, which goes on without them.
     """
 
     study: Study
@@ -78,6 +79,7 @@ class Queue:
     clock: Clock
     preemption: Preemption
     failed: dict[str, str] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
 
     def work(self) -> None:
         """Do one job after another, until none is left that can be begun.
@@ -136,11 +138,8 @@ class Queue:
     def can_begin(self) -> list[Job]:
         """The jobs of this start that need nothing else, whatever time is left."""
         done = self.done()
-        return [
-            job
-            for job in self.mine
-            if job.name not in done and job.name not in self.failed and not waiting_for(job, done)
-        ]
+        aside = {*done, *self.failed, *self.stopped}
+        return [job for job in self.mine if job.name not in aside and not waiting_for(job, done)]
 
     def fits(self, job: Job) -> bool:
         """Whether what is known of a job's time fits into what is left."""
@@ -154,7 +153,7 @@ class Queue:
         if times.rounds is not None or not isinstance(job.step, RetrainStep):
             return times
         rounds = times.choose_rounds(job, self.clock.left_of_study())
-        return times if rounds is None else Times(times.jobs, times.measured, times.retraining, rounds)
+        return times if rounds is None else replace(times, rounds=rounds)
 
     def _is_in_work(self, job: Job) -> bool:
         return self.place.files(job.name).is_claimed
@@ -223,10 +222,11 @@ class Queue:
     def _conclude(self, job: Job, files: JobFiles, process: Process | None, reason: str | None) -> None:
         code = None if process is None else process.exit_code
         evident = is_evident(job, self.place)
+        # A training that was asked to stop, by whomever, has saved its round and ends with 0.
+        saved = reason is None and code == 0 and job.kind in ("train", "retrain")
         if reason in (None, STOPPED) and code == 0 and evident:
             state, reason = DONE, None
-        elif reason == STOPPED or (reason is None and code == 0):
-            # A training that was asked to stop has saved its round, and ends with 0.
+        elif reason == STOPPED or saved:
             state, reason = STOPPED, None
         else:
             said = process.lines if process else []
@@ -242,6 +242,7 @@ class Queue:
             self.failed[job.name] = str(reason)
             print(f"failed    {job.name}: {reason}; see {files.log}", flush=True)
         elif state == STOPPED:
+            self.stopped.add(job.name)
             share = share_done(job, self.place)
             print(f"stopped   {job.name} after {took}: {share:.0%} of it is done; the next start goes on", flush=True)
         else:

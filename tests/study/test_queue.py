@@ -20,6 +20,7 @@ from helpers.study_commands import use_stand_ins
 from loft_jax.config import run_command
 from loft_jax.storage import RunDirectory
 from loft_jax.study import __main__ as command, commands, queue
+from loft_jax.study.place import JobFiles
 
 STAND_IN = TESTS / "helpers/study_commands.py"
 JOBS = [f"{s}-seed0-{step}" for s in ("loft4", "sgd") for step in ("pretrain", "tickets", "at80")]
@@ -141,6 +142,19 @@ def test_a_job_that_fails_loses_itself_and_what_needs_it_and_nothing_else(place,
     assert (code, said) == (0, "")
     assert attempts(place, "loft4-seed0-pretrain") == 2
     assert attempts(place, "sgd-seed0-pretrain") == 1
+
+
+def test_a_job_that_ends_well_without_its_results_is_not_begun_again_and_again(place, monkeypatch):
+    write()
+    monkeypatch.setenv("QUIT", "train --config out/settings/loft4")
+    code, out, said = do()
+    assert (code, said) == (0, "")
+    assert "stopped   loft4-seed0-pretrain after " in out
+    monkeypatch.setenv("QUIT", "tickets out/runs/loft4")
+    code, out, said = do()
+    assert code == 1
+    assert said == "error: loft4-seed0-tickets: exit code 0: tickets begins\n"
+    assert (attempts(place, "loft4-seed0-pretrain"), attempts(place, "loft4-seed0-tickets")) == (2, 1)
 
 
 def test_results_without_snapshots_can_be_gone_on_with_except_for_the_tickets_of_their_runs(place):
@@ -275,13 +289,15 @@ def test_a_killed_study_takes_its_job_with_it_and_goes_on(place):
     process.communicate(timeout=30)
     done = wait_until_still(lambda: rounds_of("loft4"))
     assert len(done) < 60, "its training has ended too"
+    before = JobFiles(place / "out/jobs/loft4-seed0-pretrain").seconds
+    assert before > 0
     code, _, said = do()
     assert (code, said) == (0, "")
     assert rounds_of("loft4") == list(range(61))
     (first, second) = results("start")
     assert first["seconds"] > 0 < second["seconds"]
     (row,) = [row for row in results("train") if "state" in row]
-    assert row["seconds"] > 1.5, "the time before the kill counts"
+    assert row["seconds"] > before + 0.02 * (60 - len(done)), "the time before the kill counts"
 
 
 def wait_until_still(value, seconds=1.5):
