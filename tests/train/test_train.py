@@ -193,7 +193,9 @@ def test_what_does_not_fit_model_or_devices_is_refused(changes, message):
 def test_idle_devices_are_named_and_what_would_use_them(capsys):
     print_setup(Experiment.build(config_of(loft={"workers": 1})))
     said = capsys.readouterr().out
-    assert "devices   1 cpu of 4, idle: cpu:1, cpu:2, cpu:3\nidle      3 of 4 devices; to use all: mesh.data=4, or" in said
+    assert (
+        "devices   1 cpu of 4, idle: cpu:1, cpu:2, cpu:3\nidle      3 of 4 devices; to use all: mesh.data=4, or" in said
+    )
     print_setup(Experiment.build(config_of()))
     assert "idle    " not in capsys.readouterr().out
 
