@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -78,10 +79,11 @@ def serve(connection: Connection, side: str, case: Case, cores: list[int]) -> No
     program = {"ours": our_program, "torch": torch_program}[side](case)
     program(1)
     connection.send("ready")
-    while units := connection.recv():
-        wall, processor = time.perf_counter(), time.process_time()
-        program(units)
-        connection.send((time.perf_counter() - wall, time.process_time() - processor))
+    with suppress(EOFError):  # The other end is gone: the bench was stopped.
+        while units := connection.recv():
+            wall, processor = time.perf_counter(), time.process_time()
+            program(units)
+            connection.send((time.perf_counter() - wall, time.process_time() - processor))
 
 
 def our_program(case: Case) -> Program:
