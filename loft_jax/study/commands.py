@@ -27,7 +27,9 @@ def command_of(job: Job, study: Study, place: Place, rounds: int | None) -> list
         _check_snapshots(job, place)
     match job.step:
         case PytestStep(marker=marker, paths=paths):
-            options = ["-m", marker, "-n", "0", "-p", "no:cacheprovider", f"--junitxml={files / TESTS}"]
+            # Instead of the repository's options, which need pytest-xdist.
+            options = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", marker]
+            options.append(f"--junitxml={files / TESTS}")
             return [sys.executable, "-m", "pytest", *paths, *options]
         case BenchStep(arguments=arguments):
             return [*_program("bench"), "--append", str(files / SPEED), *arguments]
