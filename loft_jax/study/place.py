@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 STUDY, RESULTS, REPORT = "study.yaml", "results.jsonl", "report"
+_FOLDERS = ("jobs", "runs", "starts", "settings")
 
 Row = dict[str, Any]
 
@@ -48,9 +49,11 @@ class Place:
           UserError: it cannot be written, or holds something else.
         """
         ensure_writable(self.path, "--workdir")
-        if any(self.path.iterdir()) and not (self.path / STUDY).exists():
+        # Another process may be about to make the same study: its directories come first.
+        foreign = [entry for entry in self.path.iterdir() if entry.name not in _FOLDERS and entry.name[0] != "."]
+        if foreign and not (self.path / STUDY).exists():
             raise UserError(f"--workdir {self.path}: is not empty and holds no study; use another")
-        for name in ("jobs", "runs", "starts", "settings"):
+        for name in _FOLDERS:
             with stop_on_write_error(self.path / name):
                 (self.path / name).mkdir(exist_ok=True)
         write_atomically(self.path / STUDY, study_text)

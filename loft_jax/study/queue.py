@@ -276,11 +276,11 @@ class Queue:
             print(f"report    is left to the process that works on {others[0]}")
         if others or not runs:
             return
-        for left_by_a_kill in self.place.report.glob(".report.*.tmp"):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         files = self.place.files("report")
         if not files.claim():
             return
+        for left_by_a_kill in self.place.report.glob(".report.*.tmp"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         process, began = None, time.monotonic()
         try:
             process = Process(report_command(runs, self.place.report), files.log)

@@ -440,6 +440,13 @@ def test_a_directory_that_holds_something_else_is_refused(place):
     assert (code, said) == (2, "error: --workdir other: is not empty and holds no study; use another\n")
 
 
+def test_a_directory_that_another_process_has_just_begun_is_the_studys(place):
+    write(settings={"loft4": {}}, steps__pretrain__seconds_of={})
+    (place / "out/jobs").mkdir(parents=True)
+    (place / "out/.study.yaml.17.tmp").touch()
+    assert do("--job", "loft4-seed0-pretrain")[0] == 0
+
+
 def test_tests_that_are_not_there_are_refused(place):
     write(steps={"card": {"kind": "test", "seconds": 1}}, settings=None)
     code, _, said = do()
