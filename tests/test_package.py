@@ -64,6 +64,13 @@ def test_what_a_door_names_is_behind_it(package):
         assert getattr(module, name) is not None
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_name_of_a_door_is_that_of_a_module_behind_it(package):
+    """Whoever imports the module first would put it in the place of the name."""
+    names = set(getattr(importlib.import_module(f"loft_jax.{package}"), "__all__", ()))
+    assert not names & {path.stem for path in (PACKAGE / package).iterdir()}
+
+
 def imports_of(path):
     """(line, module, names) of every import from this package in a file."""
     for node in ast.walk(ast.parse(path.read_text())):

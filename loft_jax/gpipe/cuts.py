@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from loft_jax.config import Config
 from loft_jax.errors import did_you_mean
-from loft_jax.models import Network, SegmentedNetwork, flops
+from loft_jax.models import Network, SegmentedNetwork, counted_flops
 from loft_jax.paper import CUTS
 
 Bounds = list[tuple[int, int]]
@@ -94,7 +94,7 @@ def block_costs(model: SegmentedNetwork, image_shape: tuple[int, ...]) -> tuple[
     for block in range(len(model.block_names())):
         segment = model.with_segment(block, block + 1)
         variables = jax.eval_shape(segment.init, key, x)
-        forward.append(flops(jax.jit(segment.apply), variables, x))
+        forward.append(counted_flops(jax.jit(segment.apply).lower(variables, x)))
         x = jax.eval_shape(segment.apply, variables, x)
         floats.append(x.size)
     return forward, floats[:-1]

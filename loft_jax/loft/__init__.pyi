@@ -7,13 +7,13 @@ from .optimizer import sgd_step as sgd_step
 from .orders import training_order as training_order
 from .program import RoundProgram as RoundProgram
 from .round import Round as Round
+from .split import split_groups as split_groups, sub_cnn as sub_cnn
 from .state import (
     State as State,
     exchanges as exchanges,
     initial_state as initial_state,
     starting_state as starting_state,
 )
-from .sub_cnn import split_groups as split_groups, sub_cnn as sub_cnn
 from .sync import Sync as Sync
 from .traffic import (
     BYTES_OF_FLOAT as BYTES_OF_FLOAT,

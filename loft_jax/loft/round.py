@@ -33,8 +33,8 @@ from loft_jax.loft.images import Batches, Images
 from loft_jax.loft.local_step import make_local_step
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.psum import Psum
+from loft_jax.loft.split import split_groups, sub_cnn
 from loft_jax.loft.state import State, exchanges
-from loft_jax.loft.sub_cnn import split_groups, sub_cnn
 from loft_jax.loft.sync import Masks, Sync
 from loft_jax.loft.traffic import step_traffic
 from loft_jax.models import Network, parameter_count

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from loft_jax.config import Config
 from loft_jax.filters import FilterGroup, draw_partition
-from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.loft.split import split_groups
 from loft_jax.models import Network
 from loft_jax.randomness import Purpose, key_for
 

@@ -31,11 +31,6 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
     return count_flops(gradients.trace(shapes["params"], shapes["batch_stats"], images))
 
 
-def flops(program: jax.stages.Wrapped, *arguments: object) -> float:
-    """Count the operations of one call of a jitted function as XLA does, given arguments or shapes; no compiling."""
-    return counted_flops(program.lower(*arguments))
-
-
 def counted_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
     """Return the operations of one run as XLA counts them: before optimisation if lowered, after it if compiled."""
     counts = program.cost_analysis()

@@ -157,7 +157,7 @@ def test_settings_that_do_not_go_together_are_refused(row, said_to_rules):
     [
         "config/config.py",
         "gpipe/cuts.py",
-        "loft/sub_cnn.py",
+        "loft/split.py",
         "devices/mesh.py",
         "loft/exchange.py",
         "methods/build.py",

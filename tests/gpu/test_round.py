@@ -16,7 +16,7 @@ from helpers.tiny import MODEL, Run, as_dict, config
 
 from loft_jax.devices import replicate
 from loft_jax.loft import State
-from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.loft.split import split_groups
 
 # How far apart the results of two programs may be that compute the same and round differently: in each array, over the
 # distance that the round has moved it. On the CPU noise of 1e-7 on the parameters (relative) gives 2e-4, and of 1e-5,

@@ -10,7 +10,7 @@ from helpers.tiny import MODEL, flat
 from loft_jax import draw_partition
 from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.loft.optimizer import learning_rate_schedule
-from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.loft.split import split_groups
 from loft_jax.randomness import Purpose, key_for
 
 

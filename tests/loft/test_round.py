@@ -10,7 +10,7 @@ from helpers.tiny import MODEL, Run, config, flat
 from helpers.two_layers import TwoLayers
 
 from loft_jax.devices.mesh import WORKER
-from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.loft.split import split_groups
 
 
 @pytest.mark.compat

@@ -6,7 +6,7 @@ import pytest
 from helpers.tiny import MODEL, Run, config, flat
 from helpers.two_layers import TwoLayers
 
-from loft_jax.loft.sub_cnn import split_groups
+from loft_jax.loft.split import split_groups
 
 OF_MODEL = [
     {"precision": "bfloat16"},
