@@ -238,6 +238,10 @@ def test_the_budget_of_a_study_is_that_of_all_starts_together(place):
     code, out, _ = do("--task", "1/2")
     assert (code, "finished  3 jobs are done" in out) == (0, True)
     assert len(results("start")) == 2
+    spent = sum(row["seconds"] for row in results("start"))
+    write(budget=spent + 40, steps__pretrain={"kind": "train", "seconds": 1, "seconds_of": {"sgd": 5}})
+    _, out, _ = do()
+    assert "6 jobs, 0 of 6 to do; 40 s to spend" in out
     spent = round(sum(row["seconds"] for row in results("start")))
     write(budget=spent + 10, settings={"new": {}}, steps__pretrain={"kind": "train", "seconds": 10**7})
     code, _, said = do("--budget", "1000")
