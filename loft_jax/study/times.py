@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 
-from loft_jax.study.fields import Retraining, RetrainStep, TrainStep
+from loft_jax.study.fields import CHECKS, Retraining, RetrainStep, TrainStep
 from loft_jax.study.jobs import Job
 
 # Even a job that is nearly finished takes this share of its time: it starts, and compiles, again.
@@ -42,8 +42,8 @@ class Times:
 
     @property
     def factor(self) -> float:
-        """How much longer jobs take here than is declared, by those that are done; 1 before any is."""
-        done = [job for job in self._done if isinstance(job.step, TrainStep | RetrainStep)] or self._done
+        """How much longer trainings take here than is declared, by those that are done; 1 before any is."""
+        done = [job for job in self._done if isinstance(job.step, TrainStep | RetrainStep)]
         declared = sum(self.declared(job) for job in done)
         return sum(self.measured[job.name].seconds for job in done) / declared if declared else 1.0
 
@@ -68,7 +68,8 @@ class Times:
         elif alike:
             whole = max(self.measured[other.name].seconds for other in alike)
         else:
-            whole = self.declared(job) * self.factor
+            # Tests and the bench say nothing of trainings, and trainings nothing of them.
+            whole = self.declared(job) * (1.0 if job.kind in CHECKS else self.factor)
         share = 0.0 if measured is None else measured.share
         return whole * max(1 - share, _RESTART)
 

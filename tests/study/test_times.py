@@ -30,9 +30,10 @@ def test_an_estimate_is_corrected_by_how_long_other_trainings_took():
     slow = times(loft4__seed0__pretrain=(60, 1.0))
     assert slow.left(SGD) == 40
     assert slow.left(RETRAIN) == 80
-    # What is not a training says something only until one is done.
-    assert times(speed=(5, 1.0)).left(SGD) == 10
+    # What is no training says nothing of trainings, nor they of it.
+    assert times(speed=(5, 1.0)).left(SGD) == 20
     assert times(speed=(5, 1.0), loft4__seed0__pretrain=(60, 1.0)).left(SGD) == 40
+    assert slow.left(BY_NAME["speed"]) == 10
 
 
 def test_the_same_step_of_the_same_setting_is_the_best_guess():
