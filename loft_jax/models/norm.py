@@ -81,11 +81,11 @@ def normalise_batch(
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
 ) -> tuple[Any, Any]:
-    wide = _widen(x)
-    mean, mean_square = _mean_rows(wide, wide * wide, axis_name)
+    wide, rows = _widen(x), _rows(x, axis_name)
+    mean, mean_square = (total / rows for total in _sum_rows(wide, wide * wide, axis_name))
     var = jnp.maximum(mean_square - mean * mean, 0)
     inverse = jax.lax.rsqrt(var + epsilon)
-    y = (wide - mean) * (inverse * scale) + bias
+    y = (wide - mean) * inverse * scale + bias
     y = (nn.relu(y) if relu else y).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, scale, bias)
 
@@ -94,21 +94,22 @@ def _backward(
     epsilon: float, axis_name: str | None, relu: bool, kept: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, mean, inverse, scale, bias = kept
-    factor = inverse * scale
 
     def recompute() -> tuple[jax.Array, jax.Array]:
         # Without the barrier XLA would find the mask of the ReLU in the forward pass, and keep it in memory until here.
-        centred = _widen(jax.lax.optimization_barrier(x)) - mean
+        normalised = (_widen(jax.lax.optimization_barrier(x)) - mean) * inverse
         gradient = _widen(cotangents[0])
-        return centred, jnp.where(centred * factor + bias > 0, gradient, 0) if relu else gradient
+        return normalised, jnp.where(normalised * scale + bias > 0, gradient, 0) if relu else gradient
 
-    centred, gradient = recompute()
-    mean_gradient, mean_product = _mean_rows(gradient, gradient * centred, axis_name)
-    slope = inverse * inverse * mean_product
-    centred, gradient = recompute()
-    dx = (factor * (gradient - centred * slope - mean_gradient)).astype(x.dtype)
-    count = x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    return _like(dx, x), _like(count * inverse * mean_product, scale), _like(count * mean_gradient, bias)
+    normalised, gradient = recompute()
+    # Both gradients end in a sum. A compiler that fuses them with their readers would round a product and the addition
+    # after it together, in one program and not in another.
+    of_bias, of_scale = _sum_rows(gradient, gradient * normalised, axis_name)
+    rows = _rows(x, axis_name)
+    mean_gradient, slope = of_bias / rows, of_scale / rows
+    normalised, gradient = recompute()
+    dx = ((inverse * scale) * (gradient - normalised * slope - mean_gradient)).astype(x.dtype)
+    return _like(dx, x), _like(of_scale, scale), _like(of_bias, bias)
 
 
 normalise_batch.defvjp(_forward, _backward)
@@ -118,12 +119,14 @@ def _widen(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _mean_rows(a: jax.Array, b: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Average two arrays [..., channels] over all axes but the last, and over a mesh axis."""
+def _rows(x: jax.Array, axis_name: str | None) -> int:
+    return x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
+def _sum_rows(a: jax.Array, b: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Sum two arrays [..., channels] over all axes but the last, and over a mesh axis."""
     totals = jax.lax.platform_dependent(a, b, cuda=_sum_in_parts, rocm=_sum_in_parts, default=_sum_directly)
-    rows = a.size // a.shape[-1]
-    means = totals[0] / rows, totals[1] / rows
-    return means if axis_name is None else jax.lax.pmean(means, axis_name)
+    return totals if axis_name is None else jax.lax.psum(totals, axis_name)
 
 
 def _sum_directly(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
