@@ -119,7 +119,7 @@ class DrawnSteps:
         from jax.sharding import PartitionSpec
 
         from loft_jax.bench.material import random_variables
-        from loft_jax.devices import DATA, WORKER
+        from loft_jax.devices import DATA, WORKER, step_options
         from loft_jax.loft import State, make_local_step
         from loft_jax.randomness import Purpose, key_for
 
@@ -139,7 +139,7 @@ class DrawnSteps:
         self.state = step.pack(State.from_collections(variables).with_zero_momentum())
         order = np.random.default_rng(0).permutation(dataset.examples).astype(np.int32)
         self._arguments = jax.device_put((dataset.train_images, dataset.train_labels, order))
-        self._program = jax.jit(program, donate_argnums=0)
+        self._program = jax.jit(program, donate_argnums=0, compiler_options=step_options(mesh))
         self._numbers = [jnp.int32(number) for number in range(min(64, dataset.examples // case.batch))]
 
     def __call__(self, units: int) -> None:

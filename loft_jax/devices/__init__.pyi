@@ -27,4 +27,5 @@ from .setup import (
     configure_jax as configure_jax,
     jit_once as jit_once,
     keep_compiled_programs as keep_compiled_programs,
+    step_options as step_options,
 )

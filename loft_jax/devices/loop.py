@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from loft_jax.devices.mesh import wait_for_collective
+from loft_jax.devices.setup import step_options
 
 Tree = Any
 
@@ -61,6 +62,7 @@ class DeviceLoop:
                 lambda carry, *args: _stack(step(unstack(carry), *args)), in_specs=(carry_spec, *in_specs, *feed_specs)
             ),
             donate_argnums=0,
+            compiler_options=step_options(mesh),
         )
 
     def __call__(self, *args: Tree, feed: Iterator[tuple[Tree, ...]] | None = None) -> Tree:

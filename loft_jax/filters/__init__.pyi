@@ -1,11 +1,11 @@
 from .arrays import flatten_paths as flatten_paths, unflatten_paths as unflatten_paths
-from .groups import FilterGroup as FilterGroup, filter_axes as filter_axes, with_momentum as with_momentum
+from .cuts import Cut as Cut, filter_cuts as filter_cuts
+from .groups import FilterGroup as FilterGroup, Place as Place, with_momentum as with_momentum
 from .partition import (
     ascending_indices as ascending_indices,
     deal_partition as deal_partition,
     draw_partition as draw_partition,
     extract as extract,
-    filter_axes_present as filter_axes_present,
     merge as merge,
     owned_indices as owned_indices,
     prune as prune,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.filters.arrays import flatten_paths, native, unflatten_paths
-from loft_jax.filters.groups import FilterGroup, filter_axes
+from loft_jax.filters.cuts import Cut, filter_cuts
+from loft_jax.filters.groups import FilterGroup
 
 Variables = Mapping[str, Any]
 Indices = Mapping[str, Any]
@@ -167,38 +168,34 @@ def _deal(key: jax.Array, owned: dict[str, jax.Array]) -> dict[str, jax.Array]:
 @partial(jax.jit, static_argnames="groups")
 def _extract(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, Any]:
     flat = flatten_paths(variables)
-    for path, pairs in _sliced_axes(flat, groups, owned).items():
-        for axis, name in pairs:
-            flat[path] = jnp.take(flat[path], owned[name], axis=axis, unique_indices=True, indices_are_sorted=True)
+    for path, cuts in _cuts_of_owned(flat, groups, owned).items():
+        for cut in cuts:
+            entries = cut.entries(flat[path].shape[cut.axis], owned)
+            flat[path] = jnp.take(flat[path], entries, axis=cut.axis, unique_indices=True, indices_are_sorted=True)
     return unflatten_paths(flat)
 
 
 @partial(jax.jit, static_argnames="groups")
 def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices, compact: Variables) -> dict[str, Any]:
     flat, merged = flatten_paths(variables), flatten_paths(compact)
-    for path, pairs in _sliced_axes(flat, groups, owned).items():
-        indices = [slice(None)] * flat[path].ndim
-        for axis, name in pairs:
-            indices[axis] = owned[name]
-        if len(pairs) > 1:
-            full = [
-                jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, flat[path].shape, strict=True)
-            ]
+    for path, cuts in _cuts_of_owned(flat, groups, owned).items():
+        shape = flat[path].shape
+        indices: list[Any] = [slice(None)] * len(shape)
+        for cut in cuts:
+            indices[cut.axis] = cut.entries(shape[cut.axis], owned)
+        if len(cuts) > 1:
+            full = [jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, shape, strict=True)]
             indices = jnp.ix_(*full)
         target = flat[path].at[tuple(indices)]
-        merged[path] = target.set(merged[path], unique_indices=True, indices_are_sorted=len(pairs) == 1)
+        merged[path] = target.set(merged[path], unique_indices=True, indices_are_sorted=len(cuts) == 1)
     return unflatten_paths(merged)
 
 
-def _sliced_axes(
+def _cuts_of_owned(
     flat: Mapping[str, Any], groups: tuple[FilterGroup, ...], owned: Indices
-) -> dict[str, list[tuple[int, str]]]:
-    return filter_axes_present(flat, [group for group in groups if group.name in owned])
-
-
-def filter_axes_present(paths: Mapping[str, Any], groups: Sequence[FilterGroup]) -> dict[str, list[tuple[int, str]]]:
-    """Return `filter_axes` of the variables that are present."""
-    return {path: pairs for path, pairs in filter_axes(groups).items() if path in paths}
+) -> dict[str, tuple[Cut, ...]]:
+    cuts = filter_cuts(group for group in groups if group.name in owned)
+    return {path: of_variable for path, of_variable in cuts.items() if path in flat}
 
 
 def _check_indices(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices) -> dict[str, jax.Array]:
@@ -210,13 +207,6 @@ def _check_indices(variables: Variables, groups: tuple[FilterGroup, ...], owned:
         missing = [p for p in by_name[name].axes if p.split("/")[0] in variables and p not in paths]
         if missing:
             raise ValueError(f"filter group {name!r} declares {missing[0]!r}, which is not among the variables")
-        for path, axis in by_name[name].axes.items():
-            shape = np.shape(paths[path]) if path in paths else None
-            if shape is not None and (len(shape) <= axis or shape[axis] != by_name[name].width):
-                raise ValueError(
-                    f"filter group {name!r} has {by_name[name].width} filters along axis {axis} of {path!r}, whose "
-                    f"shape is {shape}; give the full variables"
-                )
         if isinstance(indices, jax.core.Tracer):
             continue
         indices = np.asarray(indices)
@@ -224,6 +214,12 @@ def _check_indices(variables: Variables, groups: tuple[FilterGroup, ...], owned:
             raise ValueError(f"filter group {name!r}: indices must be a non-empty 1-D integer array, not {indices!r}")
         if indices[0] < 0 or indices[-1] >= by_name[name].width or (np.diff(indices) <= 0).any():
             raise ValueError(f"filter group {name!r}: indices must ascend within [0, {by_name[name].width})")
+    for path, cuts in _cuts_of_owned(paths, groups, owned).items():
+        for cut in cuts:
+            try:
+                cut.check(path, np.shape(paths[path]))
+            except ValueError as error:
+                raise ValueError(f"{error}; give the full variables") from None
     return {name: jnp.asarray(indices) for name, indices in owned.items()}
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.filters.arrays import flatten_paths, jit_any_byte_order, native
-from loft_jax.filters.groups import FilterGroup
+from loft_jax.filters.groups import FilterGroup, Place
 
 _NORM_ORDERS = {"l2": 2, "l1": 1}
 
@@ -23,8 +23,8 @@ def filter_scores(
 ) -> dict[str, jax.Array]:
     """Compute the norm of each filter of each group's kernel.
 
-    A group's kernel is the one path ending in "/kernel" along whose last axis the group's filters run: the convolution
-    (or dense layer) that computes them.
+    A group's kernel is the convolution or dense layer that computes its filters: the one that it names, or the one path
+    ending in "/kernel" along whose last axis the filters run.
 
     Args:
       variables: nested dicts of arrays, collection first ({"params": ...}).
@@ -40,7 +40,9 @@ def filter_scores(
     if norm not in _NORM_ORDERS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
     flat = flatten_paths(variables)
-    return _norms(native({group.name: flat[_kernel_path(flat, group)] for group in groups}), norm)
+    kernels = {group: _find_kernel(flat, group) for group in groups}
+    places = tuple((group.name, axis, place, group.width) for group, (_, axis, place) in kernels.items())
+    return _norms(native({group.name: flat[path] for group, (path, *_) in kernels.items()}), places, norm)
 
 
 @jit_any_byte_order
@@ -121,25 +123,37 @@ def _distance(reference: jax.Array, other: jax.Array) -> jax.Array:
     return (jnp.log1p((high - low) / low) / reference).sum(axis=-1)
 
 
-@partial(jax.jit, static_argnames="norm")
-def _norms(kernels: Mapping[str, jax.Array], norm: str) -> dict[str, jax.Array]:
-    flat = {name: jnp.asarray(kernel, jnp.float32).reshape(-1, kernel.shape[-1]) for name, kernel in kernels.items()}
-    return {name: jnp.linalg.norm(kernel, ord=_NORM_ORDERS[norm], axis=0) for name, kernel in flat.items()}
+@partial(jax.jit, static_argnames=("places", "norm"))
+def _norms(
+    kernels: Mapping[str, jax.Array], places: tuple[tuple[str, int, Place | None, int], ...], norm: str
+) -> dict[str, jax.Array]:
+    norms = {}
+    for name, axis, place, width in places:
+        kernel = jnp.moveaxis(jnp.asarray(kernels[name], jnp.float32), axis, -1)
+        if place is not None:
+            kernel = jnp.swapaxes(kernel[..., place.entries(width)], -1, -2)
+        norms[name] = jnp.linalg.norm(kernel.reshape(-1, width), ord=_NORM_ORDERS[norm], axis=0)
+    return norms
 
 
-def _kernel_path(flat: Mapping[str, Any], group: FilterGroup) -> str:
-    declared = [(path, axis) for path, axis in group.axes.items() if path.endswith("/kernel")]
-    missing = [path for path, _ in declared if path not in flat]
+def _find_kernel(flat: Mapping[str, Any], group: FilterGroup) -> tuple[str, int, Place | None]:
+    """Return the path of a group's kernel, and where the filters lie on it."""
+    declared = [group.kernel] if group.kernel else [path for path in group.axes if path.endswith("/kernel")]
+    missing = [path for path in declared if path not in flat]
     if missing:
         raise ValueError(f"filter group {group.name!r} declares {missing[0]!r}, which is not among the variables")
-    kernels = [path for path, axis in declared if axis == flat[path].ndim - 1]
-    if len(kernels) != 1:
+    places = [(path, axis, place) for path in declared for axis, place in group.places(path)]
+    if group.kernel is None:
+        places = [(path, axis, place) for path, axis, place in places if axis == flat[path].ndim - 1]
+    if len(places) != 1:
         raise ValueError(
-            f"filter group {group.name!r} must have one kernel along whose last axis its filters run, not {kernels}"
+            f"filter group {group.name!r} must have one kernel along whose last axis its filters run, not "
+            f"{[path for path, *_ in places]}"
         )
-    width = flat[kernels[0]].shape[-1]
-    if width != group.width:
+    path, axis, place = places[0]
+    width = flat[path].shape[axis]
+    if place is None and width != group.width:
         raise ValueError(
-            f"filter group {group.name!r}: {kernels[0]!r} has {width} filters, and the model declares {group.width}"
+            f"filter group {group.name!r}: {path!r} has {width} filters, and the model declares {group.width}"
         )
-    return kernels[0]
+    return path, axis, place

@@ -1,5 +1,4 @@
 from .evaluate import Evaluator as Evaluator, NormEstimator as NormEstimator
-from .exchange import check_exchangeable as check_exchangeable
 from .images import Batches as Batches, Images as Images, make_images as make_images
 from .local_step import LocalStep as LocalStep, make_local_step as make_local_step
 from .method import Method as Method

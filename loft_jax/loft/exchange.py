@@ -7,7 +7,7 @@ the server and the workers send 2 P + 2 S F.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,17 +18,18 @@ from jax.sharding import Mesh, NamedSharding
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, shapes_with_specs, vary, wait_for_collective
 from loft_jax.filters import (
+    Cut,
     FilterGroup,
     ascending_indices,
     deal_partition,
-    filter_axes,
+    filter_cuts,
     flatten_paths,
     unflatten_paths,
     with_momentum,
 )
 from loft_jax.loft.program import RoundProgram
-from loft_jax.loft.psum import sum_over_workers
 from loft_jax.loft.state import State
+from loft_jax.loft.summed import Summed
 from loft_jax.loft.sync import Masks
 from loft_jax.loft.traffic import BYTES_OF_FLOAT, NO_TRAFFIC, Traffic, variable_sizes
 from loft_jax.randomness import Purpose, key_for
@@ -44,7 +45,7 @@ class ExchangeState:
     Attributes:
       owners: group name -> bool [S, n], on every device.
       round: completed rounds, on every device.
-      shared: path -> shared variable, on every device.
+      shared: path -> variable that is not exchanged, whole and on every device.
       slices: path -> [S, ...], the owned slices of a partitioned variable, sharded over the workers.
     """
 
@@ -59,11 +60,12 @@ class Exchange:
 
     The partition of a round is dealt from the one before it (`deal_partition`), so it is part of the state.
 
+    A variable travels if one axis of it is the filters of one split group, and nothing else of it is cut. In a plain
+    chain of layers a kernel belongs to the filters that it computes and to those that it reads, so no worker holds all
+    of a filter. Such variables are summed, as under `loft.sync: psum`.
+
     Attributes:
       state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
-
-    Raises:
-      ValueError: a variable belongs to two split groups, so no worker holds everything that must move with a filter.
     """
 
     state_spec = ExchangeState(owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER)
@@ -74,9 +76,14 @@ class Exchange:
         self._devices = mesh.shape[WORKER]
         self._turns = self._workers // self._devices
         split = [group for group in with_momentum(groups) if group.partitioned]
-        check_exchangeable(split)
-        self._axes = {group.name: dict(sorted(group.axes.items())) for group in split}
+        travelling = {path: cuts[0].axis for path, cuts in filter_cuts(split).items() if _travels(cuts)}
+        axes = {
+            group.name: {path: travelling[path] for path in sorted(group.axes) if path in travelling} for group in split
+        }
+        self._axes = {name: paths for name, paths in axes.items() if paths}
         self._shares = {group.name: group.width // self._workers for group in split}
+        rest = [replace(g, axes={p: a for p, a in g.axes.items() if p not in travelling}) for g in split]
+        self._summed = Summed(rest, self._workers)
         at_rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
         self._place = jax.jit(self._split_filters, out_shardings=at_rest)
         self._full = jax.jit(self._assemble, out_shardings=NamedSharding(mesh, REPLICATED))
@@ -97,18 +104,20 @@ class Exchange:
     def compact(self, state: ExchangeState, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         own = {path: jax.lax.dynamic_index_in_dim(s, turn, keepdims=False) for path, s in state.slices.items()}
-        return State.from_collections(unflatten_paths(own | vary(state.shared, WORKER)))
+        rest = self._summed.take(unflatten_paths(vary(state.shared, WORKER)), self._own_rows(masks), turn)
+        return State.from_collections(unflatten_paths(own | flatten_paths(rest)))
 
     def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
         """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
         flat = [flatten_paths(compact.collections) for compact in compacts]
-        shared = sum_over_workers([{path: compact[path] for path in state.shared} for compact in flat])
+        rest = [unflatten_paths({path: compact[path] for path in state.shared}) for compact in flat]
+        shared = self._summed.combine(unflatten_paths(state.shared), self._own_rows(masks), rest)
         following = state.round + 1
         owners = deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
         return ExchangeState(
             owners=owners,
             round=following,
-            shared={path: leaf / self._workers for path, leaf in shared.items()},
+            shared=flatten_paths(shared),
             slices=self._send_filters(flat, masks, owners),
         )
 
@@ -121,10 +130,10 @@ class Exchange:
             width = workers * self._shares[name]
             filter_size = sum(sizes.pop(path) for path in axes if path in sizes) // width
             moved += workers * self._largest_share(name) * filter_size
-        payloads = {
-            "all-reduce": BYTES_OF_FLOAT * (sum(sizes.values()) + 1),
-            "all-to-all": BYTES_OF_FLOAT * workers // self._devices * moved,
-        }
+        numbers = sum(sizes.values()) + self._summed.counted(full.collections)
+        payloads = {"all-reduce": BYTES_OF_FLOAT * (numbers + 1)}
+        if moved:
+            payloads["all-to-all"] = BYTES_OF_FLOAT * workers // self._devices * moved
         return Traffic(payloads, self._devices)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
@@ -132,7 +141,7 @@ class Exchange:
         sizes = variable_sizes(full)
         moved = {path for axes in self._axes.values() for path in axes if path in sizes}
         gathered = BYTES_OF_FLOAT * sum(sizes[path] for path in moved) // self._devices
-        traffic = Traffic({"all-gather": gathered}, self._devices) if self._devices > 1 else NO_TRAFFIC
+        traffic = Traffic({"all-gather": gathered}, self._devices) if gathered and self._devices > 1 else NO_TRAFFIC
 
         def trace() -> jax.stages.Traced:
             return self._full.trace(shapes_with_specs(self.state_spec, jax.eval_shape(self.place, full), self._mesh))
@@ -141,12 +150,14 @@ class Exchange:
 
     def _send_filters(self, compacts: Sequence[Tree], old: Masks, new: Masks) -> Tree:
         """Return the new owners' slices. A filter travels as one row with all its numbers, from every variable."""
+        if not self._axes:
+            return {}
         turns, devices = self._turns, self._devices
-        first = jax.lax.axis_index(WORKER) * turns
+        first = self._first_worker()
         outgoing = []
         for name, axes in self._axes.items():
             rows = jnp.stack([_pack_rows(compact, axes) for compact in compacts])
-            own = jax.lax.dynamic_slice_in_dim(old[name], first, turns)
+            own = self._own_rows(old)[name]
             filters = ascending_indices(own[:, None] & new[name], self._largest_share(name))
             places = jnp.cumsum(own, axis=1)[:, None] - 1
             # A share that is not full is padded with the worker's last filter, which the receiver leaves out.
@@ -171,6 +182,15 @@ class Exchange:
             filters = ascending_indices(old[name] & new[name][first + turn], size).reshape(-1)
             slices |= _unpack_rows(rows[jnp.argsort(filters)[: self._shares[name]]], axes, like)
         return slices
+
+    def _first_worker(self) -> jax.Array:
+        """Inside shard_map: return the number of this device's first worker."""
+        return jax.lax.axis_index(WORKER) * self._turns
+
+    def _own_rows(self, masks: Masks) -> dict[str, jax.Array]:
+        """Inside shard_map: return what this device's workers own, group name -> bool [T, n]."""
+        first = self._first_worker()
+        return {name: jax.lax.dynamic_slice_in_dim(mask, first, self._turns) for name, mask in masks.items()}
 
     def _largest_share(self, name: str) -> int:
         """Return the largest number of filters of a group that one worker sends to another."""
@@ -198,14 +218,9 @@ class Exchange:
         return State.from_collections(unflatten_paths(flat), owners=state.owners, round=state.round)
 
 
-def check_exchangeable(split: Sequence[FilterGroup]) -> None:
-    """Raise ValueError if a variable belongs to two split groups: then no worker holds all of a filter."""
-    for path, pairs in filter_axes(split).items():
-        if len(pairs) > 1:
-            raise ValueError(
-                f"loft.sync=exchange: {path} belongs to the filter groups {' and '.join(n for _, n in pairs)}, so no "
-                "worker holds all of it; use loft.sync=psum"
-            )
+def _travels(cuts: tuple[Cut, ...]) -> bool:
+    """Whether each entry of a variable belongs to exactly one filter."""
+    return len(cuts) == 1 and cuts[0].whole
 
 
 def _pack_rows(compact: Tree, axes: dict[str, int]) -> jax.Array:

@@ -7,7 +7,7 @@ from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Facts
 from loft_jax.errors import UserError
 from loft_jax.gpipe import GPipe, check_cuts
-from loft_jax.loft import Images, Method, Round, check_exchangeable, exchanges, split_groups
+from loft_jax.loft import Images, Method, Round, split_groups
 from loft_jax.models import Network
 
 
@@ -17,9 +17,7 @@ def check_method(model: Network, config: Config) -> None:
     A pipeline runs in one process. If a run has several processes, call this after they have connected.
     """
     try:
-        groups = split_groups(model, config)
-        if exchanges(config, groups):
-            check_exchangeable([group for group in groups if group.partitioned])
+        split_groups(model, config)
         if config.gpipe.stages is not None:
             check_cuts(model, config)
     except ValueError as error:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from loft_jax.models.varying import vary_like
+
 # XLA's fast kernels refuse a convolution whose wider side has no more channels (xla/backends/cpu/ynn_support.cc).
 _NARROW = 16
 # Images of a part of the batch, if that makes no more parts than this.
@@ -44,7 +46,8 @@ def convolve(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padd
     strides, padding = tuple(window_strides), tuple((before, after) for before, after in padding)
     if not _is_narrow(lhs, rhs, strides, padding) and len(lhs) <= _PART:
         return _directly(lhs, rhs, strides, padding)
-    return _convolve(_vary_like(rhs, lhs), _vary_like(lhs, rhs), strides, padding)
+    # `_convolve` writes its own gradients, and cannot tell which of them are due a sum over devices.
+    return _convolve(vary_like(lhs, rhs), vary_like(rhs, lhs), strides, padding)
 
 
 def _is_plain(lhs: jax.Array, rhs: jax.Array, padding: Any, options: dict[str, Any]) -> bool:
@@ -99,10 +102,9 @@ def _backward(
         return reduce(jnp.add, [kernel_gradient(x[part], kernel, dy[part]) for part in parts])
 
     on_cpu = _input_gradient_on_pairs if _is_narrow(*saved, strides, padding) else input_gradient
-    return (
-        lax.platform_dependent(*saved, dy, cpu=on_cpu, default=input_gradient),
-        lax.platform_dependent(*saved, dy, cpu=kernel_gradient_in_parts, default=kernel_gradient),
-    )
+    dx = lax.platform_dependent(*saved, dy, cpu=on_cpu, default=input_gradient)
+    dkernel = lax.platform_dependent(*saved, dy, cpu=kernel_gradient_in_parts, default=kernel_gradient)
+    return dx, dkernel
 
 
 _convolve.defvjp(_forward, _backward)
@@ -129,11 +131,3 @@ def _pair_kernel(kernel: jax.Array) -> jax.Array:
     first, second = (jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in ((0, 1), (1, 0)))
     rows, _, channels, features = kernel.shape
     return jnp.stack([first, second], axis=3).reshape(rows, 2, 2 * channels, 2 * features)
-
-
-def _vary_like(other: jax.Array, x: jax.Array) -> jax.Array:
-    """Return x as a value that varies over the mesh axes of `other` too: so its gradient is summed over them.
-
-    `_convolve` writes its own gradients, and cannot tell which of them are due that sum. XLA removes the selection.
-    """
-    return jnp.where(False, lax.stop_gradient(other[0, 0, 0, 0]), x)

@@ -27,6 +27,15 @@ def count_flops(function: Traced | ClosedJaxpr | Jaxpr) -> int:
     return _count(jaxpr, [True] * len(jaxpr.outvars))
 
 
+def count_equation(equation: JaxprEqn) -> int:
+    """Count the FLOPs of one product or convolution of a traced function; 0 for any other primitive."""
+    if equation.primitive.name == "dot_general":
+        return _count_product(equation)
+    if equation.primitive.name == "conv_general_dilated":
+        return _count_convolution(equation)
+    return 0
+
+
 def _count(jaxpr: Jaxpr, used: Sequence[bool]) -> int:
     """Count the FLOPs of those results of a function that are used."""
     needed = {variable for variable, use in zip(jaxpr.outvars, used, strict=True) if use and isinstance(variable, Var)}
@@ -41,10 +50,8 @@ def _count(jaxpr: Jaxpr, used: Sequence[bool]) -> int:
 
 def _count_equation(equation: JaxprEqn, used: Sequence[bool]) -> int:
     params, name = equation.params, equation.primitive.name
-    if name == "dot_general":
-        return _count_product(equation)
-    if name == "conv_general_dilated":
-        return _count_convolution(equation)
+    if name in ("dot_general", "conv_general_dilated"):
+        return count_equation(equation)
     if name == "scan":
         return params["length"] * count_flops(params["jaxpr"])
     if name == "cond":

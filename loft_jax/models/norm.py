@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from loft_jax.models.varying import sum_like
+
 # A GPU needs this many sums side by side to be busy; XLA recomputes masks inside a sum only then, and else writes them.
 _SUMS_SIDE_BY_SIDE = 65_536
 
@@ -109,7 +111,7 @@ def _backward(
     mean_gradient, slope = of_bias / rows, of_scale / rows
     normalised, gradient = recompute()
     dx = ((inverse * scale) * (gradient - normalised * slope - mean_gradient)).astype(x.dtype)
-    return _like(dx, x), _like(of_scale, scale), _like(of_bias, bias)
+    return sum_like(dx, x), sum_like(of_scale, scale), sum_like(of_bias, bias)
 
 
 normalise_batch.defvjp(_forward, _backward)
@@ -146,9 +148,3 @@ def _sum_in_parts(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         lambda left, right: (left[0] + right[0], left[1] + right[1]),
         (0,),
     )
-
-
-def _like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
-    """Sum a gradient over the mesh axes along which only its variable is the same on all devices, as shard_map does."""
-    _, pull_back = jax.vjp(lambda value: value + cotangent, primal)
-    return pull_back(cotangent)[0]

@@ -6,7 +6,7 @@ input channels. A block's input and output width never changes, so any subset of
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,8 @@ class ResNet(nn.Module):
     norm_momentum: float = 0.9
     norm_axis: str | None = None
     segment: tuple[int, int] | None = None
+
+    declares_groups: ClassVar[bool] = True
 
     def block_names(self) -> tuple[str, ...]:
         """Return "stage1/block1", ... in network order."""

@@ -13,6 +13,7 @@ from loft_jax.filters import (
     check_ranks,
     check_scores,
     draw_kept,
+    filter_cuts,
     filter_scores,
     flatten_paths,
     rank_filters,
@@ -75,13 +76,12 @@ class Snapshots:
             path for path in self._kernels | kernels if self._kernels.get(path) != kernels.get(path)
         ):
             raise UserError(f"{name} ({differing[0]!r} differs between them); use the config it was made with")
-        for group in self.groups:
-            for path, axis in group.axes.items():
-                if flat[path].ndim <= axis or flat[path].shape[axis] != group.width:
-                    raise UserError(
-                        f"{name}: filter group {group.name!r} has {group.width} filters, and {path!r} has the shape "
-                        f"{flat[path].shape}; use the config it was made with"
-                    )
+        for path, cuts in filter_cuts(self.groups).items():
+            for cut in cuts:
+                try:
+                    cut.check(path, flat[path].shape)
+                except ValueError as error:
+                    raise UserError(f"{name}: {error}; use the config it was made with") from None
 
 
 def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from helpers.runs import assert_same_state, config_of, opened, train_rounds
 from helpers.tiny import Run, as_dict, config, flat
+from helpers.two_layers import TwoLayers
 from jax.sharding import NamedSharding
 
 from loft_jax import FilterGroup, deal_partition, draw_partition
 from loft_jax.devices.mesh import PER_WORKER, WORKER, replicate
-from loft_jax.loft.exchange import check_exchangeable
 from loft_jax.loft.state import State
 from loft_jax.storage.checkpoints import read_state
 from loft_jax.train.__main__ import run
@@ -127,13 +127,10 @@ def test_where_nothing_is_split_nothing_is_exchanged(change):
     assert_same_state(one, other)
 
 
-def test_a_variable_of_two_split_groups_is_refused():
-    groups = [
-        FilterGroup("one", 4, {"params/two/kernel": 2}, True),
-        FilterGroup("two", 4, {"params/two/kernel": 3}, True),
-    ]
-    with pytest.raises(ValueError, match=r"kernel belongs to the filter groups one and two.*use loft\.sync=psum"):
-        check_exchangeable(groups)
+@pytest.mark.parametrize("devices", [1, 2, pytest.param(4, marks=pytest.mark.full)])
+def test_variables_of_two_split_groups_are_summed_and_the_others_travel(devices):
+    one, other = (Run(settings(mesh__worker=devices), model=TwoLayers()).rounds(1) for settings in (exchange, config))
+    assert_same_state({name: one[name] for name in other}, other)
 
 
 @pytest.fixture(scope="module")
