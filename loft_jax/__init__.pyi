@@ -3,6 +3,7 @@ from .data import load_dataset as load_dataset
 from .errors import UserError as UserError
 from .filters import (
     FilterGroup as FilterGroup,
+    Place as Place,
     deal_partition as deal_partition,
     draw_partition as draw_partition,
     expected_footrule as expected_footrule,
@@ -15,7 +16,11 @@ from .filters import (
     prune as prune,
     rank_filters as rank_filters,
 )
-from .models import create_model as create_model
+from .models import (
+    create_model as create_model,
+    explain_filter_groups as explain_filter_groups,
+    find_filter_groups as find_filter_groups,
+)
 from .storage import load_checkpoint as load_checkpoint
 
 __version__: str

@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     REINITIALISATION = 5
     RANDOM_TICKET = 6
     THEOREM = 7
+    DROPOUT = 8
 
 
 def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:

@@ -139,7 +139,7 @@ def check_widths(settings: Sequence[Any]) -> None:
 
     for setting in settings:
         try:
-            split_groups(make_model(setting.config, 10), setting.config)
+            split_groups(make_model(setting.config, 10, (32, 32, 3)), setting.config)
         except ValueError as error:
             raise UserError(f"--width {setting.width}: {error}") from None
 

@@ -45,7 +45,7 @@ class WholeRound:
         from loft_jax.models import make_model
 
         mesh = make_mesh(config)
-        self.model = make_model(config, dataset.num_classes)
+        self.model = make_model(config, dataset.num_classes, dataset.image_shape)
         self.round = Round(config, self.model, dataset, mesh, make_images(config, dataset, mesh), fused=fused)
         variables = random_variables(self.model, dataset.image_shape)
         full = starting_state(variables, config, self.round.groups)

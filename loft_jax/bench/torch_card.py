@@ -31,7 +31,7 @@ def compiled_steps(config: Config, examples: int, repetitions: int, device: str)
     # As JAX does by default: products of float32 in TF32, and convolutions chosen by trying.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     dataset = random_images(examples)
-    model = make_model(config, dataset.num_classes)
+    model = make_model(config, dataset.num_classes, dataset.image_shape)
     step = TwinStep(config, model, dataset, random_variables(model, dataset.image_shape), device)
     step.compile()
 

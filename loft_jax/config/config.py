@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from loft_jax.errors import format_literal
 from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
 
 
@@ -51,6 +52,15 @@ class Config(Section):
             raise ValueError(
                 f"data.batch_size={self.data.batch_size}: must be a multiple of mesh.data={self.mesh.data}; "
                 f"try {nearest_multiple(self.data.batch_size, self.mesh.data)}"
+            )
+        if self.model.options and not self.model.own:
+            raise ValueError(
+                f"model.options={format_literal(self.model.options)}: {self.model.name} takes none; only a network of "
+                "your own (model.name=module:callable) does"
+            )
+        if self.model.own and self.model.width is not None:
+            raise ValueError(
+                f"model.width={self.model.width}: a network of your own has its width in model.options; leave it out"
             )
         if self.data.name == "digits":
             self._check_digits()

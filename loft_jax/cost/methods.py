@@ -105,7 +105,7 @@ class Costs:
 
     def __init__(self, config: Config, facts: Facts, *, compiles: bool):
         self._config, self._facts, self._compiles = config, facts, compiles
-        self._model = make_model(config, facts.num_classes)
+        self._model = make_model(config, facts.num_classes, facts.image_shape)
         self._dataset = facts.placeholder()
         self._sizes: dict[Network, Size] = {}
         self.notes: list[str] = []

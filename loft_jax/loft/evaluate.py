@@ -86,8 +86,10 @@ class NormEstimator:
     def _step(self, carry: Tree, variables: Tree, *arguments: jax.Array) -> Tree:
         number = carry["batch"]
         images, _ = self._batches.pick(carry["images"], jnp.minimum(number, self._count - 1), *arguments)
-        batch = self._preparation.for_training(images, key_for(self._seed, Purpose.NORM_STATISTICS, number))
-        _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"])
+        key = key_for(self._seed, Purpose.NORM_STATISTICS, number)
+        batch = self._preparation.for_training(images, key)
+        rngs = {"dropout": jax.random.fold_in(key, Purpose.DROPOUT)}
+        _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"], rngs=rngs)
         # The number of devices may not divide that of batches; a batch past the last one has weight 0.
         weight = jnp.where(number < self._count, 1.0 / self._count, 0.0)
         moments = jax.tree.map(lambda total, m: total + weight * m, carry["moments"], _moments(updated["batch_stats"]))

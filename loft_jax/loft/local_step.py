@@ -13,6 +13,7 @@ from loft_jax.loft.optimizer import LearningRate, learning_rate_schedule, make_s
 from loft_jax.loft.packing import PackedState, pack_statistics
 from loft_jax.loft.state import State
 from loft_jax.models import Network
+from loft_jax.randomness import Purpose
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LocalStep:
         Args:
           state: state of the sub-CNN, as `pack` makes it.
           images, labels: the part, uint8 [part, height, width, channels] and int32 [part].
-          key: key of the batch's augmentation.
+          key: key of the batch's augmentation, and of what the network draws.
           step: number of the local step in the run, int32 scalar.
 
         Returns:
@@ -50,6 +51,7 @@ class LocalStep:
         """
         shard = jax.lax.axis_index(DATA) if self.data_shards > 1 else 0
         batch = self.preparation.for_training(images, key, shard=shard, shards=self.data_shards)
+        rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, Purpose.DROPOUT), shard)}
         # Barriers before and after: if XLA fused the update with the code around it, the update would round differently
         # from the same update on its own. Two before, because the results of a barrier vary over every axis that one of
         # its operands varies over.
@@ -58,7 +60,7 @@ class LocalStep:
 
         def loss_of(trained: Any) -> tuple[jax.Array, Any]:
             variables = {"params": state.unpack_params(trained), "batch_stats": state.batch_stats}
-            logits, updated = self.model.apply(variables, batch, train=True, mutable=["batch_stats"])
+            logits, updated = self.model.apply(variables, batch, train=True, mutable=["batch_stats"], rngs=rngs)
             # Differentiate the mean; averaging the gradients would be wrong: those with respect to variables that are
             # equal on all data shards are already summed over the shards.
             return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated["batch_stats"]

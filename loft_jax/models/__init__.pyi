@@ -1,6 +1,18 @@
+from .explain import (
+    Explanation as Explanation,
+    explain as explain,
+    explain_filter_groups as explain_filter_groups,
+    find_filter_groups as find_filter_groups,
+    make_network as make_network,
+)
 from .flops import count_flops as count_flops
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
-from .registry import create_model as create_model, make_model as make_model, published_width as published_width
+from .registry import (
+    create_model as create_model,
+    declares_groups as declares_groups,
+    make_model as make_model,
+    published_width as published_width,
+)
 from .sizes import (
     counted_flops as counted_flops,
     parameter_count as parameter_count,

@@ -9,29 +9,38 @@ from loft_jax.filters import FilterGroup
 
 
 class Network(Protocol):
-    """A network with batch norm that declares its filter groups, as the models of this package do.
+    """A network whose filter groups are known: it declares them, or they were found by tracing.
 
-    Variables are {"params", "batch_stats"}, nested dicts of float32 arrays.
+    Variables are {"params", "batch_stats"}, nested dicts of float32 arrays; "batch_stats" may be empty.
 
     Attributes:
       dtype: dtype of the computation, to which the network converts its kernels.
+      declares_groups: whether the groups are declared; then they also say which of them LoFT splits.
     """
 
     dtype: Any
+
+    @property
+    def declares_groups(self) -> bool: ...
 
     def init(self, rngs: jax.Array, x: Any) -> Any:
         """Initialise the variables for images x, [batch, height, width, channels]."""
         ...
 
-    def apply(self, variables: Any, x: Any, train: bool = False, *, mutable: Any = False) -> Any:
+    def apply(self, variables: Any, x: Any, train: bool = False, *, mutable: Any = False, rngs: Any = None) -> Any:
         """Map images [batch, height, width, channels] to float32 logits [batch, classes].
 
         With `train=True` and `mutable=["batch_stats"]`, return (logits, {"batch_stats": updated running statistics}).
+        `rngs`, {"dropout": key}, is for networks that draw numbers in training.
         """
         ...
 
     def filter_groups(self) -> tuple[FilterGroup, ...]:
         """Declare the filter groups, with their current widths."""
+        ...
+
+    def left_whole(self) -> Mapping[str, str]:
+        """Return the layers whose filters belong to no group, and why: name -> reason. {} where groups are declared."""
         ...
 
     def with_widths(self, widths: Mapping[str, int]) -> Self:

@@ -1,14 +1,20 @@
-"""The models by name. A new architecture is one module, one line here, and its name in `config/fields.py`."""
+"""The models of a config: those that declare their filter groups, the families, and users' own.
+
+A new architecture is one module, one line here or in `families`, and its name in `config/fields.py`.
+"""
 
 from functools import partial
 
 import jax.numpy as jnp
 
 from loft_jax.config import Config
+from loft_jax.errors import UserError, format_value
+from loft_jax.models.linen import LinenSource
 from loft_jax.models.network import Network
 from loft_jax.models.resnet import ResNet
+from loft_jax.models.traced import TracedNetwork
 
-_MODELS = {
+_DECLARED = {
     "preresnet18": (partial(ResNet, blocks=(2, 2, 2, 2), preactivation=True), 64),
     "preresnet20": (partial(ResNet, blocks=(3, 3, 3), preactivation=True), 16),
     "preresnet34": (partial(ResNet, blocks=(3, 4, 6, 3), preactivation=True), 64),
@@ -25,7 +31,7 @@ def create_model(
     It maps NHWC images to float32 logits.
 
     Args:
-      name: one of preresnet18, preresnet20, preresnet34, resnet18, resnet34.
+      name: one of preresnet18, preresnet20, preresnet34, resnet18, resnet34, which declare their filter groups.
       num_classes: number of logits.
       width: channels of the first stage; None for the published width (64; preresnet20: 16).
       stem: "cifar" or "imagenet".
@@ -34,23 +40,69 @@ def create_model(
     Raises:
       ValueError: unknown name or stem, or a width or class count below 1.
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(_MODELS)}")
+    if name not in _DECLARED:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(_DECLARED)}")
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"unknown stem {stem!r}; known: cifar, imagenet")
-    architecture, published = _MODELS[name]
+    architecture, published = _DECLARED[name]
     width = published if width is None else width
     if width < 1 or num_classes < 1:
         raise ValueError(f"width={width} and num_classes={num_classes} must be at least 1")
     return architecture(num_classes=num_classes, width=width, stem=stem, dtype=dtype)
 
 
-def make_model(config: Config, num_classes: int) -> Network:
-    """Create the model that a config names, with the config's precision."""
+def make_model(config: Config, num_classes: int, image_shape: tuple[int, ...] | None = None) -> Network:
+    """Make the model that a config names, with the config's precision.
+
+    Args:
+      config: the config.
+      num_classes: number of logits.
+      image_shape: of one example, (height, width, channels) or (features,); None if `declares_groups(config)`.
+
+    Raises:
+      UserError: a network of the user's that cannot be loaded, or that such examples do not fit.
+    """
     settings, dtype = config.model, jnp.dtype(config.precision)
-    return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
+    if declares_groups(config):
+        return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
+    assert image_shape is not None
+    if settings.own:
+        from loft_jax.models.loading import load_source
+
+        source = load_source(settings.name, settings.options, num_classes)
+        if isinstance(source, LinenSource):
+            source = source.with_dtype(dtype)
+    else:
+        from loft_jax.models.families import create_family
+
+        module = create_family(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
+        source = LinenSource(module)
+    network = TracedNetwork(source, tuple(image_shape), dtype)
+    try:
+        network.filter_groups()
+    except UserError:
+        raise
+    except Exception as error:  # A user's code may raise anything.
+        shape = "x".join(map(str, image_shape))
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"model.name={format_value(settings.name)}: cannot be called with a batch of {shape} images of "
+            f"{config.data.name}: {type(error).__name__}: {reason}"
+        ) from error
+    return network
 
 
-def published_width(name: str) -> int:
-    """Return the published width of a model of this name: the channels of its first stage."""
-    return _MODELS[name][1]
+def declares_groups(config: Config) -> bool:
+    """Whether the config's model declares its filter groups; those of others are found by tracing."""
+    return config.model.name in _DECLARED
+
+
+def published_width(name: str) -> int | None:
+    """Return the published width of a model of this name, the channels of its first stage; None if it is a user's."""
+    if name in _DECLARED:
+        return _DECLARED[name][1]
+    if ":" in name:
+        return None
+    from loft_jax.models.families import FAMILIES
+
+    return FAMILIES[name].width

@@ -99,6 +99,10 @@ class ResNet(nn.Module):
             groups.append(FilterGroup(name, width, axes, partitioned=stage > 1 and block > 1))
         return tuple(groups)
 
+    def left_whole(self) -> Mapping[str, str]:
+        """Return {}: the groups are declared."""
+        return {}
+
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
         """Return the same architecture with these numbers of filters in the named groups. Raises ValueError."""
         return self.clone(widths=FrozenDict({**self.widths, **self._check_names(widths)}))

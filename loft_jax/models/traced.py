@@ -48,6 +48,10 @@ class TracedNetwork:
         """Return the groups that can be split, with their current widths."""
         return self.discovery.groups(self.widths)
 
+    def left_whole(self) -> Mapping[str, str]:
+        """Return the layers whose filters cannot be split, and why: name -> reason."""
+        return {axis.name: axis.reason for axis in self.discovery.axes if axis.reason}
+
     def with_widths(self, widths: Mapping[str, int]) -> Self:
         """Return the same architecture with these numbers of filters in the named groups. Raises ValueError."""
         return replace(self, widths=FrozenDict({**self.widths, **self._check_names(widths)}))

@@ -49,7 +49,7 @@ def make_plan(
     Raises:
       UserError: config, model and devices do not fit each other, or the compiler finds no room for a program.
     """
-    model = model or make_model(config, facts.num_classes)
+    model = model or make_model(config, facts.num_classes, facts.image_shape)
     check_method(model, config)
     check_data(config, facts, config.data.name)
     check_one_host(config, topology)

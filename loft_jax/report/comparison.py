@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loft_jax.errors import format_value
+from loft_jax.errors import format_literal, format_value
 from loft_jax.models import published_width
 from loft_jax.report.run_files import RunFiles
 
@@ -33,9 +33,10 @@ def group_comparable_runs(runs: Iterable[RunFiles]) -> list[Comparison]:
     for run in runs:
         by_key.setdefault(comparison_key(run), []).append(run)
     comparisons = []
-    for (model, width, stem, data), some in by_key.items():
+    for (model, width, stem, options, data), some in by_key.items():
         details = [f"width {width}"] if width else []
         details += [f"{stem} stem"] if stem != "cifar" else []
+        details += [options] if options and options != "{}" else []
         title = " ".join([model, *([f"({', '.join(details)})"] if details else []), "on", data])
         comparisons.append(Comparison(title, some, _name_runs(some)))
     return comparisons
@@ -45,7 +46,7 @@ def comparison_key(run: RunFiles) -> tuple[Any, ...]:
     """Return what two runs must share so that their accuracies and filter groups can be compared."""
     model = run.config.model
     width = None if model.width == published_width(model.name) else model.width
-    return (model.name, width, model.stem, run.data_name)
+    return (model.name, width, model.stem, format_literal(model.options) if model.own else None, run.data_name)
 
 
 def _name_runs(runs: Sequence[RunFiles]) -> list[str]:

@@ -18,7 +18,7 @@ from loft_jax.filters import (
     flatten_paths,
     rank_filters,
 )
-from loft_jax.models import make_model
+from loft_jax.models import declares_groups, make_model
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
 
@@ -31,9 +31,16 @@ class Snapshots:
     def __init__(self, directory: RunDirectory):
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
-        # Paths and groups do not depend on the number of classes or on the shape of the images.
-        model = make_model(self.config, 1)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        identity = directory.data_identity() or {}
+        if not declares_groups(self.config) and "image_shape" not in identity:
+            raise UserError(
+                f"{self.path}: data.json is missing or damaged, and the filters of {self.config.model.name} are found "
+                "by tracing it for the images that it was trained on; run its training once more, which writes it"
+            )
+        # Where groups are declared, they do not depend on the data.
+        image_shape = tuple(identity.get("image_shape", (32, 32, 3)))
+        model = make_model(self.config, identity.get("classes", 1), image_shape)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()
 

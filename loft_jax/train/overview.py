@@ -12,6 +12,9 @@ from loft_jax.models import parameter_count
 from loft_jax.storage import PHASES
 from loft_jax.train.experiment import Experiment
 
+# Names in a line.
+_SHOWN = 4
+
 
 def print_setup(experiment: Experiment) -> None:
     """Print the first lines of a run: devices, mesh, data, model, rounds, bytes per sync; and a warning if any."""
@@ -32,10 +35,25 @@ def print_setup(experiment: Experiment) -> None:
         "run": f"{config.train.rounds} rounds of {config.loft.local_steps} local steps, batch {config.data.batch_size} "
         f"a worker: {config.epochs(config.train.rounds, data.examples):.1f} epochs",
         **method_lines,
+        **_describe_groups(experiment),
         **({"warning": config.warning} if config.warning else {}),
     }
     for name, text in lines.items():
         print(f"{name:<9} {text}", flush=True)
+
+
+def _describe_groups(experiment: Experiment) -> dict[str, str]:
+    """Say which groups of a network that declares none are split, and what is left whole."""
+    if experiment.model.declares_groups:
+        return {}
+    groups, workers = experiment.method.groups, experiment.config.loft.workers
+    split = sum(group.partitioned for group in groups)
+    text = f"{len(groups)} found by tracing, {split} split over the workers"
+    if undivided := [f"{g.name} ({g.width})" for g in groups if g.width % workers]:
+        text += f"; {workers} workers do not divide {', '.join(undivided[:_SHOWN])}"
+        text += f" and {len(undivided) - _SHOWN} more" if len(undivided) > _SHOWN else ""
+    whole = len(experiment.model.left_whole())
+    return {"groups": f"{text}; {whole} layers left whole, see python -m loft_jax.groups"}
 
 
 def print_programs(compiled: CompiledRound) -> None:

@@ -1,0 +1,1 @@
+"""The command that shows the filter groups of a network."""
