@@ -42,14 +42,47 @@ class Section(BaseModel):
         return value
 
 
+# Those in the first line declare their filter groups; those of the others are found by tracing.
+MODELS = (
+    *("preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34"),
+    *("vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet56", "resnet50", "resnet101", "wideresnet28_10"),
+    *("mobilenetv2", "densenet121", "mlp", "lenet300", "conv2", "conv4", "conv6"),
+)
+
+
 class Model(Section):
-    name: Literal["preresnet18", "preresnet20", "preresnet34", "resnet18", "resnet34"] = Field(
-        "preresnet20", description="architecture"
+    name: str = Field(
+        "preresnet20",
+        description=f"architecture: {', '.join(MODELS)}; or a network of your own, as package.module:callable or "
+        "path/to/file.py:callable",
     )
+    options: dict[str, Any] = Field({}, description="keyword arguments of a network of your own")
     width: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
     )
     stem: Literal["cifar", "imagenet"] = Field("cifar", description="3x3, or 7x7 stride 2 with max-pooling")
+
+    @field_validator("name")
+    @classmethod
+    def _known_or_own(cls, name: str) -> str:
+        where, colon, attribute = name.rpartition(":")
+        if not colon:
+            if name not in MODELS:
+                near = did_you_mean(name, MODELS)
+                raise ValueError(f"must be one of {', '.join(MODELS)}, or package.module:callable{near}")
+        elif not attribute.isidentifier():
+            raise ValueError(f"{format_value(attribute)} after the colon must be the name of a callable")
+        elif where.endswith(".py"):
+            if problem := path_problem(where):
+                raise ValueError(f"the path {problem}")
+        elif not all(part.isidentifier() for part in where.split(".")):
+            raise ValueError(f"{format_value(where)} before the colon must be a module, or a file that ends in .py")
+        return name
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is the user's."""
+        return ":" in self.name
 
 
 class Data(Section):
