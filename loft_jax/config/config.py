@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.errors import format_literal
 from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
+from loft_jax.errors import format_literal
 
 
 class Config(Section):
@@ -64,8 +64,8 @@ class Config(Section):
             )
         if self.data.name == "digits":
             self._check_digits()
-        if self.data.name == "arrays":
-            self._check_arrays()
+        if self.data.name in _KEPT_ON_DEVICE:
+            self._check_own_data(_KEPT_ON_DEVICE[self.data.name])
         if self.gpipe.stages is not None:
             self._check_pipeline(self.gpipe.stages)
         self._check_processes()
@@ -107,11 +107,12 @@ class Config(Section):
         if self.data.loading == "stream":
             raise ValueError("data.loading=stream: digits ships with scikit-learn, not as files to stream; use auto")
 
-    def _check_arrays(self) -> None:
+    def _check_own_data(self, source: str) -> None:
+        name = self.data.name
         if self.data.data_dir is None:
-            raise ValueError("data.data_dir=null: data.name=arrays is read from an .npz file; give its path")
+            raise ValueError(f"data.data_dir=null: data.name={name} is read from {source}; give its path")
         if self.data.loading == "stream":
-            raise ValueError("data.loading=stream: arrays are kept on the device; use auto, or a TFDS data set")
+            raise ValueError(f"data.loading=stream: {name} is kept on the device; use auto, or a TFDS data set")
 
     def _check_pipeline(self, stages: int) -> None:
         batch_size, parts, cuts = self.data.batch_size, self.gpipe.microbatches, self.gpipe.cut_blocks
@@ -218,6 +219,9 @@ def expand_short_form(settings: dict[str, Any]) -> dict[str, Any]:
         return {**settings, "distributed": {**given, "mode": "off"}}
     return settings
 
+
+# Data sets of users' files that are not streamed, and where they are read from.
+_KEPT_ON_DEVICE = {"arrays": "an .npz file", "folder": "a directory of image files", "idx": "a directory of IDX files"}
 
 # If `train.stop_when` is set, the rounds that have a snapshot decide when the run ends.
 SNAPSHOT_CADENCE = frozenset({"train.snapshot_every", "train.snapshot_dense_rounds"})

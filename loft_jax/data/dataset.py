@@ -23,6 +23,10 @@ class Dataset:
       crop_padding: pixels of zero padding on each side before a random crop.
       flip: whether a mirrored image keeps its label.
       fingerprint: text that changes when an image or a label does; None if nothing but the name says which they are.
+      class_names: a name for each class; None if they are not known.
+      notes: what was changed in the images when they were loaded, as "alpha dropped".
+      validation_images, validation_labels: images held out of the training images, as arrays like theirs; None if none
+        are.
     """
 
     name: str
@@ -34,12 +38,16 @@ class Dataset:
     crop_padding: int
     flip: bool
     fingerprint: str | None = None
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for split, images, labels in (
-            ("train", self.train_images, self.train_labels),
-            ("test", self.test_images, self.test_labels),
-        ):
+        splits = [("train", self.train_images, self.train_labels), ("test", self.test_images, self.test_labels)]
+        if self.validation_images is not None and self.validation_labels is not None:
+            splits.append(("validation", self.validation_images, self.validation_labels))
+        for split, images, labels in splits:
             if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
                 raise ValueError(
                     f"{self.name} {split}: images must be uint8 [N, height, width, channels] with N labels, "
@@ -47,6 +55,8 @@ class Dataset:
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise ValueError(f"{self.name} {split}: labels must be in [0, {self.num_classes})")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
 
     @property
     def examples(self) -> int:
@@ -57,6 +67,11 @@ class Dataset:
     def test_examples(self) -> int:
         """Number of test images."""
         return len(self.test_labels)
+
+    @property
+    def validation_examples(self) -> int:
+        """Number of images held out for validation."""
+        return 0 if self.validation_labels is None else len(self.validation_labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -72,7 +87,7 @@ class Dataset:
     @property
     def loading_text(self) -> str:
         """Text about the loading of images for the first lines of a run."""
-        return ""
+        return "".join(f"; {note}" for note in self.notes)
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:

@@ -29,4 +29,5 @@ def load_digits(seed: int) -> Dataset:
         num_classes=10,
         crop_padding=1,
         flip=False,
+        class_names=tuple("0123456789"),
     )

@@ -1,28 +1,46 @@
 """Image-classification data sets by name: arrays in memory, or streamed from files."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 from loft_jax.config import Config
+from loft_jax.data.dataset import Dataset
 from loft_jax.data.streaming.dataset import AnyDataset
 from loft_jax.errors import UserError
 
 
 def load_dataset(config: Config) -> AnyDataset:
-    """Load the data set of a config: `digits`, which ships with scikit-learn, `arrays` of a file, or a TFDS data set.
+    """Load the data set of a config: `digits`, which ships with scikit-learn, `idx`, `arrays`, or a TFDS data set.
 
     Raises:
-      UserError: the data set is unknown, not prepared, damaged, or not of the kind that `data.loading` asks for.
+      UserError: the data set is unknown, not prepared, damaged, or not of the kind that the settings of `data` ask for.
     """
-    if config.data.name == "digits":
+    dataset, flip = _load(config), config.data.flip
+    if flip is None or flip == dataset.flip:
+        return dataset
+    if not isinstance(dataset, Dataset):
+        use = "leave data.flip out" if flip else "use data.augment=false, or data.loading=device"
+        raise UserError(f"data.flip={str(flip).lower()}: {dataset.name} is streamed, which decides about it; {use}")
+    return replace(dataset, flip=flip)
+
+
+def _load(config: Config) -> AnyDataset:
+    name, data_dir = config.data.name, config.data.data_dir
+    if name == "digits":
         from loft_jax.data.digits import load_digits
 
         return load_digits(config.seed)
-    if config.data.name == "arrays":
+    if name == "arrays":
         from loft_jax.data.arrays import load_arrays
 
-        assert config.data.data_dir is not None  # The config has been validated.
-        return load_arrays(config.data.data_dir)
-    check_tfds_installed(config.data.name)
+        assert data_dir is not None  # The config has been validated.
+        return load_arrays(data_dir)
+    if name == "idx":
+        from loft_jax.data.idx import load_idx
+
+        assert data_dir is not None
+        return load_idx(data_dir)
+    check_tfds_installed(name)
     from loft_jax.data.tfds import load_tfds
 
     return load_tfds(config.data)
@@ -34,5 +52,5 @@ def check_tfds_installed(name: str) -> None:
     if missing:
         raise UserError(
             f"data.name={name}: TFDS data sets need libraries that are not installed ({', '.join(missing)}); "
-            "pip install 'loft_jax[tfds]', or use data.name=digits or arrays"
+            "pip install 'loft_jax[tfds]', or use data.name=digits, folder, idx or arrays"
         )

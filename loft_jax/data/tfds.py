@@ -68,6 +68,7 @@ def load_tfds(settings: Data) -> AnyDataset:
         num_classes=classes,
         crop_padding=CROP_PADDING,
         flip=True,
+        class_names=tuple(builder.info.features["label"].names or ()) or None,
     )
 
 

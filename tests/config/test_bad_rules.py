@@ -24,10 +24,20 @@ RULES = {
     ),
     "digits from a directory": ("--data.data_dir .", "data.data_dir=.: digits ships with scikit-learn"),
     "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
+    "a folder from nowhere": ("--data.name folder", "data.data_dir=null: data.name=folder is read from a directory of"),
+    "IDX files from nowhere": ("--data.name idx", "data.data_dir=null: data.name=idx is read from a directory of IDX"),
+    "a folder to stream": (
+        "--data.name folder --data.data_dir . --data.loading stream",
+        "data.loading=stream: folder is kept on the device",
+    ),
+    "validation between images": (
+        "--data.validation 2.5",
+        "data.validation=2.5: must be a share below 1, or a",
+    ),
     "arrays from nowhere": ("--data.name arrays", "data.data_dir=null: data.name=arrays is read from an .npz file"),
     "arrays from files": (
         "--data.name arrays --data.data_dir x.npz --data.loading stream",
-        "data.loading=stream: arrays are kept on the device",
+        "data.loading=stream: arrays is kept on the device",
     ),
     "a traced round that there is not": (
         "--train.rounds 10 --train.profile_rounds 2,11",
@@ -105,6 +115,7 @@ TESTED_ELSEWHERE = (
     "belongs to the filter groups",
     "JAX finds no device to run on",
 )
+TESTED_ELSEWHERE += ("is streamed, which decides about it",)
 TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
 TESTED_ELSEWHERE += ("is not a sequence of blocks", "must be a block with another one after it")
 THEORY_RULES = {

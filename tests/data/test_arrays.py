@@ -10,11 +10,12 @@ from helpers.runs import assert_same_state, config_of, opened
 from PIL import Image
 
 from loft_jax.config.config import Config
-from loft_jax.data import arrays as loader
+from loft_jax.data import memory
 from loft_jax.data.arrays import load_arrays
 from loft_jax.data.digits import load_digits
 from loft_jax.data.facts import dataset_facts
 from loft_jax.data.load import load_dataset
+from loft_jax.data.memory import image_data
 from loft_jax.errors import UserError
 from loft_jax.retrain.retraining import Retraining
 from loft_jax.storage.checkpoints import read_state
@@ -127,6 +128,44 @@ def test_costs_and_plans_know_the_facts(path):
     assert (facts.image_shape, facts.num_classes, facts.examples, facts.test_examples) == ((4, 5, 3), 3, 6, 2)
 
 
+def test_grey_alpha_16_bits_and_booleans_are_converted_and_said():
+    labels = (ARRAYS["train_labels"], ARRAYS["test_labels"])
+
+    def converted(images):
+        data = image_data(images, labels[0], images[:2], labels[1])
+        np.testing.assert_array_equal(data.test_images, data.train_images[:2])
+        return data.train_images, data.loading_text
+
+    opaque = np.full((6, 4, 5, 1), 9, np.uint8)
+    for images, expected, said in (
+        (IMAGES, IMAGES, ""),
+        (IMAGES[..., 0], IMAGES[..., :1], ""),
+        (np.concatenate([IMAGES, opaque], -1), IMAGES, "; alpha dropped"),
+        (IMAGES.astype(np.uint16) * 257, IMAGES, "; 16 bits scaled to 8"),
+        (IMAGES > 99, np.where(IMAGES > 99, 255, 0), "; true became 255"),
+        (np.concatenate([IMAGES, opaque], -1).astype(np.uint16) << 8, IMAGES, "; alpha dropped; 16 bits scaled to 8"),
+    ):
+        read, text = converted(images)
+        np.testing.assert_array_equal(read, expected)
+        assert (read.dtype, text) == (np.uint8, said)
+
+
+def test_names_of_the_classes_are_kept(path):
+    np.savez(path, **ARRAYS, class_names=np.array(["cat", "dog", "cow"]))
+    assert load_arrays(str(path)).class_names == ("cat", "dog", "cow")
+    assert load_digits(0).class_names[7] == "7"
+
+
+def test_a_setting_says_whether_images_are_mirrored(path):
+    np.savez(path, **ARRAYS)
+    found = {
+        (name, flip): load_dataset(Config(data={"name": name, "flip": flip, "data_dir": where})).flip
+        for name, where in (("digits", None), ("arrays", str(path)))
+        for flip in (None, True, False)
+    }
+    assert [key for key, flip in found.items() if flip] == [("digits", True), ("arrays", None), ("arrays", True)]
+
+
 class _Unpickled:
     def __reduce__(self):
         return (os.abort, ())
@@ -156,8 +195,11 @@ BAD = {
     "floats": (changed(train_images=FLOATS), "train_images is float64; must be uint8"),
     "NaN": (changed(test_images=HOLED), "test_images is float64, with NaN; must be uint8"),
     "int images": (changed(train_images=IMAGES.astype(np.int64)), "train_images is int64; must be uint8"),
-    "no channels": (changed(train_images=IMAGES[..., 0]), "has the shape (6, 4, 5); must be [n, height, width, chann"),
-    "no channels, a hint": (changed(train_images=IMAGES[..., 0]), "; try train_images[..., None]"),
+    "no width": (changed(train_images=IMAGES[..., 0, 0]), "has the shape (6, 4); must be [n, height, width, chann"),
+    "grey and colour": (
+        changed(train_images=IMAGES[..., 0]),
+        "training images are 4x5x1, test images 4x5x3; must have one shape",
+    ),
     "no images": (changed(train_images=IMAGES[:0]), "train_images has the shape (0, 4, 5, 3); must be [n, "),
     "no pixels": (changed(test_images=IMAGES[:2, :0]), "test_images has the shape (2, 0, 5, 3)"),
     "too few images": (changed(train_images=IMAGES[:5]), "train_images has 5 images and train_labels 6 labels"),
@@ -257,8 +299,8 @@ def test_a_file_that_is_no_npz_is_refused(path, tmp_path):
 
 def test_more_pixels_than_a_device_holds_are_refused(path, monkeypatch):
     np.savez(path, **ARRAYS)
-    monkeypatch.setattr(loader, "FITS_ON_DEVICE_BYTES", 100)
-    with pytest.raises(UserError, match=r"GiB of pixels, and arrays are kept on the device"):
+    monkeypatch.setattr(memory, "FITS_ON_DEVICE_BYTES", 100)
+    with pytest.raises(UserError, match=r"GiB of pixels, and is kept on the device \(limit 0 GiB\); prepare"):
         load_arrays(str(path))
 
 
