@@ -14,8 +14,9 @@ from loft_jax.__main__ import COMMANDS
 
 PACKAGES = sorted(module.name for module in pkgutil.iter_modules(loft_jax.__path__) if module.ispkg)
 # What may be imported from the package: a contract with tools outside.
-NAMES = """Config FilterGroup UserError __version__ create_model deal_partition draw_partition expected_footrule extract
-filter_scores footrule footrule_matrix load_checkpoint load_dataset merge normalised_footrule prune rank_filters"""
+NAMES = """Config FilterGroup Place UserError __version__ create_model deal_partition draw_partition
+expected_footrule explain_filter_groups extract filter_scores find_filter_groups footrule footrule_matrix
+load_checkpoint load_dataset merge normalised_footrule prune rank_filters"""
 
 
 def said(*arguments, code=0):

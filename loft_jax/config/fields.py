@@ -6,6 +6,7 @@ Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 import re
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from loft_jax.errors import did_you_mean, format_value, path_problem
@@ -56,7 +57,9 @@ class Model(Section):
         description=f"architecture: {', '.join(MODELS)}; or a network of your own, as package.module:callable or "
         "path/to/file.py:callable",
     )
-    options: dict[str, Any] = Field({}, description="keyword arguments of a network of your own")
+    options: dict[str, Any] = Field(
+        {}, description="keyword arguments of a network of your own; on the command line as '{depth: 3, wide: true}'"
+    )
     width: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
     )
@@ -78,6 +81,19 @@ class Model(Section):
         elif not all(part.isidentifier() for part in where.split(".")):
             raise ValueError(f"{format_value(where)} before the colon must be a module, or a file that ends in .py")
         return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _read_text(cls, value: Any) -> Any:
+        """Read options that come as text."""
+        if isinstance(value, str):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ValueError("must be a mapping of names to values, as '{depth: 3}'") from None
+        if not isinstance(value, dict) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+            raise ValueError("must be a mapping of names to values, as '{depth: 3}'")
+        return value
 
     @property
     def own(self) -> bool:

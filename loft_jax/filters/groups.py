@@ -12,9 +12,9 @@ from flax.core import FrozenDict
 class Place:
     """Where a group's filters lie on an axis that also holds something else, or each of them several times.
 
-    Filter f has the entries `offset + f * stride + sum of i * step`, with i below the count of each of `repeats`. Behind
-    a flatten of 7 x 7 positions with 64 channels they are `Place(axis, repeats=((49, 64),))`; in a concatenation behind
-    32 other channels, `Place(axis, offset=32)`.
+    Filter f has the entries `offset + f * stride + sum of i * step`, with i below the count of each of `repeats`.
+    Behind a flatten of 7 x 7 positions with 64 channels they are `Place(axis, repeats=((49, 64),))`; in a concatenation
+    behind 32 other channels, `Place(axis, offset=32)`.
 
     Attributes:
       axis: the axis of the variable.

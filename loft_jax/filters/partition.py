@@ -185,7 +185,7 @@ def _merge(variables: Variables, groups: tuple[FilterGroup, ...], owned: Indices
             indices[cut.axis] = cut.entries(shape[cut.axis], owned)
         if len(cuts) > 1:
             full = [jnp.arange(n) if isinstance(i, slice) else i for i, n in zip(indices, shape, strict=True)]
-            indices = jnp.ix_(*full)
+            indices = list(jnp.ix_(*full))
         target = flat[path].at[tuple(indices)]
         merged[path] = target.set(merged[path], unique_indices=True, indices_are_sorted=len(cuts) == 1)
     return unflatten_paths(merged)

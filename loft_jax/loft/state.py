@@ -1,7 +1,7 @@
 """The state of training in one type: what a checkpoint holds, and what a run starts from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
@@ -22,14 +22,14 @@ class State:
     """The state of a whole run, of one worker's sub-CNN, or of one stage of the pipeline: a pytree.
 
     Attributes:
-      batch_stats: running norm statistics of training.
+      batch_stats: running norm statistics of training; {} where the network has none.
       momentum: a tree like `params`; None if every round starts with zero momentum.
       owners: group name -> bool [S, n], the partition of the next round if it depends on the last one; otherwise None.
       params: the network's parameters, float32.
       round: completed rounds, int32 scalar; None in the state of a worker or a stage.
     """
 
-    batch_stats: Any
+    batch_stats: Any = field(default_factory=dict)
     momentum: Any = None
     owners: Any = None
     params: Any
@@ -65,7 +65,7 @@ class State:
           variables: `variables` of this state with re-estimated norm statistics, ready to evaluate.
         """
         training = {"batch_stats": self.batch_stats, "momentum": self.momentum, "owners": self.owners}
-        training = {name: value for name, value in training.items() if value is not None}
+        training = {name: value for name, value in training.items() if value is not None and value != {}}
         return {"variables": dict(variables), "training": training, "round": self.round}
 
     @classmethod

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.devices import WORKER
-from loft_jax.filters import Cut, FilterGroup, extract, filter_cuts, flatten_paths, merge, owned_indices
+from loft_jax.filters import (
+    Cut,
+    FilterGroup,
+    extract,
+    filter_cuts,
+    flatten_paths,
+    merge,
+    owned_indices,
+    unflatten_paths,
+)
 
 Tree = dict[str, Any]
 
@@ -47,23 +56,21 @@ class Summed:
             merge(zeros, self.groups, owned_indices(rows, self._shares, turn), compact)
             for turn, compact in enumerate(compacts)
         ]
-        total, counts = sum_over_workers(deposits), {}
-
-        def finish(path: tuple[Any, ...], leaf: jax.Array, old: jax.Array) -> jax.Array:
-            cuts = self._cuts.get("/".join(key.key for key in path), ())
+        old, total, counts = flatten_paths(before), flatten_paths(sum_over_workers(deposits)), {}
+        for path, leaf in total.items():
+            cuts = self._cuts.get(path, ())
             if len(cuts) <= 1:
                 holders = self._count_holders(cuts, leaf.shape)
-                return leaf if holders is None else leaf / holders
+                total[path] = leaf if holders is None else leaf / holders
+                continue
             # Computed once for a kernel and its momentum.
             which = (cuts, leaf.shape)
             if which not in counts:
                 counts[which] = _count_over_workers(cuts, rows, leaf.shape)
-            held = counts[which] > 0
             if not all(cut.whole for cut in cuts):
                 leaf = leaf / jnp.maximum(counts[which], 1)
-            return jnp.where(held, leaf, old)
-
-        return jax.tree_util.tree_map_with_path(finish, total, before)
+            total[path] = jnp.where(counts[which] > 0, leaf, old[path])
+        return unflatten_paths(total)
 
     def counted(self, full: Tree) -> int:
         """Count the int32 that a sum of holders moves, from full variables or their shapes."""

@@ -1,4 +1,4 @@
-from .explain import (
+from .explanation import (
     Explanation as Explanation,
     explain as explain,
     explain_filter_groups as explain_filter_groups,

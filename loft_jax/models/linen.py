@@ -45,7 +45,8 @@ class LinenSource:
 
     def init(self, key: jax.Array, x: Any, shapes: Shapes) -> Tree:
         with nn.intercept_methods(_interceptor(shapes, Norms())):
-            variables = self.module.init(key, x, **mode_arguments(self.module.__call__, False))
+            mode: dict[str, Any] = mode_arguments(self.module.__call__, False)
+            variables = self.module.init(key, x, **mode)
         if others := set(variables) - _COLLECTIONS:
             raise ValueError(
                 f"the module keeps variables in {', '.join(sorted(others))}; only params and batch_stats can be trained"
@@ -55,15 +56,11 @@ class LinenSource:
     def apply(
         self, variables: Tree, x: jax.Array, *, train: bool, shapes: Shapes, norms: Norms, key: jax.Array | None
     ) -> tuple[Any, Tree]:
+        mode: dict[str, Any] = mode_arguments(self.module.__call__, train)
         rngs = None if key is None else {"dropout": key, "params": key}
         with nn.intercept_methods(_interceptor(shapes, norms)):
-            result = self.module.apply(
-                variables,
-                x,
-                rngs=rngs,
-                mutable=["batch_stats"] if train else False,
-                **mode_arguments(self.module.__call__, train),
-            )
+            mutable = ["batch_stats"] if train else False
+            result: Any = self.module.apply(variables, x, rngs=rngs, mutable=mutable, **mode)
         if not train:
             return result, variables["batch_stats"]
         return result[0], result[1].get("batch_stats", {})
@@ -92,8 +89,8 @@ def _widths_of(module: nn.Module, shapes: Shapes, args: Any) -> dict[str, Any]:
     if shape is None:
         return {}
     if isinstance(module, nn.DenseGeneral):
-        several = isinstance(module.features, tuple | list)
-        return {"features": tuple(shape[len(shape) - len(module.features) :]) if several else shape[-1]}
+        features = module.features
+        return {"features": shape[-1] if isinstance(features, int) else tuple(shape[len(shape) - len(features) :])}
     if isinstance(module, nn.ConvTranspose) and module.transpose_kernel:
         return {"features": shape[-2]}
     changes = {"features": shape[-1]}

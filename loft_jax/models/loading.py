@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,26 @@ def _import(name: str, where: str) -> Any:
             str(path), map(str, path.parent.glob("*.py")), "paths are relative to the current directory"
         )
         raise UserError(f"model.name={format_value(name)}: no such file{near}")
+    try:
+        return _run_file(path.resolve(), path.stat().st_mtime_ns)
+    except Exception as error:  # The user's code may raise anything.
+        raise UserError(f"model.name={format_value(name)}: running {path} failed: {_one_line(error)}") from error
+
+
+@lru_cache
+def _run_file(path: Path, _: int) -> Any:
+    """Run a file as a module; once, because each run makes other classes. The file's time tells its versions apart."""
     spec = importlib.util.spec_from_file_location(f"_network_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and NNX look their module up by its name.
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # The user's code may raise anything.
-        raise UserError(f"model.name={format_value(name)}: running {path} failed: {_one_line(error)}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(str(path.parent))
     return module
 
 

@@ -1,7 +1,7 @@
 """Protocols: what a network must offer to be trained by LoFT, and what only the pipeline needs in addition."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import jax
 
@@ -18,10 +18,10 @@ class Network(Protocol):
       declares_groups: whether the groups are declared; then they also say which of them LoFT splits.
     """
 
-    dtype: Any
+    declares_groups: ClassVar[bool]
 
     @property
-    def declares_groups(self) -> bool: ...
+    def dtype(self) -> Any: ...
 
     def init(self, rngs: jax.Array, x: Any) -> Any:
         """Initialise the variables for images x, [batch, height, width, channels]."""

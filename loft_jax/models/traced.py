@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class TracedNetwork:
     branch_scales: Mapping[str, float] = FrozenDict()
     norms: Norms = field(default=Norms())
 
-    declares_groups = False
+    declares_groups: ClassVar[bool] = False
 
     @property
     def discovery(self) -> Discovery:

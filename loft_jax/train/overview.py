@@ -53,7 +53,7 @@ def _describe_groups(experiment: Experiment) -> dict[str, str]:
         text += f"; {workers} workers do not divide {', '.join(undivided[:_SHOWN])}"
         text += f" and {len(undivided) - _SHOWN} more" if len(undivided) > _SHOWN else ""
     whole = len(experiment.model.left_whole())
-    return {"groups": f"{text}; {whole} layers left whole, see python -m loft_jax.groups"}
+    return {"groups": f"{text}; {whole} left whole (outputs, streams, ...), see python -m loft_jax.groups"}
 
 
 def print_programs(compiled: CompiledRound) -> None:

@@ -9,6 +9,7 @@ from helpers.refused import LONG, TICKET, AcceptedError, outcome, refusal, untra
 
 # Command, arguments, and how the message begins or what it holds.
 COMMANDS = [
+    ("groups", "--figure groups.png", "--figure groups.png: must end in .svg; try groups.svg"),
     # Before the processes meet.
     ("train", ["--workdir", "", "--distributed", "auto"], "--workdir '': "),
     ("train", "--config", "argument --config: expected one argument"),

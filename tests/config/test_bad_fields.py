@@ -40,6 +40,9 @@ def wrong_types(field: FieldInfo) -> list[Any]:
     """Values of every other type."""
     kind, _, optional = parts(field)
     never = [{"a": 1}, b"1"] if optional else [None, {"a": 1}, b"1"]
+    kind = dict if get_origin(kind) is dict else kind
+    if kind is dict:
+        never = [None, b"1"]
     if get_origin(kind) is Literal:
         return [*never, "nonsense", "", " ", "a\nb", 5, True, [get_args(kind)[0]], LONG]
     not_numbers = [
@@ -64,6 +67,7 @@ def wrong_types(field: FieldInfo) -> list[Any]:
             int: [*not_numbers, 2.5, "2.5", 10**40, -(10**40), "9" * 5000],
             float: [*not_numbers, "nan", "inf", "1e999", 10**400],
             bool: ["maybe", "", " ", 2, -1, 0.5, [True], math.nan, LONG],
+            dict: [5, "text", [1], True],
             str: [5, 2.5, True, "", " ", "a\nb", "a\0b", "\x1b[31m"],
         }[kind]
     )
@@ -87,6 +91,7 @@ WRONG_COUNTS = ["1,two", "1,", ",", "0,1", "1;2", "1,1", "1.5", "2,-1", "1,1e9",
 WRONG_NUMBERS = ["1,two", "1,", ",", "-1", "0", "nan", "1,inf", "1,1.0", "0_1", "\u0661", "1e400", [True], LONG]
 # What no text of a field may be, beside what no text may be.
 WRONG_TEXTS = {
+    "model.name": ["vgg", "a b:Net", "nets.py:", "nets.py:1st", "a..b:Net", ":Net", "\x7f.py:Net", f"{LONG}.py:Net"],
     "data.name": ["../digits", "/etc", "a//b", "a/", "/", ".", "a/../b", "di gits", "dígits", "mnist:3.0.1", LONG],
     "data.data_dir": [LONG, "a/" * 600, "a\tb", "\x7f", "\ud800"],
     "distributed.coordinator": ["host", ":1", "host:", "host:0", "host:65536", "host:\u0661", "host:-1", "a b:1", LONG],

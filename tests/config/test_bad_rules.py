@@ -22,6 +22,14 @@ RULES = {
         "train.rounds=1: a worker would read 4294967296 images (loft.local_steps=65536, data.batch_size=65536), but at "
         "most 2147483647 can be counted; lower one of them",
     ),
+    "options of a network of the package": (
+        '--model.options {"depth":3}',
+        "model.options={'depth': 3}: preresnet20 takes none; only a network of",
+    ),
+    "width of a network of one's own": (
+        "--model.name nets.py:Net --model.width 8",
+        "model.width=8: a network of your own has its width in model.options; leave it out",
+    ),
     "digits from a directory": ("--data.data_dir .", "data.data_dir=.: digits ships with scikit-learn"),
     "digits from files": ("--data.loading stream", "data.loading=stream: digits ships with scikit-learn"),
     "a folder from nowhere": ("--data.name folder", "data.data_dir=null: data.name=folder is read from a directory of"),

@@ -49,6 +49,7 @@ OTHER_VALUES = {
     "seed": 1,
     "precision": "bfloat16",
     "model.name": "resnet18",
+    "model.options": {"depth": 3},
     "model.width": 8,
     "model.stem": "imagenet",
     "data.name": "cifar10",
@@ -140,6 +141,7 @@ def test_the_hash_changes_with_every_field_that_can_change_the_result_and_no_oth
     given = EXPLICIT if key in EXPLICIT else {key: OTHER_VALUES[key]}
     # Digits are read from no directory and not streamed.
     base = {"data.name": "cifar10"} if key in ("data.data_dir", "data.loading") else {}
+    base |= {"model.name": "nets.py:Net"} if key == "model.options" else {}
     one, other = (parse(*(f"--{k}={v}" for k, v in settings.items())) for settings in (base, base | given))
     assert flatten(other)[key] == OTHER_VALUES[key] != flatten(one)[key]
     assert (one.hash() == other.hash()) == (key in CHANGES_NO_RESULT)

@@ -3,9 +3,10 @@
 import pytest
 from helpers.settings_helpers import parse, refusal
 
+from loft_jax.config import fields
 from loft_jax.config.loading import read_yaml, validate_settings
 
-MODELS = "preresnet18, preresnet20, preresnet34, resnet18, resnet34"
+MODELS = f"{', '.join(fields.MODELS)}, or package.module:callable"
 
 
 # A YAML text, and the whole of what must be said about it.
@@ -64,7 +65,7 @@ WRONG_SETTINGS = {
         "model: {name: resnet19}",
         f"model.name=resnet19: must be one of {MODELS}; did you mean resnet18?",
     ),
-    "unlike any model": ("model: {name: vgg}", f"model.name=vgg: must be one of {MODELS}"),
+    "unlike any model": ("model: {name: qqq}", f"model.name=qqq: must be one of {MODELS}"),
     "misspelt choice": (
         "loft: {partition: papr}",
         "loft.partition=papr: must be one of paper, all, none; did you mean paper?",

@@ -42,6 +42,12 @@ class Value:
     path: str | None = None
 
 
+def shape_of(equation: JaxprEqn) -> tuple[int, ...]:
+    """Return the shape of an operation's first result."""
+    aval: Any = equation.outvars[0].aval
+    return aval.shape
+
+
 def constant(aval: Any) -> Value:
     return Value(tuple(Atom(n, frozen="a constant") for n in getattr(aval, "shape", ())))
 
@@ -70,11 +76,12 @@ def freeze_unknown(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
     for value in operands:
         for term in value.axes:
             freeze(term, reason)
-    return [Value(tuple(Atom(n, frozen=reason) for n in result.aval.shape)) for result in equation.outvars]
+    shapes = [getattr(result.aval, "shape", ()) for result in equation.outvars]
+    return [Value(tuple(Atom(n, frozen=reason) for n in shape)) for shape in shapes]
 
 
 def apply_elementwise(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
-    shape, reason = equation.outvars[0].aval.shape, describe(equation)
+    shape, reason = shape_of(equation), describe(equation)
     full = [value for value in operands if value.axes]
     axes: list[Term] = []
     for axis, size in enumerate(shape):
@@ -103,7 +110,7 @@ def _broadcast(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
 
 def _reshape(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
     value = operands[0]
-    axes = split_product(value.axes, equation.outvars[0].aval.shape, describe(equation))
+    axes = split_product(value.axes, shape_of(equation), describe(equation))
     return [Value(tuple(axes), value.path)]
 
 
@@ -139,7 +146,7 @@ def _run_along(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
 
 
 def _pool(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
-    value, params, shape = operands[0], equation.params, equation.outvars[0].aval.shape
+    value, params, shape = operands[0], equation.params, shape_of(equation)
     reason = describe(equation)
     windows = zip(value.axes, params["window_dimensions"], shape, strict=True)
     axes: list[Term] = []
@@ -202,7 +209,7 @@ def _cut(term: Term, size: int, reason: str) -> Atom:
 
 
 def _pad(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
-    value, reason, shape = operands[0], describe(equation), equation.outvars[0].aval.shape
+    value, reason, shape = operands[0], describe(equation), shape_of(equation)
     places = zip(value.axes, equation.params["padding_config"], shape, strict=True)
     return [Value(tuple(_cut(term, size, reason) if any(config) else term for term, config, size in places))]
 
@@ -210,7 +217,7 @@ def _pad(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
 def _gather(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
     """Look up rows: axes that are taken whole keep their term."""
     table, reason, numbers = operands[0], describe(equation), equation.params["dimension_numbers"]
-    sizes, shape = equation.params["slice_sizes"], equation.outvars[0].aval.shape
+    sizes, shape = equation.params["slice_sizes"], shape_of(equation)
     gone = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
     axes: list[Term] = [Atom(n, frozen=reason) for n in shape]
     kept = [axis for axis in range(len(table.axes)) if axis not in gone]
@@ -227,7 +234,7 @@ def _gather(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
 
 def _count(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
     along = equation.params["dimension"]
-    shape = equation.outvars[0].aval.shape
+    shape = shape_of(equation)
     return [Value(tuple(Atom(n, frozen=describe(equation) if axis == along else None) for axis, n in enumerate(shape)))]
 
 

@@ -7,7 +7,6 @@ terms that must be the same axis are unified, as in type inference. Equal length
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 
 @dataclass(eq=False)
@@ -49,7 +48,7 @@ class Concatenation:
         return sum(part.size for part in self.parts)
 
 
-Term = Union[Atom, Product, Concatenation]
+Term = Atom | Product | Concatenation
 
 
 def resolve(term: Term) -> Term:

@@ -23,6 +23,7 @@ from loft_jax.models.tracing.rules import (
     describe,
     freeze_unknown,
     fresh,
+    shape_of,
     unify_values,
 )
 from loft_jax.models.tracing.terms import Atom, Term, freeze, unify
@@ -155,7 +156,7 @@ class Walk:
             unify(entering, summed, reason)
             self.consumed.append(Use(summed, kernel.path, *about))
             self.produced.append(Use(made, kernel.path, *about))
-        axes = [Atom(n, frozen=f"positions of {reason}") for n in equation.outvars[0].aval.shape]
+        axes = [Atom(n, frozen=f"positions of {reason}") for n in shape_of(equation)]
         result: list[Term] = list(axes)
         result[numbers.out_spec[0]] = images.axes[numbers.lhs_spec[0]]
         result[numbers.out_spec[1]] = made

@@ -9,8 +9,8 @@ from flax import nnx
 
 from loft_jax.filters import FilterGroup
 from loft_jax.models.linen import LinenSource
-from loft_jax.models.network import Network
 from loft_jax.models.nnx import NnxSource
+from loft_jax.models.resnet import ResNet
 from loft_jax.models.traced import TracedNetwork, discover
 from loft_jax.models.tracing.discovery import Axis
 
@@ -22,8 +22,8 @@ def find_filter_groups(model: Any, images: Any) -> tuple[FilterGroup, ...]:
 
     Args:
       model: a Flax Linen module, a Flax NNX module, or a function from `nnx.Rngs` to one.
-      images: an example of its input, [batch, height, width, channels] or [batch, features], or a `jax.ShapeDtypeStruct`
-        of that shape. The length of the batch does not matter.
+      images: an example of its input, [batch, height, width, channels] or [batch, features], or a
+        `jax.ShapeDtypeStruct` of that shape. The length of the batch does not matter.
 
     Returns:
       The groups that can be split, in network order, each tried with half of its filters. What is left whole, and why,
@@ -41,10 +41,12 @@ def explain_filter_groups(model: Any, images: Any) -> "Explanation":
     return explain(make_network(model, tuple(images.shape[1:])))
 
 
-def make_network(model: Any, image_shape: tuple[int, ...]) -> Network:
+def make_network(model: Any, image_shape: tuple[int, ...]) -> ResNet | TracedNetwork:
     """Return a module of any origin as a network for examples of this shape. Raises TypeError for another object."""
+    if isinstance(model, ResNet):
+        return model
     if isinstance(model, nn.Module):
-        return model if hasattr(model, "filter_groups") else TracedNetwork(LinenSource(model), image_shape)
+        return TracedNetwork(LinenSource(model), image_shape)
     if isinstance(model, nnx.Module):
         graph, state = nnx.split(model)
         return TracedNetwork(NnxSource(lambda rngs: nnx.merge(graph, state), type(model).__name__), image_shape)
@@ -53,11 +55,12 @@ def make_network(model: Any, image_shape: tuple[int, ...]) -> Network:
     if isinstance(model, Callable):
         return TracedNetwork(NnxSource(model, getattr(model, "__name__", "network")), image_shape)
     raise TypeError(
-        f"{type(model).__name__}: must be a Flax Linen module, a Flax NNX module, or a function of nnx.Rngs that makes one"
+        f"{type(model).__name__}: must be a Flax Linen module, a Flax NNX module, or a function of nnx.Rngs that "
+        "makes one"
     )
 
 
-def explain(network: Network, image_shape: tuple[int, ...] | None = None) -> "Explanation":
+def explain(network: Any, image_shape: tuple[int, ...] | None = None) -> "Explanation":
     """Explain the groups of a network; one that declares them is traced beside, for what the others are."""
     if isinstance(network, TracedNetwork):
         return Explanation(network.filter_groups(), network.discovery.axes, declared=False)
