@@ -1,0 +1,1 @@
+from .catalogue import FAMILIES as FAMILIES, Family as Family, create_family as create_family
