@@ -95,6 +95,7 @@ def dataset_facts(config: Config) -> Facts:
         stored, classes, examples, test_examples = known
         streamed = is_streamed(config.data.name, stored, examples + test_examples, config.data.loading)
         (height, width, channels), size = stored, config.data.image_size
+        assert size is not None  # Only a folder's may be null.
         return Facts((height or size, width or size, channels), classes, examples, test_examples, streamed)
     return Facts.from_dataset(load_dataset(config))
 

@@ -10,7 +10,7 @@ from loft_jax.errors import UserError
 
 
 def load_dataset(config: Config) -> AnyDataset:
-    """Load the data set of a config: `digits`, which ships with scikit-learn, `idx`, `arrays`, or a TFDS data set.
+    """Load the data set of a config: `digits`, which ships with scikit-learn, the user's own, or a TFDS data set.
 
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or not of the kind that the settings of `data` ask for.
@@ -35,6 +35,10 @@ def _load(config: Config) -> AnyDataset:
 
         assert data_dir is not None  # The config has been validated.
         return load_arrays(data_dir)
+    if name == "folder":
+        from loft_jax.data.folder import load_folder
+
+        return load_folder(config.data)
     if name == "idx":
         from loft_jax.data.idx import load_idx
 

@@ -25,6 +25,7 @@ def image_data(
     class_names: Sequence[str] | None = None,
     crop_padding: int = CROP_PADDING,
     flip: bool = True,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Make a data set from arrays of images and labels.
 
@@ -37,6 +38,7 @@ def image_data(
       class_names: a name for each class.
       crop_padding: pixels of zero padding on each side before a random crop.
       flip: whether a mirrored image keeps its label.
+      notes: what was changed in the images before.
 
     Raises:
       UserError: the arrays are no such data set, or do not fit on a device; the message names array, entry and rule.
@@ -46,10 +48,10 @@ def image_data(
         for split, values in zip(SPLITS, (train_labels, test_labels), strict=True)
     }
     classes = count_classes(labels, class_names)
-    notes: dict[str, None] = {}
+    changed: dict[str, None] = dict.fromkeys(notes)
     images = {}
     for split, values in zip(SPLITS, (train_images, test_images), strict=True):
-        images[split] = _to_uint8(np.asanyarray(values), split, notes)
+        images[split] = _to_uint8(np.asanyarray(values), split, changed)
         if len(images[split]) != len(labels[split]):
             raise UserError(
                 f"{split}_images has {len(images[split])} images and {split}_labels {len(labels[split])} labels; must "
@@ -70,7 +72,7 @@ def image_data(
         flip=flip,
         fingerprint=fingerprint(*(a for s in SPLITS for a in (images[s], labels[s].astype(np.int32)))),
         class_names=tuple(class_names) if class_names is not None else None,
-        notes=tuple(notes),
+        notes=tuple(changed),
     )
 
 

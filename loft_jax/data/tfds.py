@@ -46,6 +46,7 @@ def load_tfds(settings: Data) -> AnyDataset:
         fingerprints = [_fingerprint(builder, split) for split in splits]
     classes, image = builder.info.features["label"].num_classes, builder.info.features["image"].shape
     counts, mixed = [builder.info.splits[split].num_examples for split in splits], None in image
+    assert settings.image_size is not None  # Only a folder's may be null.
     shape = (settings.image_size, settings.image_size, 1 if image[2] == 1 else 3) if mixed else image
     train, test = (StoredImages(name, str(directory), split, shape, classes, mixed) for split in splits)
     if is_streamed(name, image, sum(counts), settings.loading):

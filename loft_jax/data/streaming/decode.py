@@ -32,6 +32,13 @@ def evaluation_crop(data: bytes, size: int, channels: int) -> np.ndarray:
     return _resample(image, _middle_box(width, height, side, side), size, channels)
 
 
+def middle_crop(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """Cut the largest square in the middle, and resample it, unless it has the size: uint8 [size, size, channels]."""
+    width, height = image.size
+    side = min(width, height)
+    return _resample(image, _middle_box(width, height, side, side), size, channels)
+
+
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """Draw the box (left, top, right, bottom) of `training_crop` in an image of `width` x `height` pixels."""
     for _ in range(_TRIES):
