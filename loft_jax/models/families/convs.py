@@ -14,7 +14,7 @@ _GLOROT = nn.initializers.glorot_normal()
 class ConvNet(nn.Module):
     """Pairs of 3x3 convolutions with max-pooling after each, then three dense layers, on NHWC images; without norm.
 
-    With padding that keeps 32x32 images at 4x4 after three poolings, Conv-6 has 2.26 million weights; the paper says 1.7.
+    On 32x32 images Conv-6 has 2.26 million weights, where the paper says 1.7.
 
     Attributes:
       pairs: number of pairs of convolutions.

@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr
 
 from loft_jax.filters import FilterGroup, Place, flatten_paths
 from loft_jax.models.tracing.layout import Layout
+from loft_jax.models.tracing.rules import user_line
 from loft_jax.models.tracing.terms import Atom, atoms, freeze, resolve, unify
 from loft_jax.models.tracing.walk import Use, Value, Walk
 
@@ -168,26 +169,36 @@ class Discovery:
         return "inner", None
 
     def _find_refused(self, trial: Trial) -> dict[Atom, str]:
-        """Trace the network with fewer filters; return the axes for which that fails, and how."""
+        """Trace the network with half of the filters; return the axes for which that fails, and how.
+
+        Where it fails for all together, halves are tried, and so on: few trials find the few that are to blame, and of
+        some that only fail together the last ones are.
+        """
         inner = {name: atom for atom, (name, _) in self._kernels.items() if self._kind(atom)[0] == "inner"}
-        half = {name: atom.size // 2 for name, atom in inner.items()}
-        if not inner or self._fails(trial, half) is None:
-            return {}
-        refused = {}
-        for name, atom in inner.items():
-            if (error := self._fails(trial, {name: half[name]})) is not None:
-                refused[atom] = f"the network cannot be built with {half[name]} of them: {error}"
-        rest = {name: width for name, width in half.items() if inner[name] not in refused}
-        if rest and (error := self._fails(trial, rest)) is not None:
-            reason = f"the network cannot be built with fewer of them and of others: {error}"
-            refused |= {inner[name]: reason for name in rest}
+        refused: dict[Atom, str] = {}
+
+        def accept(names: list[str], beside: dict[str, int]) -> dict[str, int]:
+            half = beside | {name: max(1, inner[name].size // 2) for name in names}
+            if (error := self._fails(trial, half)) is None:
+                return half
+            if len(names) > 1:
+                middle = len(names) // 2
+                return accept(names[middle:], accept(names[:middle], beside))
+            others = " and fewer of others" if beside and self._fails(trial, {names[0]: half[names[0]]}) is None else ""
+            refused[inner[names[0]]] = f"the network cannot be built with {half[names[0]]} of them{others}: {error}"
+            return beside
+
+        if inner:
+            accept(list(inner), {})
         return refused
 
     def _fails(self, trial: Trial, widths: Mapping[str, int]) -> str | None:
         try:
             trial(self.shapes(widths))
         except Exception as error:  # The user's code may raise anything.
-            return " ".join(str(error).split())[:300] or type(error).__name__
+            where = user_line(error)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            return f"{reason} at {where}" if where else reason
         return None
 
     def _describe(self, atom: Atom, name: str, kernel: str) -> Axis:

@@ -1,12 +1,14 @@
 """A rule for each primitive that moves axes: the terms of its results from those of its operands."""
 
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import flax
+import jax
 from jax._src import source_info_util
 from jax.extend.core import JaxprEqn
 
@@ -22,7 +24,7 @@ from loft_jax.models.tracing.terms import (
 )
 
 # Lines of these are not what a user would look for.
-_MODELS = Path(__file__).parents[1]
+_MODELS, _JAX = Path(__file__).parents[1], str(Path(jax.__file__).parent)
 _HIDDEN = (
     str(Path(flax.__file__).parent),
     *(str(_MODELS / name) for name in ("linen.py", "nnx.py", "traced.py", "convolution.py", "norm.py")),
@@ -62,6 +64,23 @@ def describe(equation: JaxprEqn) -> str:
     outside = [frame for frame in frames if not frame.file_name.startswith(_HIDDEN)]
     where = [f" at {Path(frame.file_name).name}:{frame.start_line}" for frame in outside or frames]
     return f"{equation.primitive.name}{where[0] if where else ''}"
+
+
+def locate(equation: JaxprEqn, caller: JaxprEqn | None) -> JaxprEqn:
+    """Return the equation with the caller's line if it has none: the body of a function of JAX's own may know none."""
+    if caller is None or any(source_info_util.user_frames(equation.source_info.traceback)):
+        return equation
+    return equation.replace(source_info=caller.source_info)
+
+
+def user_line(error: BaseException) -> str | None:
+    """Name the innermost line of the user's code in the traceback of an error."""
+    lines = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_HIDDEN, _JAX, str(_MODELS / "tracing"), "<"))
+    ]
+    return f"{Path(lines[-1][0]).name}:{lines[-1][1]}" if lines else None
 
 
 def unify_values(one: Value, other: Value, reason: str) -> None:

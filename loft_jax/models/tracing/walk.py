@@ -23,6 +23,7 @@ from loft_jax.models.tracing.rules import (
     describe,
     freeze_unknown,
     fresh,
+    locate,
     shape_of,
     unify_values,
 )
@@ -59,7 +60,9 @@ class Walk:
     consumed: list[Use] = field(default_factory=list)
     operations: int = 0
 
-    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    def run(
+        self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], caller: JaxprEqn | None = None
+    ) -> list[Value]:
         """Walk through a function, given the values of its arguments; return those of its results."""
         values: dict[Var, Value] = {}
         for variable in jaxpr.constvars:
@@ -70,6 +73,7 @@ class Walk:
             return constant(operand.aval) if isinstance(operand, Literal) else values[operand]
 
         for equation in jaxpr.eqns:
+            equation = locate(equation, caller)
             results = self._step(equation, [read(operand) for operand in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
         return [read(result) for result in jaxpr.outvars]
@@ -94,10 +98,10 @@ class Walk:
 
     def _call(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         inner = next(value for key in BODIES if (value := equation.params.get(key)) is not None)
-        return self._open(inner, operands[len(operands) - len(_jaxpr(inner).invars) :])
+        return self._open(equation, inner, operands[len(operands) - len(_jaxpr(inner).invars) :])
 
-    def _open(self, inner: ClosedJaxpr | Jaxpr, operands: list[Value]) -> list[Value]:
-        return self.run(_jaxpr(inner), getattr(inner, "consts", ()), operands)
+    def _open(self, caller: JaxprEqn, inner: ClosedJaxpr | Jaxpr, operands: list[Value]) -> list[Value]:
+        return self.run(_jaxpr(inner), getattr(inner, "consts", ()), operands, caller)
 
     def _choose(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         platforms = equation.params.get("branches_platforms")
@@ -105,7 +109,7 @@ class Walk:
             return freeze_unknown(equation, operands)
         # All branches of a choice by platform compute one thing: the form for no named platform says what.
         default = platforms.index(None) if None in platforms else len(platforms) - 1
-        return self._open(equation.params["branches"][default], operands[1:])
+        return self._open(equation, equation.params["branches"][default], operands[1:])
 
     def _scan(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         params, reason = equation.params, describe(equation)
@@ -115,7 +119,7 @@ class Walk:
             unify(value.axes[0], length, reason)
         carried = operands[constants : constants + carries]
         rows = [Value(value.axes[1:], value.path) for value in operands[constants + carries :]]
-        results = self._open(params["jaxpr"], [*operands[:constants], *carried, *rows])
+        results = self._open(equation, params["jaxpr"], [*operands[:constants], *carried, *rows])
         for before, after in zip(carried, results[:carries], strict=True):
             unify_values(before, after, reason)
         return results[:carries] + [Value((length, *value.axes)) for value in results[carries:]]
