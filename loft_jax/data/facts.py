@@ -8,7 +8,8 @@ import numpy as np
 
 from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset, is_streamed
-from loft_jax.data.load import load_dataset
+from loft_jax.data.holdout import count_held_out
+from loft_jax.data.load import check_streamable, load_dataset
 from loft_jax.data.streaming.dataset import AnyDataset, StreamedDataset
 from loft_jax.data.streaming.stored import StoredImages
 
@@ -24,6 +25,7 @@ class Facts:
       num_classes: number of classes.
       examples, test_examples: number of training and test images.
       streamed: whether they are streamed; otherwise they are kept on the devices.
+      validation_examples: number of images held out for validation, which are not among the training images.
     """
 
     image_shape: tuple[int, int, int]
@@ -31,21 +33,30 @@ class Facts:
     examples: int
     test_examples: int
     streamed: bool = False
+    validation_examples: int = 0
 
     def device_bytes(self, devices: int, batches: int) -> int:
         """Return the bytes of uint8 images and int32 labels on each device.
 
-        A device holds the training set and its part of the test set. If images are streamed, it holds only the
-        `batches` images of the batches that it works on or that are dispatched to it.
+        A device holds the training set and its part of the test and validation sets. If images are streamed, it holds
+        only the `batches` images of the batches that it works on or that are dispatched to it.
         """
         image = math.prod(self.image_shape) + 4
-        kept = batches if self.streamed else self.examples + math.ceil(self.test_examples / devices)
+        spread = math.ceil(self.test_examples / devices) + math.ceil(self.validation_examples / devices)
+        kept = batches if self.streamed else self.examples + spread
         return image * kept
 
     @classmethod
     def from_dataset(cls, data: AnyDataset) -> "Facts":
         """Read the facts from a loaded data set."""
-        return cls(data.image_shape, data.num_classes, data.examples, data.test_examples, data.streamed)
+        return cls(
+            data.image_shape,
+            data.num_classes,
+            data.examples,
+            data.test_examples,
+            data.streamed,
+            data.validation_examples,
+        )
 
     def placeholder(self, images: int = _PLACEHOLDER_IMAGES) -> AnyDataset:
         """Make a data set of black images of this kind, to compile programs for; it takes the memory of one image."""
@@ -69,6 +80,7 @@ def data_identity(dataset: AnyDataset) -> dict[str, Any]:
         "classes": dataset.num_classes,
         "training_images": dataset.examples,
         "test_images": dataset.test_examples,
+        **({"validation_images": dataset.validation_examples} if dataset.validation_examples else {}),
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
     }
 
@@ -96,7 +108,11 @@ def dataset_facts(config: Config) -> Facts:
         streamed = is_streamed(config.data.name, stored, examples + test_examples, config.data.loading)
         (height, width, channels), size = stored, config.data.image_size
         assert size is not None  # Only a folder's may be null.
-        return Facts((height or size, width or size, channels), classes, examples, test_examples, streamed)
+        if streamed:
+            check_streamable(config, config.data.name)
+        held = count_held_out(config.data.validation, examples)
+        shape = (height or size, width or size, channels)
+        return Facts(shape, classes, examples - held, test_examples, streamed, held)
     return Facts.from_dataset(load_dataset(config))
 
 

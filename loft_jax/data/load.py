@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from loft_jax.config import Config
 from loft_jax.data.dataset import Dataset
+from loft_jax.data.holdout import hold_out_validation
 from loft_jax.data.streaming.dataset import AnyDataset
 from loft_jax.errors import UserError
 
@@ -15,13 +16,25 @@ def load_dataset(config: Config) -> AnyDataset:
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or not of the kind that the settings of `data` ask for.
     """
-    dataset, flip = _load(config), config.data.flip
-    if flip is None or flip == dataset.flip:
-        return dataset
+    dataset, flip, validation = _load(config), config.data.flip, config.data.validation
     if not isinstance(dataset, Dataset):
-        use = "leave data.flip out" if flip else "use data.augment=false, or data.loading=device"
-        raise UserError(f"data.flip={str(flip).lower()}: {dataset.name} is streamed, which decides about it; {use}")
-    return replace(dataset, flip=flip)
+        check_streamable(config, dataset.name)
+        if flip not in (None, dataset.flip):
+            use = "leave data.flip out" if flip else "use data.augment=false, or data.loading=device"
+            raise UserError(f"data.flip={str(flip).lower()}: {dataset.name} is streamed, which decides about it; {use}")
+        return dataset
+    if flip is not None:
+        dataset = replace(dataset, flip=flip)
+    return hold_out_validation(dataset, validation, config.seed) if validation else dataset
+
+
+def check_streamable(config: Config, name: str) -> None:
+    """Raise UserError if the settings ask for what streamed images do not have: a part for validation."""
+    if config.data.validation:
+        raise UserError(
+            f"data.validation={config.data.validation:g}: {name} is streamed, and images are held out only of data "
+            "that are kept on the device; leave data.validation out, or use data.loading=device if they fit"
+        )
 
 
 def _load(config: Config) -> AnyDataset:

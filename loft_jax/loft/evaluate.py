@@ -1,7 +1,7 @@
 """Norm statistics and accuracy of the full CNN, spread over all devices of the mesh."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,10 @@ class NormEstimator:
 
 
 class Evaluator:
-    """Measures loss and accuracy on the test set; every example counts once, for any number of devices."""
+    """Measures loss and accuracy on the test set; every example counts once, for any number of devices.
+
+    With `split="validation"`, on the images that are held out of the training images.
+    """
 
     def __init__(
         self,
@@ -107,12 +110,14 @@ class Evaluator:
         mesh: Mesh,
         images: Images,
         *,
+        split: Literal["test", "validation"] = "test",
         fused: bool | None = None,
     ):
-        steps, *_ = split_test(config, dataset.test_examples, mesh)
-        self._model, self._mesh, self._examples = model, mesh, dataset.test_examples
+        self._examples = dataset.test_examples if split == "test" else dataset.validation_examples
+        steps, *_ = split_test(config, self._examples, mesh)
+        self._model, self._mesh, self._split = model, mesh, split
         self._preparation = Preparation.from_dataset(dataset, augment=False)
-        self._batches = images.test
+        self._batches = images.test if split == "test" else images.validation
         self._loop = DeviceLoop(
             mesh,
             self._begin,
@@ -126,13 +131,16 @@ class Evaluator:
         self._total = jax.jit(lambda carry: jax.tree.map(jnp.sum, carry), out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> dict[str, float]:
-        """Test {"params", "batch_stats"}; returns {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}."""
+        """Test {"params", "batch_stats"}; returns {"test/loss": mean cross-entropy, "test/accuracy": in [0, 1]}.
+
+        The names begin with the split.
+        """
         with self._batches.feed() as feed:
             carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
         total = jax.device_get(self._total(carry))
         return {
-            "test/loss": float(total["loss"]) / self._examples,
-            "test/accuracy": int(total["correct"]) / self._examples,
+            f"{self._split}/loss": float(total["loss"]) / self._examples,
+            f"{self._split}/accuracy": int(total["correct"]) / self._examples,
         }
 
     def _begin(self, *_: Any) -> Tree:

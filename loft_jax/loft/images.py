@@ -68,6 +68,7 @@ class Images(Protocol):
       norms: the training batches on which norm statistics are re-estimated, the same at every call; in a step of the
         loop each device has a batch of its own.
       test: every test image once, spread over the devices; padded with images of label -1.
+      validation: the same with every image that is held out of the training images; there must be some.
     """
 
     @property
@@ -76,6 +77,8 @@ class Images(Protocol):
     def norms(self) -> Batches: ...
     @property
     def test(self) -> Batches: ...
+    @property
+    def validation(self) -> Batches: ...
 
     def close(self) -> None:
         """Stop the readers, if there are any."""

@@ -48,14 +48,25 @@ class ResidentImages:
     @cached_property
     def test(self) -> "_SlicedBatches":
         """Batches of the test images: slices of each device's part."""
-        dataset, sharding = self._dataset, NamedSharding(self._mesh, PER_DEVICE)
-        _, batch, padding = split_test(self._config, dataset.test_examples, self._mesh)
+        return self._slice(self._dataset.test_images, self._dataset.test_labels)
+
+    @cached_property
+    def validation(self) -> "_SlicedBatches":
+        """Batches of the images that are held out of the training images: slices of each device's part."""
+        images, labels = self._dataset.validation_images, self._dataset.validation_labels
+        assert images is not None
+        assert labels is not None
+        return self._slice(images, labels)
+
+    def _slice(self, images: np.ndarray, labels: np.ndarray) -> "_SlicedBatches":
+        sharding = NamedSharding(self._mesh, PER_DEVICE)
+        _, batch, padding = split_test(self._config, len(labels), self._mesh)
         if self._shapes_only:
-            count = dataset.test_examples + padding
-            shapes = ((count, *dataset.image_shape), np.uint8), ((count,), np.int32)
+            count = len(labels) + padding
+            shapes = ((count, *images.shape[1:]), np.uint8), ((count,), np.int32)
             return _SlicedBatches(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
-        images = np.pad(dataset.test_images, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        labels = np.pad(dataset.test_labels, (0, padding), constant_values=-1)
+        images = np.pad(images, ((0, padding), *((0, 0),) * (images.ndim - 1)))
+        labels = np.pad(labels, (0, padding), constant_values=-1)
         return _SlicedBatches((distribute(images, sharding), distribute(labels, sharding)), batch)
 
     def close(self) -> None:

@@ -55,6 +55,11 @@ class StreamedImages:
         positions = numbers.reshape(self._mesh.size, steps, batch).swapaxes(0, 1)
         return ListedBatches(self._dataset, self._mesh, "test", np.arange(examples), positions)
 
+    @property
+    def validation(self) -> "ListedBatches":
+        """Raise ValueError: no images are held out of streamed ones."""
+        raise ValueError("streamed data sets have no images for validation")
+
     def close(self) -> None:
         """Stop the readers of training batches; other readers stop when their loop ends."""
         self.training.close()

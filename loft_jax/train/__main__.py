@@ -104,6 +104,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     if "stopped" in summary:
         print(f"stopped   {summary['stopped']}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
+    if "validation/accuracy" in summary:
+        accuracy, loss = summary["validation/accuracy"], summary["validation/loss"]
+        print(f"          {accuracy:.2%} on the images held out for validation, loss {loss:.4f}")
     print(f"measured  {duration(sum(seconds.values()))}: {split}")
     share = f"; {summary['share_of_peak']:.1%} of the devices' peak" if "share_of_peak" in summary else ""
     print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers{share}", flush=True)

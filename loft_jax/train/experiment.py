@@ -28,6 +28,7 @@ class Experiment:
     method: Method
     estimate_norms: NormEstimator
     evaluate: Evaluator
+    validate: Evaluator | None
 
     @classmethod
     def build(
@@ -66,6 +67,9 @@ class Experiment:
             method=make_method(config, model, dataset, mesh, images),
             estimate_norms=NormEstimator(config, model, dataset, mesh, images),
             evaluate=Evaluator(config, model, dataset, mesh, images),
+            validate=Evaluator(config, model, dataset, mesh, images, split="validation")
+            if dataset.validation_examples
+            else None,
         )
 
     def initial_state(self) -> State:

@@ -29,6 +29,7 @@ def print_setup(experiment: Experiment) -> None:
         **({"idle": idle_advice(config, experiment.model, data, jax.devices())} if idle else {}),
         "mesh": method_lines.pop("mesh"),
         "data": f"{data.name}: {data.examples:,} training and {data.test_examples:,} test images, "
+        + (f"{data.validation_examples:,} held out for validation, " if data.validation_examples else "")
         + "x".join(map(str, shape))
         + data.loading_text,
         "model": f"{config.model.name}: {full:,} parameters; sub-CNN of a worker: {compact:,} ({compact / full:.0%})",
@@ -85,6 +86,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
     shape = experiment.dataset.image_shape
     return {
         **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
+        **{key: last[key] for key in ("validation/accuracy", "validation/loss") if key in last},
         "images": images,
         "images_per_second": images_per_second,
         **experiment.share_of_peak(images_per_second),

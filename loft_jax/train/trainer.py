@@ -208,6 +208,8 @@ class Trainer:
                 variables = self._experiment.estimate_norms(full.variables)
                 if evaluates:
                     metrics |= self._experiment.evaluate(variables)
+                    if self._experiment.validate:
+                        metrics |= self._experiment.validate(variables)
                     self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
             # The loss is from before the last update of the round, and a saved round is not always evaluated.
             if not _all_finite((variables, full)):

@@ -47,6 +47,11 @@ class StreamedDataset:
         return self.train.num_classes
 
     @property
+    def validation_examples(self) -> int:
+        """Number of images held out for validation: none."""
+        return 0
+
+    @property
     def streamed(self) -> bool:
         """Whether batches come from reader processes instead of arrays on the devices."""
         return True
