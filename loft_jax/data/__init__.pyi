@@ -7,7 +7,8 @@ from .facts import (
     dataset_facts as dataset_facts,
     facts_to_compile_for as facts_to_compile_for,
 )
-from .load import load_dataset as load_dataset
+from .load import load_dataset as load_dataset, prepare_dataset as prepare_dataset
+from .memory import image_data as image_data
 from .preparation import Preparation as Preparation
 from .streaming.dataset import AnyDataset as AnyDataset, StreamedDataset as StreamedDataset
 from .streaming.schedule import FixedSchedule as FixedSchedule, TrainingSchedule as TrainingSchedule

@@ -69,11 +69,13 @@ class Facts:
 
 
 def data_identity(dataset: AnyDataset) -> dict[str, Any]:
-    """Return what tells a data set from others, for a run's directory: name, sizes, and a checksum if it has one.
+    """Return what tells a data set from others, for a run's directory: name, sizes, names of classes, and a checksum.
 
     The files of a TFDS data set may move, so these are known by their name, which includes no checksum.
     """
-    fingerprint = dataset.fingerprint if isinstance(dataset, Dataset) else None
+    fingerprint, names = None, None
+    if isinstance(dataset, Dataset):
+        fingerprint, names = dataset.fingerprint, dataset.class_names
     return {
         "name": dataset.name,
         "image_shape": list(dataset.image_shape),
@@ -81,6 +83,7 @@ def data_identity(dataset: AnyDataset) -> dict[str, Any]:
         "training_images": dataset.examples,
         "test_images": dataset.test_examples,
         **({"validation_images": dataset.validation_examples} if dataset.validation_examples else {}),
+        **({} if names is None else {"class_names": list(names)}),
         **({} if fingerprint is None else {"fingerprint": fingerprint}),
     }
 

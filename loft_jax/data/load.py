@@ -16,7 +16,12 @@ def load_dataset(config: Config) -> AnyDataset:
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or not of the kind that the settings of `data` ask for.
     """
-    dataset, flip, validation = _load(config), config.data.flip, config.data.validation
+    return prepare_dataset(_load(config), config)
+
+
+def prepare_dataset(dataset: AnyDataset, config: Config) -> AnyDataset:
+    """Return a data set as `data.flip` and `data.validation` want it. Raises UserError if it cannot be so."""
+    flip, validation = config.data.flip, config.data.validation
     if not isinstance(dataset, Dataset):
         check_streamable(config, dataset.name)
         if flip not in (None, dataset.flip):

@@ -74,6 +74,7 @@ def test_facts_and_identity_count_what_is_trained_on():
     assert (facts.examples, facts.validation_examples, facts.test_examples) == (1337, 100, 360)
     assert [identity[key] for key in ("training_images", "validation_images", "test_images")] == [1337, 100, 360]
     assert "validation_images" not in data_identity(load_dataset(Config()))
+    assert identity["class_names"] == list("0123456789")
     assert facts.device_bytes(2, 1) == (1337 + 50 + 180) * (64 + 4)
     known = dataset_facts(Config(data={"name": "cifar10", "validation": 0.1}))
     assert (known.examples, known.validation_examples, known.test_examples) == (45_000, 5000, 10_000)
