@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
+from jax.extend.core import ClosedJaxpr
 
 from loft_jax.filters import FilterGroup, extract, flatten_paths, unflatten_paths
 from loft_jax.models.source import Norms, Shapes, Source, Tree
@@ -146,16 +147,18 @@ def discover(source: Source, image_shape: tuple[int, ...]) -> Discovery:
     training, updated = trace(lambda v, x, k: run(v, x, k, train=True, shapes={}), variables, images, key)
     _check_logits(source, evaluation.out_avals[0].shape)
 
-    def trial(shapes: Shapes) -> None:
+    def trial(shapes: Shapes) -> tuple[ClosedJaxpr, ClosedJaxpr]:
         narrow = {path: jax.ShapeDtypeStruct(shape, flat[path].dtype) for path, shape in shapes.items()}
+        traces = []
         for train in (False, True):
-            found = jax.eval_shape(lambda v, x, k, t=train: run(v, x, k, train=t, shapes=shapes), narrow, images, key)
-            logits, statistics = found
+            found, paths = trace(lambda v, x, k, t=train: run(v, x, k, train=t, shapes=shapes), narrow, images, key)
+            logits, *statistics = found.out_avals
             _check_logits(source, logits.shape)
-            for path, leaf in flatten_paths(statistics).items():
+            for path, leaf in zip(paths, statistics, strict=True):
                 if leaf.shape != shapes[path]:
                     raise ValueError(f"{path} becomes {leaf.shape} where {shapes[path]} is expected")
-        return
+            traces.append(found)
+        return traces[0], traces[1]
 
     shapes = {path: leaf.shape for path, leaf in flat.items()}
     return Discovery(Traces(shapes, evaluation, training, updated, _TRACED_BATCH), trial)

@@ -11,12 +11,13 @@ from jax.extend.core import ClosedJaxpr
 
 from loft_jax.filters import FilterGroup, Place, flatten_paths
 from loft_jax.models.tracing.layout import Layout
+from loft_jax.models.tracing.narrowing import compare
 from loft_jax.models.tracing.rules import user_line
 from loft_jax.models.tracing.terms import Atom, atoms, freeze, resolve, unify
 from loft_jax.models.tracing.walk import Use, Value, Walk
 
-# Traces the network for some shapes, or raises: (path -> shape) -> nothing.
-Trial = Callable[[Mapping[str, tuple[int, ...]]], None]
+# Traces the network in both modes for some shapes, or raises: (path -> shape) -> functions as in `Traces`.
+Trial = Callable[[Mapping[str, tuple[int, ...]]], tuple[ClosedJaxpr, ClosedJaxpr]]
 _DEFAULT_NAMES = ("kernel", "embedding", "weight", "w")
 
 
@@ -74,7 +75,7 @@ class Discovery:
 
     def __init__(self, traces: Traces, trial: Trial):
         self._shapes, self._refused = dict(traces.shapes), {}
-        self._walk = Walk()
+        self._walk, self._training = Walk(), Walk()
         self._layout = Layout(self._read(traces))
         self._kernels = dict(self._name_atoms())
         self._images = traces.images
@@ -131,7 +132,7 @@ class Discovery:
         """Walk through both modes; return the axes of every variable."""
         variables = {path: Value(tuple(Atom(n) for n in shape), path) for path, shape in sorted(traces.shapes.items())}
         # FLOPs are counted in evaluation alone: both modes have the same layers.
-        modes = ((self._walk, traces.evaluation, ()), (Walk(), traces.training, traces.updated))
+        modes = ((self._walk, traces.evaluation, ()), (self._training, traces.training, traces.updated))
         for walk, jaxpr, updated in modes:
             images = Value(tuple(Atom(n, frozen="the network's input") for n in jaxpr.in_avals[-2].shape))
             arguments = [*variables.values(), images, Value(())]
@@ -185,7 +186,7 @@ class Discovery:
                 middle = len(names) // 2
                 return accept(names[middle:], accept(names[:middle], beside))
             others = " and fewer of others" if beside and self._fails(trial, {names[0]: half[names[0]]}) is None else ""
-            refused[inner[names[0]]] = f"the network cannot be built with {half[names[0]]} of them{others}: {error}"
+            refused[inner[names[0]]] = f"with {half[names[0]]} of them{others} the network {error}"
             return beside
 
         if inner:
@@ -194,11 +195,13 @@ class Discovery:
 
     def _fails(self, trial: Trial, widths: Mapping[str, int]) -> str | None:
         try:
-            trial(self.shapes(widths))
+            for walk, jaxpr in zip((self._walk, self._training), trial(self.shapes(widths)), strict=True):
+                if (difference := compare(walk.results, jaxpr, self._sizes(widths))) is not None:
+                    return f"computes something else: {difference}"
         except Exception as error:  # The user's code may raise anything.
             where = user_line(error)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            return f"{reason} at {where}" if where else reason
+            return f"cannot be built: {reason}" + (f" at {where}" if where else "")
         return None
 
     def _describe(self, atom: Atom, name: str, kernel: str) -> Axis:

@@ -23,7 +23,7 @@ class Layout:
 
     def shape(self, path: str, sizes: Sizes) -> tuple[int, ...]:
         """Return the shape of a variable if atoms have these sizes."""
-        return tuple(_size(term, sizes) for term in self.axes[path])
+        return tuple(size_of(term, sizes) for term in self.axes[path])
 
     def places(self, atom: Atom, sizes: Sizes) -> dict[str, tuple[Place, ...]]:
         """Return where the filters of an atom lie: path -> places, for every variable that they touch."""
@@ -35,13 +35,14 @@ class Layout:
         return found
 
 
-def _size(term: Term, sizes: Sizes) -> int:
+def size_of(term: Term, sizes: Sizes) -> int:
+    """Return the length of an axis if atoms have these sizes."""
     term = resolve(term)
     if isinstance(term, Atom):
         return sizes(term)
     if isinstance(term, Product):
-        return math.prod(_size(factor, sizes) for factor in term.factors)
-    return sum(_size(part, sizes) for part in term.parts)
+        return math.prod(size_of(factor, sizes) for factor in term.factors)
+    return sum(size_of(part, sizes) for part in term.parts)
 
 
 def _places(term: Term, atom: Atom, sizes: Sizes) -> Iterator[Place]:
@@ -51,9 +52,9 @@ def _places(term: Term, atom: Atom, sizes: Sizes) -> Iterator[Place]:
             yield Place(axis=0)
     elif isinstance(term, Product):
         for number, factor in enumerate(term.factors):
-            outer = math.prod(_size(f, sizes) for f in term.factors[:number])
-            inner = math.prod(_size(f, sizes) for f in term.factors[number + 1 :])
-            length = _size(factor, sizes)
+            outer = math.prod(size_of(f, sizes) for f in term.factors[:number])
+            inner = math.prod(size_of(f, sizes) for f in term.factors[number + 1 :])
+            length = size_of(factor, sizes)
             for place in _places(factor, atom, sizes):
                 yield place.spread(outer, length, inner)
     else:
@@ -61,4 +62,4 @@ def _places(term: Term, atom: Atom, sizes: Sizes) -> Iterator[Place]:
         for part in term.parts:
             for place in _places(part, atom, sizes):
                 yield replace(place, offset=offset + place.offset)
-            offset += _size(part, sizes)
+            offset += size_of(part, sizes)

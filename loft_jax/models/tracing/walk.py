@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from loft_jax.models.flops import count_equation
@@ -29,6 +30,9 @@ from loft_jax.models.tracing.rules import (
 )
 from loft_jax.models.tracing.terms import Atom, Term, freeze, unify
 
+# Their results have sizes that the user's code gives, or follow from them.
+_SHAPED = frozenset(("reshape", "dot_general", "conv_general_dilated"))
+
 
 @dataclass
 class Use:
@@ -47,6 +51,23 @@ class Use:
     operation: int
 
 
+@dataclass(frozen=True)
+class Result:
+    """What an operation returns whose shape, or whose operand, can be made of sizes in the user's code.
+
+    Attributes:
+      where: the primitive and the user's line.
+      primitive: its name.
+      axes: of the result; () if its shape is of no interest.
+      numbers: scalars in the code that are operands.
+    """
+
+    where: str
+    primitive: str
+    axes: tuple[Term, ...]
+    numbers: tuple[str, ...]
+
+
 @dataclass
 class Walk:
     """What a walk has seen.
@@ -54,11 +75,13 @@ class Walk:
     Attributes:
       produced, consumed: the axes that convolutions and products make, and those that they sum over.
       operations: number of convolutions and products.
+      results: what reshapes, convolutions and products return, and the numbers in the code, in order.
     """
 
     produced: list[Use] = field(default_factory=list)
     consumed: list[Use] = field(default_factory=list)
     operations: int = 0
+    results: list["Result"] = field(default_factory=list)
 
     def run(
         self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], caller: JaxprEqn | None = None
@@ -76,7 +99,15 @@ class Walk:
             equation = locate(equation, caller)
             results = self._step(equation, [read(operand) for operand in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
+            self._note(equation, results)
         return [read(result) for result in jaxpr.outvars]
+
+    def _note(self, equation: JaxprEqn, results: list[Value]) -> None:
+        numbers = tuple(str(x.val) for x in equation.invars if isinstance(x, Literal) and np.ndim(x.val) == 0)
+        name = equation.primitive.name
+        if name in _SHAPED or numbers:
+            axes = results[0].axes if name in _SHAPED else ()
+            self.results.append(Result(describe(equation), name, axes, numbers))
 
     def _step(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         name = equation.primitive.name
