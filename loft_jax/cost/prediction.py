@@ -72,7 +72,7 @@ class ParameterSplit:
 
     @classmethod
     def from_groups(
-        cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, int, int]
+        cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, ...]
     ) -> "ParameterSplit":
         """Split the parameters of a model by its groups, for images of this shape (height, width, channels)."""
         partitioned = {path for group in groups if group.partitioned for path in group.axes}

@@ -88,5 +88,5 @@ class Augmentation:
 
 
 def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Normalise uint8 [batch, height, width, channels] to float32, by the mean and deviation of each channel."""
+    """Normalise [batch, ..., channels] to float32, by the mean and deviation of each channel, or feature."""
     return (images.astype(jnp.float32) - mean) / std

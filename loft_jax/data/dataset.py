@@ -17,7 +17,7 @@ class Dataset:
     """A data set in host memory.
 
     Attributes:
-      train_images, test_images: uint8 [N, height, width, channels].
+      train_images, test_images: uint8 [N, height, width, channels]; or features, float32 or uint8 [N, features].
       train_labels, test_labels: int32 [N], in [0, num_classes).
       num_classes: number of classes.
       crop_padding: pixels of zero padding on each side before a random crop.
@@ -48,13 +48,17 @@ class Dataset:
         if self.validation_images is not None and self.validation_labels is not None:
             splits.append(("validation", self.validation_images, self.validation_labels))
         for split, images, labels in splits:
-            if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+            fits = images.dtype == np.uint8 and images.ndim == 4
+            fits |= images.dtype in (np.uint8, np.float32) and images.ndim == 2
+            if not fits or labels.shape != images.shape[:1] or not len(labels):
                 raise ValueError(
                     f"{self.name} {split}: images must be uint8 [N, height, width, channels] with N labels, "
                     f"not {images.dtype} {images.shape} with labels {labels.shape}"
                 )
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise ValueError(f"{self.name} {split}: labels must be in [0, {self.num_classes})")
+        if self.has_features and (self.crop_padding or self.flip):
+            raise ValueError(f"{self.name}: features cannot be cropped or mirrored")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
 
@@ -74,10 +78,14 @@ class Dataset:
         return 0 if self.validation_labels is None else len(self.validation_labels)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        _, height, width, channels = self.train_images.shape
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width, channels), or (features,)."""
+        return self.train_images.shape[1:]
+
+    @property
+    def has_features(self) -> bool:
+        """Whether an example is a list of features instead of an image."""
+        return self.train_images.ndim == 2
 
     @property
     def streamed(self) -> bool:
@@ -91,9 +99,22 @@ class Dataset:
 
     @cached_property
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units."""
+        """Mean and deviation of each channel over the training images: float32 [channels], in uint8 units.
+
+        Those of features are of each feature; the deviation of a feature that does not change is 1.
+        """
+        if self.has_features:
+            return _feature_statistics(self.train_images)
         chunks = np.array_split(self.train_images, math.ceil(self.examples / 4096))
         return compute_statistics(np.sum([count_levels(chunk) for chunk in chunks], axis=0))
+
+
+def _feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute mean and deviation of each feature, [n, features]: float32 [features]."""
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    # A mean that is rounded leaves a tiny deviation where all values are equal.
+    std[features.min(axis=0) == features.max(axis=0)] = 1
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def is_streamed(name: str, image_shape: tuple[int | None, ...], images: int, loading: str) -> bool:

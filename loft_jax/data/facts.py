@@ -21,27 +21,29 @@ class Facts:
     """Facts about a data set's images.
 
     Attributes:
-      image_shape: (height, width, channels) of the images that the network gets.
+      image_shape: (height, width, channels) of the images that the network gets, or (features,).
       num_classes: number of classes.
       examples, test_examples: number of training and test images.
       streamed: whether they are streamed; otherwise they are kept on the devices.
       validation_examples: number of images held out for validation, which are not among the training images.
+      value_bytes: bytes of a value of an image, which is uint8, or of a feature.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     examples: int
     test_examples: int
     streamed: bool = False
     validation_examples: int = 0
+    value_bytes: int = 1
 
     def device_bytes(self, devices: int, batches: int) -> int:
-        """Return the bytes of uint8 images and int32 labels on each device.
+        """Return the bytes of images and int32 labels on each device.
 
         A device holds the training set and its part of the test and validation sets. If images are streamed, it holds
         only the `batches` images of the batches that it works on or that are dispatched to it.
         """
-        image = math.prod(self.image_shape) + 4
+        image = math.prod(self.image_shape) * self.value_bytes + 4
         spread = math.ceil(self.test_examples / devices) + math.ceil(self.validation_examples / devices)
         kept = batches if self.streamed else self.examples + spread
         return image * kept
@@ -56,16 +58,20 @@ class Facts:
             data.test_examples,
             data.streamed,
             data.validation_examples,
+            data.train_images.itemsize if isinstance(data, Dataset) else 1,
         )
 
     def placeholder(self, images: int = _PLACEHOLDER_IMAGES) -> AnyDataset:
         """Make a data set of black images of this kind, to compile programs for; it takes the memory of one image."""
         if self.streamed:
-            stored = StoredImages("placeholder", "", "", self.image_shape, self.num_classes, mixed=True)
+            height, width, channels = self.image_shape
+            stored = StoredImages("placeholder", "", "", (height, width, channels), self.num_classes, mixed=True)
             return _StreamedPlaceholder("placeholder", stored, stored, images, images, fingerprint="")
-        black = np.broadcast_to(np.zeros(self.image_shape, np.uint8), (images, *self.image_shape))
+        dtype, augmented = np.uint8 if self.value_bytes == 1 else np.float32, len(self.image_shape) == 3
+        black = np.broadcast_to(np.zeros(self.image_shape, dtype), (images, *self.image_shape))
         labels = np.zeros(images, np.int32)
-        return Dataset("placeholder", black, labels, black, labels, self.num_classes, crop_padding=4, flip=True)
+        crop_padding = 4 if augmented else 0
+        return Dataset("placeholder", black, labels, black, labels, self.num_classes, crop_padding, flip=augmented)
 
 
 def data_identity(dataset: AnyDataset) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def prepare_dataset(dataset: AnyDataset, config: Config) -> AnyDataset:
             use = "leave data.flip out" if flip else "use data.augment=false, or data.loading=device"
             raise UserError(f"data.flip={str(flip).lower()}: {dataset.name} is streamed, which decides about it; {use}")
         return dataset
+    if flip and dataset.has_features:
+        raise UserError(f"data.flip=true: {dataset.name} has features, which cannot be mirrored; leave data.flip out")
     if flip is not None:
         dataset = replace(dataset, flip=flip)
     return hold_out_validation(dataset, validation, config.seed) if validation else dataset

@@ -32,7 +32,8 @@ def image_data(
     Args:
       train_images, test_images: [n, height, width, channels], or [n, height, width] for grey images, which get one
         channel: uint8; uint16, of which the high byte is kept; or bool, of which true becomes 255. If there are four
-        channels, the last is alpha, and is dropped.
+        channels, the last is alpha, and is dropped. Or features for a network of dense layers, uint8 or float,
+        [n, features], which are neither cropped nor mirrored.
       train_labels, test_labels: integers [n], from 0 to the number of classes - 1; each has a training image.
       name: name of the data set in tables.
       class_names: a name for each class.
@@ -57,9 +58,13 @@ def image_data(
                 f"{split}_images has {len(images[split])} images and {split}_labels {len(labels[split])} labels; must "
                 "be as many"
             )
+    features = images["train"].ndim == 2
     shapes = ["x".join(map(str, images[split].shape[1:])) for split in SPLITS]
     if shapes[0] != shapes[1]:
         raise UserError(f"training images are {shapes[0]}, test images {shapes[1]}; must have one shape")
+    if images["train"].dtype != images["test"].dtype:
+        types = [str(images[split].dtype) for split in SPLITS]
+        raise UserError(f"train_images is {types[0]}, and test_images {types[1]}; must have one dtype")
     check_fits(sum(array.nbytes for array in images.values()), "prepare the data set with TFDS, which is streamed")
     return Dataset(
         name=name,
@@ -68,8 +73,8 @@ def image_data(
         test_images=images["test"],
         test_labels=labels["test"].astype(np.int32),
         num_classes=classes,
-        crop_padding=crop_padding,
-        flip=flip,
+        crop_padding=0 if features else crop_padding,
+        flip=flip and not features,
         fingerprint=fingerprint(*(a for s in SPLITS for a in (images[s], labels[s].astype(np.int32)))),
         class_names=tuple(class_names) if class_names is not None else None,
         notes=tuple(changed),
@@ -141,6 +146,8 @@ def fingerprint(*arrays: np.ndarray) -> str:
 def _to_uint8(images: np.ndarray, split: str, notes: dict[str, None]) -> np.ndarray:
     """Convert images to uint8 [n, height, width, channels]; what was changed is added to the notes."""
     name = f"{split}_images"
+    if images.ndim == 2 and images.size and (images.dtype.kind == "f" or images.dtype == np.uint8):
+        return _check_features(images, name)
     if images.dtype not in (np.uint8, np.uint16, np.bool_):
         nan = ", with NaN" if images.dtype.kind == "f" and np.isnan(images).any() else ""
         raise UserError(
@@ -149,7 +156,8 @@ def _to_uint8(images: np.ndarray, split: str, notes: dict[str, None]) -> np.ndar
         )
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise UserError(
-            f"{name} has the shape {images.shape}; must be [n, height, width, channels], or without channels"
+            f"{name} has the shape {images.shape}; must be [n, height, width, channels], or without channels (or "
+            "features, uint8 or float32 [n, features])"
         )
     if images.ndim == 3:
         images = images[..., None]
@@ -163,3 +171,15 @@ def _to_uint8(images: np.ndarray, split: str, notes: dict[str, None]) -> np.ndar
         notes[BOOLEANS_SCALED] = None
         return images.astype(np.uint8) * np.uint8(255)
     return images
+
+
+def _check_features(features: np.ndarray, name: str) -> np.ndarray:
+    """Return features [n, features] as uint8 or float32. Raises UserError if one is not finite."""
+    if features.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            features = features.astype(np.float32, copy=False)
+        wrong = np.argwhere(~np.isfinite(features))
+        if wrong.size:
+            row, column = wrong[0].tolist()
+            raise UserError(f"{name} holds {features[row, column]} at [{row}, {column}]; must be finite float32")
+    return features

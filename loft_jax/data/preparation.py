@@ -12,7 +12,7 @@ from loft_jax.data.streaming.dataset import AnyDataset
 
 @dataclass(frozen=True)
 class Preparation:
-    """Makes the float32 input of a network from uint8 images.
+    """Makes the float32 input of a network from uint8 images, or from features [batch, features].
 
     Attributes:
       augmentation: random crop and mirroring of training images; None for none.
@@ -26,6 +26,7 @@ class Preparation:
     @classmethod
     def from_dataset(cls, dataset: AnyDataset, *, augment: bool) -> "Preparation":
         """Make the preparation of a data set's images."""
+        augment = augment and len(dataset.image_shape) == 3
         augmentation = Augmentation(dataset.crop_padding, dataset.flip) if augment else None
         return cls(augmentation, *dataset.channel_statistics)
 

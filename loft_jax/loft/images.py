@@ -55,7 +55,7 @@ class Batches(Protocol):
           arguments: `arguments` of the loop, then the arguments that the step has of its own.
 
         Returns:
-          Images and labels, uint8 [part, height, width, channels] and int32 [part].
+          Images and labels, uint8 [part, height, width, channels] and int32 [part]; or features, [part, features].
         """
         ...
 

@@ -63,7 +63,7 @@ class ResidentImages:
         _, batch, padding = split_test(self._config, len(labels), self._mesh)
         if self._shapes_only:
             count = len(labels) + padding
-            shapes = ((count, *images.shape[1:]), np.uint8), ((count,), np.int32)
+            shapes = ((count, *images.shape[1:]), images.dtype), ((count,), np.int32)
             return _SlicedBatches(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
         images = np.pad(images, ((0, padding), *((0, 0),) * (images.ndim - 1)))
         labels = np.pad(labels, (0, padding), constant_values=-1)

@@ -8,7 +8,7 @@ from loft_jax.data import AnyDataset, Facts
 from loft_jax.errors import UserError
 from loft_jax.gpipe import GPipe, check_cuts
 from loft_jax.loft import Images, Method, Round, split_groups
-from loft_jax.models import Network
+from loft_jax.models import Network, declares_groups
 
 
 def check_method(model: Network, config: Config) -> None:
@@ -30,10 +30,15 @@ def check_method(model: Network, config: Config) -> None:
 
 
 def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
-    """Raise UserError if the data set has too few images for the workers, or is streamed and the method is GPipe."""
+    """Raise UserError if the data set does not fit: too few images, features, or streamed where the method is GPipe."""
     if config.data.split == "disjoint" and data.examples < config.loft.workers:
         raise UserError(
             f"loft.workers={config.loft.workers}: {data.examples} images are too few for data.split=disjoint"
+        )
+    if len(data.image_shape) == 1 and declares_groups(config):
+        raise UserError(
+            f"model.name={config.model.name}: takes images, and {name} has {data.image_shape[0]} features of each "
+            "example; use model.name=mlp or lenet300, or a network of your own"
         )
     if config.gpipe.stages is not None and data.streamed:
         raise UserError(

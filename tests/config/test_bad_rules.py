@@ -123,6 +123,7 @@ TESTED_ELSEWHERE = (
     "belongs to the filter groups",
     "JAX finds no device to run on",
 )
+TESTED_ELSEWHERE += ("which cannot be mirrored", "takes images, and")
 TESTED_ELSEWHERE += ("is streamed, which decides about it", "is streamed, and images are held out only")
 TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
 TESTED_ELSEWHERE += ("is not a sequence of blocks", "must be a block with another one after it")

@@ -195,7 +195,11 @@ BAD = {
     "floats": (changed(train_images=FLOATS), "train_images is float64; must be uint8"),
     "NaN": (changed(test_images=HOLED), "test_images is float64, with NaN; must be uint8"),
     "int images": (changed(train_images=IMAGES.astype(np.int64)), "train_images is int64; must be uint8"),
-    "no width": (changed(train_images=IMAGES[..., 0, 0]), "has the shape (6, 4); must be [n, height, width, chann"),
+    "no axis": (changed(train_images=IMAGES[:, 0, 0, 0]), "has the shape (6,); must be [n, height, width, channels], "),
+    "features and images": (
+        changed(train_images=IMAGES[..., 0, 0]),
+        "training images are 4, test images 4x5x3; must have one shape",
+    ),
     "grey and colour": (
         changed(train_images=IMAGES[..., 0]),
         "training images are 4x5x1, test images 4x5x3; must have one shape",
