@@ -42,7 +42,9 @@ class UserDenseNet(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Linen: an expansion, a depthwise convolution, squeeze-and-excite with a sigmoid, and a projection."""
+    """Linen: an expansion, a depthwise convolution, squeeze-and-excite with a sigmoid, and a projection;
+    then a block with the depthwise convolution alone.
+    """
 
     num_classes: int
     expanded: int = 24
@@ -57,6 +59,9 @@ class SqueezeExcite(nn.Module):
         gate = nn.relu(nn.Conv(8, (1, 1), name="squeeze")(y.mean(axis=(1, 2), keepdims=True)))
         y = y * nn.sigmoid(nn.Conv(self.expanded, (1, 1), name="excite")(gate))
         x = x + nn.Conv(8, (1, 1), name="project")(y)
+        y = nn.relu6(nn.Conv(self.expanded, (1, 1), name="expand2")(x))
+        y = nn.Conv(self.expanded, (3, 3), feature_group_count=self.expanded, use_bias=False, name="depthwise2")(y)
+        x = x + nn.Conv(8, (1, 1), name="project2")(nn.relu6(y))
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
 
@@ -92,13 +97,14 @@ class Residual(nn.Module):
     """A stream that three layers write, with dropout inside its blocks."""
 
     num_classes: int
+    rate: float = 0.3
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         x = nn.Conv(8, (3, 3), name="stem")(x)
         for block in (1, 2):
             y = nn.relu(nn.Conv(12, (3, 3), name=f"inner{block}")(x))
-            y = nn.Dropout(0.3, deterministic=not train)(y)
+            y = nn.Dropout(self.rate, deterministic=not train)(y)
             x = x + nn.Conv(8, (3, 3), name=f"outer{block}")(y)
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
@@ -153,17 +159,38 @@ class Transposed(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
 
-class Separate(nn.Module):
-    """A reshape by numbers, a split by a number, and a softmax over filters: what cannot be split."""
+class Shared(nn.Module):
+    """One layer called twice."""
 
     num_classes: int
 
     @nn.compact
     def __call__(self, x):
+        inner, outer = nn.Conv(8, (3, 3), name="inner"), nn.Conv(3, (3, 3), name="outer")
+        for _ in range(2):
+            x = outer(nn.relu(inner(x)))
+        return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
+
+
+class Separate(nn.Module):
+    """What cannot be split, each in a layer of its own."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        pieces = nn.Conv(8, (3, 3), name="pieces")(x)
+        grouped = nn.Conv(8, (3, 3), feature_group_count=2, name="grouped")(pieces).mean(axis=(1, 2))
         x = nn.relu(nn.Conv(12, (3, 3), name="plain")(x)).mean(axis=(1, 2))
         heads = nn.Dense(16, name="heads")(x).reshape(-1, 4, 4)
         one, other = jnp.split(nn.Dense(16, name="halves")(x), 2, axis=-1)
         weights = jax.nn.softmax(nn.Dense(8, name="weights")(x))
         ordered = jnp.sort(nn.Dense(8, name="ordered")(x), axis=-1)
-        y = jnp.concatenate([heads.mean(axis=1), one * other, weights, ordered], axis=-1)
-        return nn.Dense(self.num_classes, name="head")(y)
+        normed = nn.LayerNorm(name="norm")(nn.Dense(8, name="normed")(x))
+        padded = jnp.pad(nn.Dense(8, name="padded")(x), ((0, 0), (0, 2)))
+        strided = nn.Dense(8, name="strided")(x)[:, ::2]
+        looped = jax.lax.while_loop(lambda y: y.sum() > 1e9, lambda y: y / 2, nn.Dense(8, name="looped")(x))
+        scaled = nn.relu(nn.Dense(8, name="scaled")(x))
+        scaled = nn.Dense(4, name="reader")(scaled * scaled.shape[-1] ** -0.5)
+        y = [heads.mean(axis=1), one * other, weights, ordered, normed, padded, strided, looped, scaled, grouped]
+        return nn.Dense(self.num_classes, name="head")(jnp.concatenate(y, axis=-1))

@@ -14,9 +14,9 @@ from loft_jax.loft.split import split_groups
 from loft_jax.randomness import Purpose, key_for
 
 
-def batches_of(config, worker, round_number):
+def batches_of(config, worker, round_number, data=None):
     """The batches of one worker in one round, drawn without the mesh."""
-    data = tiny.dataset()
+    data = data or tiny.dataset()
     mean, std = data.channel_statistics
     steps, size = config.loft.local_steps, config.data.batch_size
     order = worker_order(
@@ -59,56 +59,59 @@ def sgd_programs(config, model):
     return optimizer.init, step
 
 
-def round_by_a_loop(config, state, round_number):
-    """One round as a plain loop over S separate sub-CNNs on one device, merged with numpy."""
-    groups = split_groups(MODEL, config)
+def round_by_a_loop(config, state, round_number, model=MODEL, data=None):
+    """One round as a plain loop over S separate sub-CNNs on one device, merged with numpy.
+
+    Of an entry that several workers hold, the mean of theirs is taken; what no worker holds stays.
+    """
+    groups = split_groups(model, config)
     split = [group for group in groups if group.partitioned]
     masks = draw_partition(key_for(config.seed, Purpose.PARTITION, round_number), groups, config.loft.workers)
     workers = config.loft.workers
-    model = MODEL.with_widths({group.name: group.width // workers for group in split})
+    model = model.with_widths({group.name: group.width // workers for group in split})
     initialise, step = sgd_programs(config, model)
-    axes = {}
-    for group in split:
-        for path, axis in group.axes.items():
-            axes[path] = (axis, group.name)
-            axes[path.replace("params/", "momentum/")] = (axis, group.name)
-
-    def path_of(key_path):
-        return "/".join(k.key for k in key_path)
-
-    state = {name: jax.device_get(state[name]) for name in ("params", "batch_stats", "momentum")}
-    total = jax.tree.map(np.zeros_like, state)
+    state = {name: jax.device_get(state[name]) for name in ("params", "batch_stats", "momentum") if state.get(name)}
+    total, holders = jax.tree.map(np.zeros_like, state), jax.tree.map(np.zeros_like, state)
     losses = []
     for worker in range(workers):
         owned = {name: np.flatnonzero(mask[worker]) for name, mask in masks.items()}
 
-        def cut(key_path, leaf, owned=owned):
-            axis, name = axes.get(path_of(key_path), (None, None))
-            return leaf if axis is None else np.take(leaf, owned[name], axis=axis)
+        def held(key_path, leaf, owned=owned):
+            path = "/".join(key.key for key in key_path).replace("momentum/", "params/")
+            return np.ix_(*_kept_entries(split, path, leaf.shape, owned))
 
-        compact = jax.tree_util.tree_map_with_path(cut, state)
+        index = jax.tree_util.tree_map_with_path(held, state)
+        compact = jax.tree.map(lambda leaf, rows: leaf[rows], state, index)
         optimizer_state = optax.tree_utils.tree_set(
             initialise(compact["params"]),
             trace=compact["momentum"],
             count=jnp.int32(round_number * config.loft.local_steps),
         )
-        params, stats = compact["params"], compact["batch_stats"]
-        for images, labels in batches_of(config, worker, round_number):
+        params, stats = compact["params"], compact.get("batch_stats", {})
+        for images, labels in batches_of(config, worker, round_number, data):
             params, stats, optimizer_state, loss = step(params, stats, optimizer_state, images, labels)
             losses.append(float(loss))
         trained = {"params": params, "batch_stats": stats}
         trained["momentum"] = optax.tree_utils.tree_get(optimizer_state, "trace")
+        for name in state:
+            jax.tree.map(_add_at, total[name], index[name], trained[name])
+            jax.tree.map(_add_at, holders[name], index[name], jax.tree.map(jnp.ones_like, trained[name]))
+    merged = jax.tree.map(lambda t, n, old: np.where(n > 0, t / np.maximum(n, 1), old), total, holders, state)
+    return merged, np.mean(losses)
 
-        def deposit(key_path, into, leaf, owned=owned):
-            axis, name = axes.get(path_of(key_path), (None, None))
-            if axis is None:
-                return into + np.asarray(leaf) / workers
-            into = into.copy()
-            into[(slice(None),) * axis + (owned[name],)] = leaf
-            return into
 
-        total = jax.tree_util.tree_map_with_path(deposit, total, trained)
-    return total, np.mean(losses)
+def _kept_entries(groups, path, shape, owned):
+    """Entries of every axis of a variable that a worker holds who owns these filters of each group."""
+    gone = [np.zeros(length, bool) for length in shape]
+    for group in groups:
+        for axis, place in group.places(path) if path in group.axes else ():
+            others = np.setdiff1d(np.arange(group.width), owned[group.name])
+            gone[axis][others if place is None else place.entries(group.width)[others].ravel()] = True
+    return [np.flatnonzero(~axis) for axis in gone]
+
+
+def _add_at(into, rows, leaf):
+    into[rows] += np.asarray(leaf)
 
 
 def assert_close(state, expected, rtol=2e-5, atol=2e-6):

@@ -32,6 +32,8 @@ from loft_jax.models.tracing.terms import Atom, Term, freeze, unify
 
 # Their results have sizes that the user's code gives, or follow from them.
 _SHAPED = frozenset(("reshape", "dot_general", "conv_general_dilated"))
+# Around what is walked into. `convolve` takes another form at few channels, and computes the same.
+_UNSEEN = CALLS | {"cond", "platform_index"}
 
 
 @dataclass
@@ -53,19 +55,26 @@ class Use:
 
 @dataclass(frozen=True)
 class Result:
-    """What an operation returns whose shape, or whose operand, can be made of sizes in the user's code.
+    """What an operation returns.
 
     Attributes:
-      where: the primitive and the user's line.
-      primitive: its name.
-      axes: of the result; () if its shape is of no interest.
+      equation: the operation.
+      axes: of the result, for operations whose result has sizes from the user's code; () for others.
       numbers: scalars in the code that are operands.
     """
 
-    where: str
-    primitive: str
+    equation: JaxprEqn
     axes: tuple[Term, ...]
     numbers: tuple[str, ...]
+
+    @property
+    def primitive(self) -> str:
+        return self.equation.primitive.name
+
+    @property
+    def where(self) -> str:
+        """The primitive and the user's line."""
+        return describe(self.equation)
 
 
 @dataclass
@@ -75,7 +84,7 @@ class Walk:
     Attributes:
       produced, consumed: the axes that convolutions and products make, and those that they sum over.
       operations: number of convolutions and products.
-      results: what reshapes, convolutions and products return, and the numbers in the code, in order.
+      results: what operations return, in order.
     """
 
     produced: list[Use] = field(default_factory=list)
@@ -103,11 +112,10 @@ class Walk:
         return [read(result) for result in jaxpr.outvars]
 
     def _note(self, equation: JaxprEqn, results: list[Value]) -> None:
-        numbers = tuple(str(x.val) for x in equation.invars if isinstance(x, Literal) and np.ndim(x.val) == 0)
         name = equation.primitive.name
-        if name in _SHAPED or numbers:
-            axes = results[0].axes if name in _SHAPED else ()
-            self.results.append(Result(describe(equation), name, axes, numbers))
+        if name not in _UNSEEN:
+            numbers = tuple(str(x.val) for x in equation.invars if isinstance(x, Literal) and np.ndim(x.val) == 0)
+            self.results.append(Result(equation, results[0].axes if name in _SHAPED else (), numbers))
 
     def _step(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         name = equation.primitive.name

@@ -1,0 +1,90 @@
+"""LoFT-4 on networks whose groups are traced: a round against a loop over separate sub-networks, and other ways of it."""
+
+import numpy as np
+import pytest
+from helpers import foreign_networks
+from helpers.foreign_networks import NnxVGG
+from helpers.reference_round import assert_close, round_by_a_loop
+from helpers.tiny import Run, config, flat
+
+from loft_jax.data.dataset import Dataset
+from loft_jax.loft.split import split_groups
+from loft_jax.models.families import FAMILIES, create_family
+from loft_jax.models.linen import LinenSource
+from loft_jax.models.nnx import NnxSource
+from loft_jax.models.traced import TracedNetwork
+
+WIDTHS = {"mlp": 16, "lenet300": 24, "resnet20": 4, "resnet56": 4, "resnet50": 4, "resnet101": 4}
+FOREIGN = ("NnxVGG", "UserDenseNet", "SqueezeExcite", "Scanned")
+QUICK = ("vgg11", "lenet300", "NnxVGG", "UserDenseNet", "SqueezeExcite")
+
+
+def vgg(rngs):
+    return NnxVGG(3, rngs)
+
+
+def network(name):
+    shape = (8, 8, 3)
+    if name == "NnxVGG":
+        return TracedNetwork(NnxSource(vgg, name), shape)
+    if name in FAMILIES:
+        return TracedNetwork(LinenSource(create_family(name, 3, width=WIDTHS.get(name, 8))), shape)
+    return TracedNetwork(LinenSource(getattr(foreign_networks, name)(3)), shape)
+
+
+def dataset():
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 3, size=n).astype(np.int32) for n in (40, 8)]
+    images = [
+        np.clip(rng.normal(100 + 40 * y[:, None, None, None], 30, (len(y), 8, 8, 3)), 0, 255).astype(np.uint8)
+        for y in labels
+    ]
+    return Dataset("tiny", images[0], labels[0], images[1], labels[1], num_classes=3, crop_padding=1, flip=True)
+
+
+def run(name, **settings):
+    # Without norms a network diverges at the rate of one with norms.
+    settings = config(optimizer__learning_rate=0.01, **settings)
+    return Run(settings, model=network(name), dataset=dataset())
+
+
+def slow_unless(*quick):
+    names = (*FAMILIES, *FOREIGN)
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.full) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_unless(*QUICK))
+def test_a_round_equals_a_loop_over_separate_sub_networks(name):
+    first = run(name)
+    model = first.model
+    assert sum(group.partitioned for group in split_groups(model, first.config)) >= 2 or name == "Scanned"
+    start = first.rounds(1)  # A second round starts from momentum and statistics that are not zero.
+    expected, loss = round_by_a_loop(first.config, start, 1, model, dataset())
+    assert_close(first.rounds(1), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(float(first.loss), loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", slow_unless("NnxVGG", "UserDenseNet"))
+def test_psum_equals_exchange(name):
+    one, other = (run(name, loft__sync=sync).rounds(1) for sync in ("psum", "exchange"))
+    for path, leaf in flat(one).items():
+        np.testing.assert_allclose(leaf, flat(other)[path], rtol=0, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", slow_unless("UserDenseNet"))
+def test_a_round_is_the_same_on_one_two_and_four_devices(name):
+    states = {devices: flat(run(name, mesh__worker=devices).rounds(1)) for devices in (1, 2, 4)}
+    for devices in (1, 2):
+        for path, leaf in states[4].items():
+            np.testing.assert_allclose(leaf, states[devices][path], rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_what_a_worker_holds_of_a_kernel_behind_a_flatten():
+    """The reference of these tests, on one kernel: by hand."""
+    from helpers.reference_round import _kept_entries
+
+    groups = [group for group in network("NnxVGG").filter_groups() if group.name == "convs/1"]
+    owned = {"convs/1": np.array([0, 5, 11])}
+    rows, columns = _kept_entries(groups, "params/hidden/kernel", (48, 16), owned)
+    assert rows.tolist() == [0, 5, 11, 12, 17, 23, 24, 29, 35, 36, 41, 47]
+    assert columns.tolist() == list(range(16))
