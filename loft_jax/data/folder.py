@@ -37,6 +37,11 @@ def load_folder(settings: Data) -> Dataset:
         return _load(root, settings)
     except UserError as error:
         raise UserError(f"data.data_dir={format_value(settings.data_dir)}: {error}") from None
+    except OSError as error:
+        where = format_value(str(error.filename))
+        raise UserError(
+            f"data.data_dir={format_value(settings.data_dir)}: {where} cannot be read ({error.strerror})"
+        ) from None
 
 
 def _load(root: Path, settings: Data) -> Dataset:
@@ -110,7 +115,8 @@ def _subfolders(directory: Path) -> list[Path]:
 
 
 def _image_files(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if _is_image(path))
+    found = (path for path in directory.rglob("*") if _is_image(path))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts))
 
 
 def _is_image(path: Path) -> bool:

@@ -41,6 +41,8 @@ def load_idx(data_dir: str) -> Dataset:
         )
     except UserError as error:
         raise UserError(f"data.data_dir={format_value(data_dir)}: {error}") from None
+    except OSError as error:
+        raise UserError(f"data.data_dir={format_value(data_dir)}: cannot be read ({error.strerror})") from None
 
 
 def _find(directory: Path, split: str, part: str) -> Path:

@@ -63,7 +63,10 @@ def stack(prefix):
 def test_folders_are_classes_in_the_order_of_their_names(root, test):
     write(root, {name.replace("test/", f"{test}/"): image for name, image in TREE.items()})
     (root / "train/.hidden").mkdir()
-    write(root, {"train/cat/.x.png": b"", "train/cat/notes.txt": b"", "train/readme.png": b""})
+    write(
+        root,
+        {"train/cat/.x.png": b"", "train/cat/.thumbs/1.png": b"", "train/cat/notes.txt": b"", "train/readme.png": b""},
+    )
     data = load_dataset(Config(data={"name": "folder", "data_dir": str(root)}))
     assert (data.name, data.class_names, data.num_classes) == ("pets", ("cat", "dog"), 2)
     np.testing.assert_array_equal(data.train_images, stack("train"))
@@ -297,3 +300,14 @@ def test_more_pixels_than_a_device_holds_are_refused(root, monkeypatch, size, ad
     monkeypatch.setattr(memory, "FITS_ON_DEVICE_BYTES", 100)
     with pytest.raises(UserError, match=f"limit 0 GiB.; {advice}.*, or prepare the data set with TFDS"):
         load(root, image_size=size)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(root, monkeypatch):
+    write(root, TREE)
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(root), "iterdir", forbidden)
+    with pytest.raises(UserError, match=f"data.data_dir={root}: {root} cannot be read .Permission denied."):
+        load(root)

@@ -143,6 +143,15 @@ def test_what_is_no_directory_is_refused(tmp_path, name, message):
         load_idx(str(tmp_path / name))
 
 
+def test_a_directory_that_cannot_be_read_is_refused(directory, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(directory), "iterdir", forbidden)
+    with pytest.raises(UserError, match=f"data.data_dir={directory}: cannot be read .Permission denied."):
+        load_idx(str(directory))
+
+
 FASHION = Path(os.environ.get("LOFT_JAX_TEST_DATA") or "nowhere").parent / "fashion-mnist"
 
 
