@@ -1,5 +1,11 @@
+from .calls import (
+    pretrain as pretrain,
+    retrain_tickets as retrain_tickets,
+    search_tickets as search_tickets,
+    write_report as write_report,
+)
 from .config import Config as Config
-from .data import load_dataset as load_dataset
+from .data import image_data as image_data, load_dataset as load_dataset
 from .errors import UserError as UserError
 from .filters import (
     FilterGroup as FilterGroup,

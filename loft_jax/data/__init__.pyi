@@ -1,3 +1,4 @@
+from .arrays import load_arrays as load_arrays, save_arrays as save_arrays
 from .batches import worker_order as worker_order
 from .dataset import Dataset as Dataset
 from .digits import read_digits as read_digits

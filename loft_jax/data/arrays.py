@@ -11,6 +11,7 @@ and may hold
   name           text: the name of the data set in tables; without it, that of the file
 """
 
+import io
 import re
 import struct
 import zipfile
@@ -23,6 +24,7 @@ from loft_jax.data.dataset import Dataset
 from loft_jax.data.image_files import decode_files
 from loft_jax.data.memory import SPLITS, check_labels, count_classes, image_data
 from loft_jax.errors import UserError, did_you_mean, format_value
+from loft_jax.files import write_atomically
 
 _KNOWN = (*(f"{split}_{part}" for split in SPLITS for part in ("images", "files", "ends", "labels")), "class_names")
 # A damaged zip file, or a damaged array in it, can cause any of these.
@@ -38,6 +40,20 @@ def load_arrays(file: str) -> Dataset:
             return _ArraysFile(path, archive).dataset()
     except UserError as error:
         raise UserError(f"data.data_dir={format_value(file)}: {error}") from None
+
+
+def save_arrays(dataset: Dataset, path: Path) -> None:
+    """Write a data set into an .npz file that `load_arrays` reads, whole or not at all."""
+    text = re.sub(r"[^A-Za-z0-9_.+/-]", "_", dataset.name)[:100]
+    arrays = {"name": np.array(text if text[:1].isalnum() else f"_{text}"[:100])}
+    for split in SPLITS:
+        arrays[f"{split}_images"] = getattr(dataset, f"{split}_images")
+        arrays[f"{split}_labels"] = getattr(dataset, f"{split}_labels")
+    if dataset.class_names is not None:
+        arrays["class_names"] = np.array(dataset.class_names)
+    held = io.BytesIO()
+    np.savez(held, **arrays)
+    write_atomically(path, held.getvalue())
 
 
 def _open(path: Path) -> "np.lib.npyio.NpzFile":

@@ -19,7 +19,14 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def configure_jax(config: Config) -> None:
     """Set up JAX for this process; call before JAX finds its devices. Calling again with the same config is allowed."""
     if jax.config.values["jax_num_cpu_devices"] != config.mesh.cpu_devices:
-        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+        try:
+            jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+        except RuntimeError:
+            # In a notebook JAX may have been used before.
+            print(
+                f"note      JAX is in use already with {jax.device_count()} devices, so mesh.cpu_devices="
+                f"{config.mesh.cpu_devices} has no effect; restart the process to have as many"
+            )
     flags = os.environ.get("XLA_FLAGS", "")
     if config.train.deterministic and _DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}"

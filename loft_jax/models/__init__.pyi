@@ -6,6 +6,7 @@ from .explanation import (
     make_network as make_network,
 )
 from .flops import count_flops as count_flops
+from .loading import give_network as give_network
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
 from .registry import (
     create_model as create_model,

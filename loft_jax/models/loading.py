@@ -17,6 +17,9 @@ from loft_jax.models.linen import LinenSource
 from loft_jax.models.nnx import NnxSource
 from loft_jax.models.source import Source
 
+_GIVEN = "given"
+_networks: dict[str, Any] = {}
+
 
 def load_source(name: str, options: Mapping[str, Any], num_classes: int) -> Source:
     """Load a network by `model.name`, "package.module:callable" or "path/to/file.py:callable".
@@ -27,11 +30,51 @@ def load_source(name: str, options: Mapping[str, Any], num_classes: int) -> Sour
       UserError: there is no such callable, it does not take these arguments, or what it returns is no Flax module.
     """
     where, _, attribute = name.rpartition(":")
+    if where == _GIVEN:
+        return _find_given(name, attribute, options, num_classes)
     module = _import(name, where)
     if not callable(found := getattr(module, attribute, None)):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = did_you_mean(attribute, known, f"it has {', '.join(known) or 'none'}")
         raise UserError(f"model.name={format_value(name)}: {where} has no callable {attribute}{near}")
+    return _make_source(name, attribute, found, options, num_classes)
+
+
+def give_network(model: Any) -> str:
+    """Make a network from Python known to this process; return its `model.name`.
+
+    Args:
+      model: a Flax Linen or NNX module, or what `load_source` takes: a class or function that is called with
+        `num_classes`, and for NNX `rngs`.
+    """
+    if not isinstance(model, nn.Module | nnx.Module):
+        module, attribute = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
+        if getattr(sys.modules.get(module), attribute, None) is model:
+            return f"{module}:{attribute}"
+    name = getattr(model, "__name__", type(model).__name__)
+    name = name if name.isidentifier() else "network"
+    _networks[name] = model
+    return f"{_GIVEN}:{name}"
+
+
+def _find_given(name: str, attribute: str, options: Mapping[str, Any], num_classes: int) -> Source:
+    if attribute not in _networks:
+        raise UserError(
+            f"model.name={format_value(name)}: is a network that was given from Python, to another process; give it "
+            "again (model=...), or put it into a file and train it by that name"
+        )
+    model = _networks[attribute]
+    if isinstance(model, nn.Module):
+        return LinenSource(model)
+    if isinstance(model, nnx.Module):
+        graph, state = nnx.split(model)
+        return NnxSource(lambda rngs: nnx.merge(graph, state), attribute)
+    return _make_source(name, attribute, model, options, num_classes)
+
+
+def _make_source(
+    name: str, attribute: str, found: Callable[..., Any], options: Mapping[str, Any], num_classes: int
+) -> Source:
     arguments = {"num_classes": num_classes, **options}
     _check_arguments(name, found, arguments)
     if "rngs" in _parameters(found):

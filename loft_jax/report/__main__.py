@@ -23,10 +23,10 @@ from loft_jax.storage import RunDirectory
 REPORT, FIGURES, TABLES = "report.html", "figures", "tables"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     command = CommandLine("python -m loft_jax.report", __doc__, reads_run="several")
     command.parser.add_argument("--out", metavar="DIR", required=True, help="directory of the report")
-    options, overrides = command.parse_overrides()
+    options, overrides = command.parse_overrides(argv)
     directories = open_runs(options.run)
     configs = [directory.config_with(overrides) for directory in directories]
     out = open_out(options.out)

@@ -24,20 +24,20 @@ from loft_jax.config import CommandLine, Config, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
-from loft_jax.filters import NORMS, SCOPES
+from loft_jax.filters import NO_RULES, NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import print_results, write_results
 from loft_jax.retrain.settings import retrain_config
 from loft_jax.storage import RunDirectory, check_installed
-from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket, ratio, ticket_name
+from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket, ratio, rules_of, ticket_name
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     command = CommandLine("python -m loft_jax.retrain", __doc__, reads_run="one")
     add_options(command.parser)
-    options, overrides = command.parse_overrides()
+    options, overrides = command.parse_overrides(argv)
     run = RunDirectory(options.run)
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
@@ -64,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ticket", metavar="NAME", nargs="+", help="tickets drawn by python -m loft_jax.tickets RUN")
     add("--every", metavar="K", type=whole_number(1), help="instead: tickets of every K-th snapshot, and of the last")
-    add("--ratio", type=ratio, help="with --every: share of the filters removed; it also takes --scope and --norm")
+    add("--ratio", type=ratio, help="with --every: share of the filters removed; it also takes the\n"
+        "options about tickets below")  # fmt: skip
     add_ticket_options(parser)
     add("--mode", choices=MODES, nargs="+", default=["rewind"], help="one or more, see above (default: rewind)")
     add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="round of the weights (default: 0)")
@@ -80,8 +81,8 @@ def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
         raise UserError(
             "--every K and --ratio R go together: every K-th snapshot's ticket at that ratio; try --ratio 0.5"
         )
-    if options.ticket and (options.scope or options.norm):
-        raise UserError("--scope and --norm go with --every; a ticket's NAME already contains both")
+    if options.ticket and (options.scope or options.norm or rules_of(options) != NO_RULES):
+        raise UserError("--scope and --norm go with --every, as do rules; a ticket's NAME already contains them")
     check_saved("--rewind_to", [options.rewind_to], saved)
     for mode in options.mode:
         if options.rewind_to and mode not in REWINDING:
@@ -93,8 +94,8 @@ def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
 def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]) -> list[str]:
     """Draw the missing tickets of every k-th snapshot and of the last. Returns the names of all of them."""
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
-    rounds = sorted({*saved[:: options.every], saved[-1]})
-    names = {ticket_name(r, scope, norm, options.ratio): r for r in rounds}
+    rounds, rules = sorted({*saved[:: options.every], saved[-1]}), rules_of(options)
+    names = {ticket_name(r, scope, norm, options.ratio, rules.name): r for r in rounds}
     missing = {name: r for name, r in names.items() if not (run.tickets / name / FILE).exists()}
     if missing:
         from loft_jax.devices import configure_jax
@@ -103,9 +104,10 @@ def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace,
         from loft_jax.tickets import Snapshots
 
         snapshots = Snapshots(run)
+        snapshots.check_rules(rules)
         for name, round_number in missing.items():
             scores = snapshots.scores(round_number, norm)
-            snapshots.ticket(scores, round_number, options.ratio, scope, norm).write(run.tickets / name)
+            snapshots.ticket(scores, round_number, options.ratio, scope, norm, rules).write(run.tickets / name)
     return list(names)
 
 
