@@ -81,6 +81,18 @@ def test_the_folder_test_is_used_where_there_are_others(root):
     assert load(root).test_examples == 4
 
 
+def test_the_test_images_may_lack_a_class(root):
+    write(root, without(TREE, "test/cat"))
+    np.testing.assert_array_equal(load(root).test_labels, [1, 1])
+
+
+def test_a_palette_with_a_transparent_colour_has_alpha(root):
+    write(root, {f"{split}/{name}/0.png": PALETTE for split in ("train", "test") for name in "ab"}, transparency=3)
+    data = load(root)
+    np.testing.assert_array_equal(data.train_images[0], np.asarray(PALETTE.convert("RGB")))
+    assert data.loading_text == "; alpha dropped in 4 of 4 images"
+
+
 def test_images_lie_at_any_depth_of_a_class(root):
     write(root, {name.replace("cat/", "cat/by me/"): image for name, image in TREE.items()})
     np.testing.assert_array_equal(load(root).train_images, stack("train"))
