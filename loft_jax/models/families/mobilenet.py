@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from loft_jax.models.families.layers import conv, norm
 
-# Expansion, channels at the published width, number of blocks, stride of the first one.
-_STAGES = (
+_PUBLISHED = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
     (6, 32, 3, 2),
@@ -29,12 +28,14 @@ class MobileNetV2(nn.Module):
       num_classes: number of logits.
       width: channels of the first convolution; those of the other layers are in proportion, rounded down, at least 1.
       stem: "imagenet" as published; "cifar": stride 1 in the first convolution and the second stage, for 32x32 images.
+      stages: of each its expansion, channels at the published width, number of blocks and stride of the first of them.
       dtype: dtype of the computation; variables and logits are float32.
     """
 
     num_classes: int
     width: int = _STEM
     stem: str = "cifar"
+    stages: tuple[tuple[int, int, int, int], ...] = _PUBLISHED
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -43,7 +44,7 @@ class MobileNetV2(nn.Module):
         imagenet = self.stem == "imagenet"
         x = conv(self.width, 3, 2 if imagenet else 1, dtype=self.dtype, name="stem")(x.astype(self.dtype))
         x = _activate(norm(train, self.dtype, "stem_norm", relu=False)(x))
-        for stage, (expansion, channels, count, stride) in enumerate(_STAGES, 1):
+        for stage, (expansion, channels, count, stride) in enumerate(self.stages, 1):
             for block in range(1, count + 1):
                 strides = stride if block == 1 and (imagenet or stage != 2) else 1
                 # Known from the architecture, not from x: narrower filters may have the length of others by accident.

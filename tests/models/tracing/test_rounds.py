@@ -27,7 +27,7 @@ FAMILIES = {
     "cifar_resnet": CifarResNet(1, 3, width=4),
     "bottleneck": BottleneckResNet((1, 2), 3, width=4),
     "wideresnet": WideResNet(1, 3, width=8),
-    "mobilenet": MobileNetV2(3, width=8),
+    "mobilenet": MobileNetV2(3, width=8, stages=((1, 16, 1, 1), (6, 32, 2, 2))),
     "densenet": DenseNet((2, 2), 3, width=8),
     "mlp": MLP(3, (16, 8)),
     "lenet300": LeNet300(3, width=24),
