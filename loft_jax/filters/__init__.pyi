@@ -21,12 +21,16 @@ from .ranking import (
     normalised_footrule as normalised_footrule,
     rank_filters as rank_filters,
 )
+from .scores import score_filters as score_filters
 from .selection import (
+    NO_RULES as NO_RULES,
     NORMS as NORMS,
     SCOPES as SCOPES,
     Norm as Norm,
+    Rules as Rules,
     Scope as Scope,
     draw_kept as draw_kept,
     kept_count as kept_count,
     kept_overlaps as kept_overlaps,
+    rules_fields as rules_fields,
 )

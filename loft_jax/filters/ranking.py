@@ -40,7 +40,7 @@ def filter_scores(
     if norm not in _NORM_ORDERS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(_NORM_ORDERS)}")
     flat = flatten_paths(variables)
-    kernels = {group: _find_kernel(flat, group) for group in groups}
+    kernels = {group: find_kernel(flat, group) for group in groups}
     places = tuple((group.name, axis, place, group.width) for group, (_, axis, place) in kernels.items())
     return _norms(native({group.name: flat[path] for group, (path, *_) in kernels.items()}), places, norm)
 
@@ -127,7 +127,7 @@ def _distance(reference: jax.Array, other: jax.Array) -> jax.Array:
 def _norms(
     kernels: Mapping[str, jax.Array], places: tuple[tuple[str, int, Place | None, int], ...], norm: str
 ) -> dict[str, jax.Array]:
-    norms = {}
+    norms: dict[str, jax.Array] = {}
     for name, axis, place, width in places:
         kernel = jnp.moveaxis(jnp.asarray(kernels[name], jnp.float32), axis, -1)
         if place is not None:
@@ -136,7 +136,7 @@ def _norms(
     return norms
 
 
-def _find_kernel(flat: Mapping[str, Any], group: FilterGroup) -> tuple[str, int, Place | None]:
+def find_kernel(flat: Mapping[str, Any], group: FilterGroup) -> tuple[str, int, Place | None]:
     """Return the path of a group's kernel, and where the filters lie on it."""
     declared = [group.kernel] if group.kernel else [path for path in group.axes if path.endswith("/kernel")]
     missing = [path for path in declared if path not in flat]

@@ -1,16 +1,97 @@
 """Selection of the filters that stay when a share of them is removed. Imports no JAX."""
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-Scope, Norm = Literal["group", "global"], Literal["l2", "l1"]
+Scope, Norm = Literal["group", "global"], Literal["l2", "l1", "bn_scale", "fpgm", "whole_group"]
 SCOPES, NORMS = get_args(Scope), get_args(Norm)
 
 
-def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dict[str, list[int]]:
+@dataclass(frozen=True)
+class Rules:
+    """Which groups do not lose the share that all groups lose, and which numbers of filters may stay.
+
+    Patterns are those of a shell, compared with the whole name of a group: "stage1/*", "*/block1".
+
+    Attributes:
+      ratios: (pattern, share removed) pairs. A group whose name matches loses that share of its own filters, also in
+        scope "global"; of several patterns the last one counts.
+      keep_whole: patterns of groups that lose no filter.
+      at_least: the fewest filters that stay in a group that has so many.
+      round_to: the number that stays is rounded up to a multiple of this, or to the whole group.
+
+    Raises ValueError if one of them is out of range or of another type.
+    """
+
+    ratios: tuple[tuple[str, float], ...] = ()
+    keep_whole: tuple[str, ...] = ()
+    at_least: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        for pattern, ratio in self.ratios:
+            if not isinstance(pattern, str):
+                raise ValueError(f"rules: {pattern!r} must be the pattern of a group's name")
+            if not isinstance(ratio, float | int) or not 0 <= ratio < 1:
+                raise ValueError(f"rules: the ratio of {pattern!r}, {ratio!r}, must be in [0, 1)")
+        if not all(isinstance(pattern, str) for pattern in self.keep_whole):
+            raise ValueError(f"rules: keep_whole={self.keep_whole!r} must be patterns of groups' names")
+        for name in ("at_least", "round_to"):
+            if type(number := getattr(self, name)) is not int or number < 1:
+                raise ValueError(f"rules: {name}={number!r} must be an integer of at least 1")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Rules":
+        """Return the rules that `asdict` gave, after JSON has made lists of their tuples. Raises ValueError."""
+        try:
+            ratios = tuple((pattern, ratio) for pattern, ratio in fields.get("ratios", ()))
+            fields = {key: value for key, value in fields.items() if key != "name"}
+            return cls(**{**fields, "ratios": ratios, "keep_whole": tuple(fields.get("keep_whole", ()))})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"rules: {error}") from None
+
+    @property
+    def name(self) -> str:
+        """What distinguishes tickets of these rules in names: "" for none, "least4-by8", "by8-1f0c9a" with patterns."""
+        parts = [f"least{self.at_least}"] if self.at_least > 1 else []
+        parts += [f"by{self.round_to}"] if self.round_to > 1 else []
+        if self.ratios or self.keep_whole:
+            text = json.dumps([self.ratios, self.keep_whole])
+            parts.append(hashlib.sha256(text.encode()).hexdigest()[:6])
+        return "-".join(parts)
+
+    def check(self, groups: Iterable[str]) -> None:
+        """Raise ValueError, naming the pattern, unless each pattern matches the name of a group."""
+        groups = list(groups)
+        for pattern in (*self.keep_whole, *(pattern for pattern, _ in self.ratios)):
+            if not any(fnmatchcase(group, pattern) for group in groups):
+                few = ", ".join(groups[:12]) + (", ..." if len(groups) > 12 else "")
+                raise ValueError(f"pattern {pattern!r}: matches no filter group; there are {few}")
+
+    def own_ratio(self, group: str) -> float | None:
+        """Return the share that a group loses by a rule of its own; None if it has none."""
+        if any(fnmatchcase(group, pattern) for pattern in self.keep_whole):
+            return 0.0
+        return next((ratio for pattern, ratio in reversed(self.ratios) if fnmatchcase(group, pattern)), None)
+
+    def allowed(self, count: int, n: int) -> int:
+        """Return the number of a group's n filters that stay instead of `count`."""
+        return min(n, -(-max(count, self.at_least) // self.round_to) * self.round_to)
+
+
+NO_RULES = Rules()
+
+
+def draw_kept(
+    scores: Mapping[str, np.ndarray], ratio: float, scope: str, rules: Rules = NO_RULES
+) -> dict[str, list[int]]:
     """Choose the filters that stay when a share of them, those with the lowest scores, is removed.
 
     Args:
@@ -18,22 +99,35 @@ def draw_kept(scores: Mapping[str, np.ndarray], ratio: float, scope: str) -> dic
       ratio: share removed, in [0, 1).
       scope: "group": of each group max(1, n - floor(ratio n)) filters stay. "global": so many of the filters of all
         groups together, by scores divided by their group's mean; the best filter of every group stays.
+      rules: for which groups and numbers this does not hold.
 
     Returns:
       Group name -> ascending indices, at least one. Of filters with equal scores the lower index stays.
 
     Raises:
-      ValueError: ratio or scope out of range.
+      ValueError: ratio or scope out of range, or a pattern of the rules matches no group.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio={ratio}: must be in [0, 1), the share of filters removed; try 0.5")
-    if scope == "group":
-        chosen = {name: _order(values)[: kept_count(len(values), ratio)] for name, values in scores.items()}
-    elif scope == "global":
-        chosen = _draw_globally(scores, ratio)
-    else:
+    if scope not in SCOPES:
         raise ValueError(f"scope={scope!r}: must be one of {', '.join(SCOPES)}")
-    return {name: sorted(int(i) for i in indices) for name, indices in chosen.items()}
+    rules.check(scores)
+    own = {name: rules.own_ratio(name) for name in scores}
+    others = {name: values for name, values in scores.items() if own[name] is None}
+    counts = {name: kept_count(len(scores[name]), share) for name, share in own.items() if share is not None}
+    if scope == "group":
+        counts |= {name: kept_count(len(values), ratio) for name, values in others.items()}
+    elif others:
+        counts |= {name: len(kept) for name, kept in _draw_globally(others, ratio).items()}
+    return {
+        name: sorted(int(i) for i in _order(values)[: rules.allowed(counts[name], len(values))])
+        for name, values in scores.items()
+    }
+
+
+def rules_fields(rules: Rules) -> dict[str, Any]:
+    """Return the rules for a file: {} for none."""
+    return {} if rules == NO_RULES else {"rules": {"name": rules.name, **asdict(rules)}}
 
 
 def kept_count(n: int, ratio: float) -> int:

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from loft_jax.filters import divide_by_chance, footrule_matrix
 from loft_jax.report.chart import COLOUR_MAP, COLOURS, Chart
 from loft_jax.report.run_files import SearchFiles
-from loft_jax.tickets import Pruning
 
 _CHANCE = 1.0
 
@@ -30,7 +29,9 @@ def distance_maps(name: str, run: int, title: str, search: SearchFiles) -> Chart
         _epoch_ticks(ax.yaxis, search)
         ax.set_title(group)
         chart.note_cells(ax, np.minimum(matrix, 2), labels, labels, f"{group}: {{column}} from {{row}}: {{value}}")
-    _label_outer(chart, axes, len(search.rankings), "epoch", "reference: epoch")
+    _label_outer(
+        chart, axes, len(search.rankings), _axis_of(search), "reference" if search.names else "reference: epoch"
+    )
     bar = chart.figure.colorbar(images[-1], ax=axes.tolist(), shrink=0.6, extend="max", aspect=30)
     bar.set_label("filter distance / chance")
     return chart
@@ -39,13 +40,14 @@ def distance_maps(name: str, run: int, title: str, search: SearchFiles) -> Chart
 def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> Chart:
     """Filter distance of every snapshot from the winning ticket, a row for each filter group."""
     groups = list(search.distances)
+    reference = "the winning ticket's ranking" if not search.names else "the reference's ranking"
     caption = (
-        f"Filter distance from the winning ticket's ranking ({_describe_reference(search)}), divided by chance. "
+        f"Filter distance from {reference} ({_describe_reference(search)}), divided by chance. "
         "Darker is smaller. Groups that become dark early have found their filters early."
     )
     chart = Chart(
         name,
-        f"{title}: distance from the winning ticket",
+        f"{title}: distance from {'the reference' if search.names else 'the winning ticket'}",
         caption,
         size=(4.6, 1.2 + 0.2 * len(groups)),
         run=run,
@@ -56,7 +58,7 @@ def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> 
     image = _image(ax, values, aspect="auto")
     ax.set_yticks(range(len(groups)), reversed(groups))
     _epoch_ticks(ax.xaxis, search)
-    ax.set_xlabel("epoch")
+    ax.set_xlabel(_axis_of(search))
     bar = chart.figure.colorbar(image, ax=ax, extend="max")
     bar.set_label("filter distance / chance")
     labels = _epoch_labels(search)
@@ -68,7 +70,7 @@ def kept_filters(
     name: str, run: int, title: str, search: SearchFiles, ratio: float, kept: Mapping[str, np.ndarray]
 ) -> Chart:
     """Filters that the ticket of each snapshot keeps, group by group; filters are in the order of the last ranking."""
-    removed = Pruning(ratio, search.options["scope"], search.options["norm"]).removed
+    removed = search.pruning(ratio).removed
     caption = (
         f"Filters that the ticket of each snapshot keeps with {removed}. Filters (across) are in the order "
         "of the last snapshot's ranking, so the last ticket keeps the block at the left. Where this block reaches far "
@@ -87,11 +89,17 @@ def kept_filters(
         ax.set_title(f"{group}: {mask.shape[1]} filters")
         columns = [f"filter {i}" for i in order]
         chart.note_cells(ax, mask[:, order].astype(float), labels, columns, f"{group}, {{row}}, {{column}}: {{kept}}")
-    _label_outer(chart, axes, len(kept), "filters by final rank", "epoch")
+    _label_outer(chart, axes, len(kept), "filters by final rank", _axis_of(search))
     return chart
 
 
+def _axis_of(search: SearchFiles) -> str:
+    return "checkpoint" if search.names else "epoch"
+
+
 def _describe_reference(search: SearchFiles) -> str:
+    if search.names:
+        return search.names[search.options["reference_round"]]
     return "its own last snapshot" if search.own_end else f"round {search.options['reference_round']} of another run"
 
 
@@ -134,12 +142,18 @@ def _epoch_ticks(axis: Any, search: SearchFiles) -> None:
     last = len(search.rounds) - 1
     at = sorted({round(last * share) for share in (0, 1 / 3, 2 / 3, 1)})
     axis.set_ticks(at, [_epoch_text(search, i) for i in at])
+    if search.names:
+        axis.set_tick_params(labelrotation=30)
 
 
 def _epoch_text(search: SearchFiles, i: int) -> str:
+    if search.names:
+        return search.names[i]
     epoch = search.epochs[i]
     return f"{epoch:.1f}" if np.isfinite(epoch) else f"r{search.rounds[i]}"
 
 
 def _epoch_labels(search: SearchFiles) -> list[str]:
+    if search.names:
+        return list(search.names)
     return [f"round {r} (epoch {_epoch_text(search, i)})" for i, r in enumerate(search.rounds)]

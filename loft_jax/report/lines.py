@@ -160,7 +160,7 @@ def kept_overlap(name: str, comparison: Comparison) -> Chart:
                 continue
             x, y = run.search.epochs, run.search.overlaps[f"{ratio_text(ratio)}/all"][:, -1]
             show_with_run(k, *ax.plot(x, y, color=run_style(k)["color"], linestyle=DASHES[i % 4]))
-            text = f"{label}, {Pruning(ratio, run.search.options['scope'], run.search.options['norm']).removed}"
+            text = f"{label}, {run.search.pruning(ratio).removed}"
             chart.note_points(ax, x, y, [f"{text}, epoch {a:.2f}: {b:.2f}" for a, b in zip(x, y, strict=True)], k)
     for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         if run.search:

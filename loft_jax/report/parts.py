@@ -29,7 +29,7 @@ def parts_of(runs: Sequence[RunFiles], figures: Path) -> list[Part]:
         ]
         draws = [draw for some in drawing for draw in some]
         progress = iter(track(draws, description="figures", disable=not sys.stdout.isatty()))
-        pictures = [[_make_picture(next(progress), figures) for _ in some] for some in drawing]
+        pictures = [[make_picture(next(progress), figures) for _ in some] for some in drawing]
     parts = [
         Part(
             title=each.title,
@@ -56,7 +56,8 @@ def write_tables(parts: Sequence[Part], directory: Path) -> None:
         write_atomically(directory / f"{table.name}.md", markdown(table))
 
 
-def _make_picture(draw: Any, directory: Path) -> Picture | None:
+def make_picture(draw: Callable[[], Chart | None], directory: Path) -> Picture | None:
+    """Draw a figure, and write its files into the directory; None where there is nothing to draw."""
     chart = draw()
     if chart is None:
         return None

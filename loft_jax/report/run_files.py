@@ -35,12 +35,13 @@ class SearchFiles:
     """The files of a ticket search over T snapshots.
 
     Attributes:
-      options: the options of the search, from search.json: reference, ratios, scope, norm.
+      options: the options of the search, from search.json: reference, ratios, scope, norm, and the name of its rules.
       rounds, epochs: [T], of the snapshots, ascending; an epoch is NaN if the metrics did not have it.
       rankings: group name -> int32 [T, n], 1 = highest score.
       distances: group name -> float [T], normalised filter distance to the reference; 1 is chance.
       overlaps: "{ratio}/{group}" and "{ratio}/all" -> float32 [T, T], intersection over union of the kept filters.
       own_end: whether the reference is the run's own last snapshot.
+      names: of checkpoints that are no run's snapshots, which have no epochs; else empty.
     """
 
     options: Row
@@ -50,12 +51,16 @@ class SearchFiles:
     distances: dict[str, np.ndarray]
     overlaps: dict[str, np.ndarray]
     own_end: bool
+    names: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, directory: RunDirectory) -> "SearchFiles":
         """Read the files. Raises one of `_UNREADABLE` if one is missing or damaged, or of another search."""
         options = json.loads(directory.search.read_text(encoding="utf-8"))
-        options = {key: options[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
+        keys = ("reference", "reference_round", "ratios", "scope", "norm")
+        given, options = options, {key: options[key] for key in keys}
+        options["rules"] = given.get("rules", {}).get("name", "")
+        names = tuple(map(str, given.get("checkpoints", ())))
         rankings, overlaps = _read_arrays(directory.rankings), _read_arrays(directory.overlaps)
         rounds = rankings.pop("rounds")
         with open(directory.distances, encoding="utf-8", newline="") as file:
@@ -66,10 +71,16 @@ class SearchFiles:
             raise ValueError("its files are of different searches")
         if not {f"{ratio_text(ratio)}/all" for ratio in options["ratios"]} <= overlaps.keys():
             raise ValueError("its files are of different searches")
+        if len(names) not in (0, len(rounds)):
+            raise ValueError("its files are of different searches")
         distances = {name: _floats(some, "to_reference_normalised") for name, some in group_rows.items()}
         epochs = _floats(next(iter(group_rows.values())), "epoch")
         own_end = options["reference_round"] == rounds[-1] and _is_same_path(options["reference"], directory.path)
-        return cls(options, rounds, epochs, rankings, distances, overlaps, own_end)
+        return cls(options, rounds, epochs, rankings, distances, overlaps, own_end, names)
+
+    def pruning(self, ratio: float) -> Pruning:
+        """Return how the tickets of a ratio were drawn."""
+        return Pruning(ratio, self.options["scope"], self.options["norm"], self.options["rules"])
 
 
 @dataclass(frozen=True)
@@ -156,8 +167,9 @@ class RunFiles:
         if search is None:
             return {}
         masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()}
+        pruning = search.pruning(ratio)
         for t, round_number in enumerate(search.rounds):
-            name = ticket_name(int(round_number), search.options["scope"], search.options["norm"], ratio)
+            name = ticket_name(int(round_number), pruning.scope, pruning.norm, ratio, pruning.rules)
             try:
                 kept = read_ticket(self.directory.tickets / name).kept
                 for group, mask in masks.items():
@@ -189,7 +201,7 @@ def _is_same_path(one: str, other: Path) -> bool:
 
 def pruning_of(row: Row) -> Pruning:
     """Return how the ticket of a retraining was drawn."""
-    return Pruning(row["ratio"], row["scope"], row["norm"])
+    return Pruning(row["ratio"], row["scope"], row["norm"], row.get("rules") or "")
 
 
 def last_ticket_results(run: RunFiles, mode: str) -> dict[Pruning, Row]:
@@ -205,4 +217,4 @@ def last_ticket_results(run: RunFiles, mode: str) -> dict[Pruning, Row]:
 
 def most_pruned_first(prunings: Iterable[Pruning]) -> list[Pruning]:
     """Sort prunings by ratio, the highest first; at equal ratio the paper's first."""
-    return sorted(prunings, key=lambda p: (-p.ratio, p.scope != SCOPES[0], p.norm != NORMS[0]))
+    return sorted(prunings, key=lambda p: (-p.ratio, p.scope != SCOPES[0], p.norm != NORMS[0], p.rules))

@@ -138,7 +138,7 @@ def _state(run: RunFiles | None) -> str:
 
 def _matches(run: RunFiles, paper: PaperRow) -> bool:
     stem = "imagenet" if paper.data == "imagenet2012" else "cifar"
-    return comparison_key(run) == (paper.model, None, stem, paper.data)
+    return comparison_key(run) == (paper.model, None, stem, None, paper.data)
 
 
 def _round(value: Any) -> Any:

@@ -14,7 +14,7 @@ _FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
 COLUMNS = (
     *_FACTS,
-    *("epochs", "ticket_epoch", "seeds"),
+    *("rules", "epochs", "ticket_epoch", "seeds"),
     *("test_accuracies", "test_accuracy_mean", "test_accuracy_std", "test_loss_mean"),
     *(name for cost in _COSTS for name in (cost, f"{cost}_unpruned")),
 )
@@ -28,7 +28,7 @@ def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
 
     A row is a ticket in a mode. Accuracies are those of the last round; the deviation is the sample's (n - 1) and empty
     for one seed; `epochs` is the length of the retraining and `ticket_epoch` when the ticket was drawn; the costs are
-    those of the first seed; `settings` is the hash of the config without its seed.
+    those of the first seed; `rules` is the name of the ticket's; `settings` is the hash of the config without its seed.
     """
     epochs = {row["round"]: row.get("epoch") for row in run.rows()}
     by_mode: dict[Any, list[Row]] = {}
@@ -41,7 +41,15 @@ def collect_results(run: RunDirectory) -> tuple[list[Row], int]:
             by_mode.setdefault(path.parent, []).append(summary)
     rows = [_row(summaries, epochs) for summaries in by_mode.values()]
     rows.sort(
-        key=lambda row: (row["ratio"], row["scope"], row["norm"], row["ticket_round"], row["mode"], row["rewind_to"])
+        key=lambda row: (
+            row["ratio"],
+            row["scope"],
+            row["norm"],
+            row["rules"],
+            row["ticket_round"],
+            row["mode"],
+            row["rewind_to"],
+        )
     )
     return rows, unfinished
 
@@ -77,6 +85,7 @@ def _row(summaries: list[Row], epochs: Mapping[int, float | None]) -> Row:
     first, accuracies = summaries[0], [summary["test/accuracy"] for summary in summaries]
     return {
         **{key: first[key] for key in _FACTS},
+        "rules": first.get("rules", ""),
         "epochs": first["epoch"],
         "ticket_epoch": epochs.get(first["ticket_round"]),
         "seeds": " ".join(str(summary["seed"]) for summary in summaries),

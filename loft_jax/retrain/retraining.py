@@ -77,6 +77,7 @@ class Retraining:
         facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
         facts |= {"ticket_round": job.ticket.round, "rounds": config.train.rounds}
         facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}
+        facts |= {"rules": ticket.rules.name} if ticket.rules.name else {}
         return summary | facts | {"ratio": ticket.ratio, "scope": ticket.scope, "norm": ticket.norm} | costs
 
     def _experiment(self, config: Config, widths: dict[str, int]) -> Experiment:

@@ -1,3 +1,4 @@
+from .array_files import read_array_file as read_array_file
 from .checkpoints import (
     Store as Store,
     load_checkpoint as load_checkpoint,
@@ -16,3 +17,4 @@ from .run_directory import (
     saved_rounds as saved_rounds,
 )
 from .trackers import Tracker as Tracker, check_installed as check_installed
+from .weights import load_weights as load_weights

@@ -1,4 +1,10 @@
-from .options import add_ticket_options as add_ticket_options, check_saved as check_saved, ratio as ratio
+from .options import (
+    add_ticket_options as add_ticket_options,
+    check_saved as check_saved,
+    ratio as ratio,
+    rules_of as rules_of,
+)
+from .search import Reference as Reference, TicketSearch as TicketSearch
 from .snapshots import Snapshots as Snapshots
 from .ticket import (
     FILE as FILE,

@@ -4,8 +4,9 @@ Writes into RUN, and replaces an earlier search there (tickets with other names 
   rankings.npz     the rank of every filter in every snapshot (1 = largest norm)
   distances.csv    how far each snapshot's ranking is from the reference's, and from the previous snapshot's
   overlaps.npz     intersection over union of the filters that two snapshots keep, for all pairs, at each ratio
-  tickets/NAME/    a ticket of each snapshot at each ratio, NAME = r{round}-{scope}-{norm}-{ratio}
-  search.json      the options of the search: reference, ratios, scope, norm
+  tickets/NAME/    a ticket of each snapshot at each ratio, NAME = r{round}-{scope}-{norm}-{ratio}, and
+                   what the options about single groups and numbers of filters add: r40-group-l2-0.5-by8
+  search.json      the options of the search
 """
 
 import argparse
@@ -22,7 +23,7 @@ from loft_jax.config import CommandLine, run_command, whole_number
 from loft_jax.console import console, megabytes
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.storage import RunDirectory
-from loft_jax.tickets.options import add_ticket_options, check_saved, ratio
+from loft_jax.tickets.options import add_ticket_options, check_saved, ratio, rules_of
 from loft_jax.tickets.ticket import ratio_text
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 _MOST_LINES = 12
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     command = CommandLine("python -m loft_jax.tickets", __doc__, reads_run="one")
     add_options(command.parser)
-    options, overrides = command.parse_overrides()
+    options, overrides = command.parse_overrides(argv)
     directory = RunDirectory(options.run)
     config = directory.config_with(overrides)
     check_saved("--rounds", options.rounds or [], directory.snapshot_rounds())
@@ -75,7 +76,7 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
         print(f"note      the run has not finished; its last snapshot so far is that of round {snapshots.rounds[-1]}")
     tracked = partial(track, description="snapshots", disable=not sys.stdout.isatty())
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
-    found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked)
+    found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked, rules_of(options))
     rounds = sorted(set(options.rounds or snapshots.rounds))
     found.write(directory, rounds)
     print_search(found, own_end=reference.snapshots is snapshots)

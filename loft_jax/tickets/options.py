@@ -3,20 +3,49 @@
 import argparse
 from collections.abc import Sequence
 
+from loft_jax.config import whole_number
 from loft_jax.errors import UserError, format_value
-from loft_jax.filters import NORMS, SCOPES
+from loft_jax.filters import NORMS, SCOPES, Rules
 from loft_jax.storage import saved_instead
 
 
 def add_ticket_options(parser: argparse.ArgumentParser) -> None:
-    """Add --scope and --norm. An option that is not given is None, which means the first of its choices."""
-    parser.add_argument(
+    """Add --scope, --norm and the options of `rules_of`. One that is not given is None: the first of its choices."""
+    add = parser.add_argument
+    add(
         "--scope",
         choices=SCOPES,
         help="group: remove the same ratio in each filter group; global: remove one ratio over all groups, where\n"
         f"scores are divided by the mean of their group (default: {SCOPES[0]})",
     )
-    parser.add_argument("--norm", choices=NORMS, help=f"norm of a filter's kernel: its score (default: {NORMS[0]})")
+    add(
+        "--norm",
+        choices=NORMS,
+        help="score of a filter. l2, l1: norm of its kernel; bn_scale: absolute scale of its batch norm; fpgm:\n"
+        "distance of its kernel from those of its group; whole_group: l2 norm of all its parameters, in every layer\n"
+        f"that it touches (default: {NORMS[0]})",
+    )
+    add(
+        "--group_ratios",
+        metavar="PATTERN=RATIO",
+        type=_group_ratio,
+        nargs="+",
+        help="share removed from groups whose names match, as stage1/*=0.3; of several patterns the last counts",
+    )
+    add("--keep_whole", metavar="PATTERN", nargs="+", help="groups that lose no filter, as stage1/*")
+    add("--at_least", metavar="N", type=whole_number(1), help="filters that stay in every group, if it has so many")
+    add(
+        "--round_to",
+        metavar="N",
+        type=whole_number(1),
+        help="round the number of filters that stay in a group up to a multiple of N, as accelerators like it: 8",
+    )
+
+
+def rules_of(options: argparse.Namespace) -> Rules:
+    """Return the rules that the options of `add_ticket_options` ask for."""
+    ratios, whole = tuple(options.group_ratios or ()), tuple(options.keep_whole or ())
+    return Rules(ratios, whole, options.at_least or 1, options.round_to or 1)
 
 
 def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> None:
@@ -34,3 +63,11 @@ def ratio(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{format_value(text)}: must be in [0, 1), the share of filters removed; try 0.5")
+
+
+def _group_ratio(text: str) -> tuple[str, float]:
+    """Parse PATTERN=RATIO; an argparse type."""
+    pattern, equals, share = text.rpartition("=")
+    if not equals or not pattern:
+        raise argparse.ArgumentTypeError(f"{format_value(text)}: must be PATTERN=RATIO; try stage1/*=0.3")
+    return pattern, ratio(share)

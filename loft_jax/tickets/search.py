@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,7 +13,19 @@ from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
 from loft_jax.files import write_atomically, write_table
-from loft_jax.filters import Norm, Scope, divide_by_chance, flatten_paths, footrule, kept_overlaps, prune
+from loft_jax.filters import (
+    NO_RULES,
+    FilterGroup,
+    Norm,
+    Rules,
+    Scope,
+    divide_by_chance,
+    flatten_paths,
+    footrule,
+    kept_overlaps,
+    prune,
+    rules_fields,
+)
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
 from loft_jax.tickets.ticket import Ticket, ratio_text
@@ -28,12 +40,48 @@ Row = dict[str, Any]
 Scores = Mapping[str, np.ndarray]
 
 
+class Scored(Protocol):
+    """States of one network, whose filters have scores: the snapshots of a run, or checkpoints from elsewhere.
+
+    Attributes:
+      directory: where the results are written; its metrics are those of the states, if it has any.
+      path: of that directory.
+      rounds: one for each state, ascending.
+      groups: whose filters are ranked.
+    """
+
+    directory: RunDirectory
+    path: Path
+    rounds: list[int]
+    groups: tuple[FilterGroup, ...]
+
+    def scores(self, round_number: int, norm: Norm) -> dict[str, np.ndarray]:
+        """Compute the scores of every group: float32 [n]."""
+        ...
+
+    def ticket(
+        self,
+        scores: dict[str, np.ndarray],
+        round_number: int,
+        ratio: float,
+        scope: Scope,
+        norm: Norm,
+        rules: Rules = NO_RULES,
+    ) -> Ticket:
+        """Draw a ticket from a state's scores."""
+        ...
+
+    def check_rules(self, rules: Rules) -> None:
+        """Raise UserError unless each pattern of the rules matches one of the groups."""
+        ...
+
+
 @dataclass(frozen=True)
 class TicketSearch:
     """The results of a search, computed but not yet written.
 
     Attributes:
-      options: the options of the search, as in search.json: reference, ratios, scope, norm.
+      options: the options of the search, as in search.json: reference, ratios, scope, norm, rules.
       rounds: rounds of the T snapshots, ascending.
       rankings: group name -> int32 [T, n].
       rows: rows of distances.csv, one for each round and group.
@@ -52,27 +100,32 @@ class TicketSearch:
     @classmethod
     def compute(
         cls,
-        snapshots: Snapshots,
+        snapshots: "Scored",
         reference: "Reference",
         ratios: Iterable[float],
         scope: Scope,
         norm: Norm,
         progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+        rules: Rules = NO_RULES,
     ) -> "TicketSearch":
         """Search a run, with one snapshot in memory at a time.
 
         Args:
           snapshots: snapshots of the run.
           reference: snapshot from which distances are measured.
-          ratios, scope, norm: how tickets are drawn, as in `Ticket`.
+          ratios, scope, norm, rules: how tickets are drawn, as in `Ticket`.
           progress: wraps the rounds, to show progress while their snapshots are read.
+
+        Raises:
+          UserError: a snapshot cannot be read or ranked, or a pattern of the rules matches no group.
         """
+        snapshots.check_rules(rules)
         rounds, ratios = snapshots.rounds, list(dict.fromkeys(ratios))
         scores = [snapshots.scores(round_number, norm) for round_number in progress(rounds)]
         ranked = [rank_groups(values) for values in scores]
         rankings = {name: np.stack([ranks[name] for ranks in ranked]) for name in ranked[0]}
         tickets = {
-            (r, ratio): snapshots.ticket(values, r, ratio, scope, norm)
+            (r, ratio): snapshots.ticket(values, r, ratio, scope, norm, rules)
             for r, values in zip(rounds, scores, strict=True)
             for ratio in ratios
         }
@@ -82,6 +135,7 @@ class TicketSearch:
         rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm))
         options = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
         options |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
+        options |= rules_fields(rules)
         return cls(options, rounds, rankings, rows, tickets, overlaps)
 
     def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
@@ -126,14 +180,14 @@ class Reference:
     """The snapshot from which distances are measured.
 
     Attributes:
-      snapshots: snapshots of its run.
+      snapshots: snapshots of its run, or other states of one network.
       round: its round.
       meaningless: why distances from it mean nothing, if it was accepted by --force; otherwise None.
     """
 
-    snapshots: Snapshots
+    snapshots: "Scored"
     round: int
-    meaningless: str | None
+    meaningless: str | None = None
 
     @classmethod
     def parse(cls, text: str | None, run: Snapshots, *, force: bool) -> "Reference":
@@ -158,7 +212,7 @@ class Reference:
         meaningless = check_comparable(run, other, force=force)
         return cls(other, int(round_text) if has_round else other.rounds[-1], meaningless)
 
-    def ranks(self, norm: str) -> dict[str, np.ndarray]:
+    def ranks(self, norm: Norm) -> dict[str, np.ndarray]:
         """Return group name -> int32 [n], the rank of each filter."""
         return rank_groups(self.snapshots.scores(self.round, norm))
 
@@ -175,7 +229,7 @@ def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
     return len(content)
 
 
-def _compute_overlaps(tickets: Sequence[Ticket], snapshots: Snapshots) -> dict[str, np.ndarray]:
+def _compute_overlaps(tickets: Sequence[Ticket], snapshots: "Scored") -> dict[str, np.ndarray]:
     """Compute the overlaps between tickets of one ratio, one ticket for each snapshot."""
     found, joined, total = {}, [[] for _ in tickets], 0
     for group in snapshots.groups:

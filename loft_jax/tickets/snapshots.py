@@ -8,15 +8,17 @@ import numpy as np
 
 from loft_jax.errors import UserError
 from loft_jax.filters import (
+    NO_RULES,
     Norm,
+    Rules,
     Scope,
     check_ranks,
     check_scores,
     draw_kept,
     filter_cuts,
-    filter_scores,
     flatten_paths,
     rank_filters,
+    score_filters,
 )
 from loft_jax.models import declares_groups, make_model
 from loft_jax.storage import RunDirectory, read_state
@@ -55,13 +57,13 @@ class Snapshots:
         return variables
 
     def scores(self, round_number: int, norm: str) -> dict[str, np.ndarray]:
-        """Compute `filter_scores` at a round: float32 [n] for each group.
+        """Compute `score_filters` at a round: float32 [n] for each group.
 
         Raises:
-          UserError: as `variables`, or a score is not finite.
+          UserError: as `variables`, or a group has no such score, or one is not finite.
         """
         try:
-            scores = jax.device_get(filter_scores(self.variables(round_number), self.groups, norm))
+            scores = jax.device_get(score_filters(self.variables(round_number), self.groups, norm))
             for name, values in scores.items():
                 check_scores(values, name)
         except ValueError as error:
@@ -69,11 +71,28 @@ class Snapshots:
         return scores
 
     def ticket(
-        self, scores: dict[str, np.ndarray], round_number: int, ratio: float, scope: Scope, norm: Norm
+        self,
+        scores: dict[str, np.ndarray],
+        round_number: int,
+        ratio: float,
+        scope: Scope,
+        norm: Norm,
+        rules: Rules = NO_RULES,
     ) -> Ticket:
-        """Draw a ticket from a round's scores, given by `norm`. Raises ValueError on a ratio or scope out of range."""
-        kept = draw_kept(scores, ratio, scope)
-        return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash())
+        """Draw a ticket from a round's scores, given by `norm`.
+
+        Raises:
+          ValueError: a ratio or scope is out of range.
+        """
+        kept = draw_kept(scores, ratio, scope, rules)
+        return Ticket(kept, ratio, scope, norm, round_number, str(self.path), self.config.hash(), rules)
+
+    def check_rules(self, rules: Rules) -> None:
+        """Raise UserError unless each pattern of the rules matches one of the groups."""
+        try:
+            rules.check(group.name for group in self.groups)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def _check(self, variables: Tree, round_number: int) -> None:
         flat = flatten_paths(variables)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from loft_jax.config import Fraction
 from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
-from loft_jax.filters import NORMS, SCOPES, Norm, Scope, draw_kept
+from loft_jax.filters import NO_RULES, NORMS, SCOPES, Norm, Rules, Scope, draw_kept, rules_fields
 
 if TYPE_CHECKING:
     from loft_jax.filters import FilterGroup
@@ -25,11 +25,15 @@ FILE = "ticket.json"
 
 
 class Pruning(NamedTuple):
-    """Which filters tickets remove: the share with the lowest scores by a norm, in each group or over all groups."""
+    """Which filters tickets remove: the share with the lowest scores by a norm, in each group or over all groups.
+
+    `rules` is the name of what else was asked of them (`Rules.name`).
+    """
 
     ratio: float
     scope: str = SCOPES[0]
     norm: str = NORMS[0]
+    rules: str = ""
 
     @property
     def share(self) -> str:
@@ -43,7 +47,8 @@ class Pruning(NamedTuple):
 
     @property
     def _choice(self) -> str:
-        choice = [mine for mine, papers in ((self.scope, SCOPES[0]), (self.norm, NORMS[0])) if mine != papers]
+        papers = ((self.scope, SCOPES[0]), (self.norm, NORMS[0]), (self.rules, ""))
+        choice = [mine for mine, of_paper in papers if mine != of_paper]
         return f" ({', '.join(choice)})" if choice else ""
 
 
@@ -55,10 +60,11 @@ class Ticket:
       kept: group name -> ascending filter indices.
       ratio: share of the filters removed, in [0, 1).
       scope: "group" (the same ratio in every group, the paper's) or "global" (over all groups together).
-      norm: "l1" or "l2", the norm that gave the scores.
+      norm: what gave the scores, one of `NORMS`.
       round: round of the snapshot from which it was drawn.
       run: directory of the run.
       config_hash: hash of the run's config.
+      rules: what was asked of single groups and of their numbers of filters.
     """
 
     kept: dict[str, list[int]]
@@ -68,11 +74,12 @@ class Ticket:
     round: int
     run: str
     config_hash: str
+    rules: Rules = NO_RULES
 
     @property
     def name(self) -> str:
         """The name of its directory."""
-        return ticket_name(self.round, self.scope, self.norm, self.ratio)
+        return ticket_name(self.round, self.scope, self.norm, self.ratio, self.rules.name)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -80,19 +87,21 @@ class Ticket:
         return {group: len(kept) for group, kept in self.kept.items()}
 
     def redraw(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
-        """Draw a ticket from the scores of another round, at the same ratio and scope."""
-        return replace(self, kept=draw_kept(scores, self.ratio, self.scope), round=round_number)
+        """Draw a ticket from the scores of another round, at the same ratio, scope and rules."""
+        return replace(self, kept=draw_kept(scores, self.ratio, self.scope, self.rules), round=round_number)
 
     def write(self, directory: Path) -> None:
         """Write ticket.json, whole or not at all, and make its directory if needed. Raises RunStopped on failure."""
         with stop_on_write_error(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / FILE, json.dumps(asdict(self)) + "\n")
+        fields = asdict(self)
+        del fields["rules"]
+        write_atomically(directory / FILE, json.dumps(fields | rules_fields(self.rules)) + "\n")
 
 
-def ticket_name(round_number: int, scope: str, norm: str, ratio: float) -> str:
-    """Return r{round}-{scope}-{norm}-{ratio}, for example r40-group-l2-0.5."""
-    return f"r{round_number}-{scope}-{norm}-{ratio_text(ratio)}"
+def ticket_name(round_number: int, scope: str, norm: str, ratio: float, rules: str = "") -> str:
+    """Return r{round}-{scope}-{norm}-{ratio}, for example r40-group-l2-0.5; the name of rules follows, if any."""
+    return f"r{round_number}-{scope}-{norm}-{ratio_text(ratio)}" + (f"-{rules}" if rules else "")
 
 
 def ratio_text(ratio: float) -> str:
@@ -124,7 +133,9 @@ def read_ticket(directory: Path) -> Ticket:
     """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
     path, advice = directory / FILE, "draw it again with python -m loft_jax.tickets"
     try:
-        return Ticket(**json.loads(path.read_text(encoding="utf-8")))
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        rules = {"rules": Rules.from_json(fields["rules"])} if "rules" in fields else {}
+        return Ticket(**{**fields, **rules})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -60,11 +60,12 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
         share = min(1.0, 1.5 * round_number / rounds[-1])
         return {g.name: (1 - share) * first[g.name] + share * last[g.name] for g in groups}
 
-    def ticket(values, round_number, ratio, scope, norm):
-        kept = draw_kept(values, ratio, scope)
-        return Ticket(kept, ratio, scope, norm, round_number, str(directory.path), config.hash())
+    def ticket(values, round_number, ratio, scope, norm, rules):
+        kept = draw_kept(values, ratio, scope, rules)
+        return Ticket(kept, ratio, scope, norm, round_number, str(directory.path), config.hash(), rules)
 
     stand_in = SimpleNamespace(directory=directory, rounds=rounds, groups=groups, scores=scores, ticket=ticket)
+    stand_in.check_rules = lambda rules: rules.check(g.name for g in groups)
     reference = SimpleNamespace(
         snapshots=SimpleNamespace(path=directory.path),
         round=rounds[-1],

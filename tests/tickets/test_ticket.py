@@ -9,8 +9,9 @@ import pytest
 from helpers.settings_helpers import refusal
 from hypothesis import given, settings, strategies as st
 
-from loft_jax import FilterGroup, filter_scores
+from loft_jax import FilterGroup
 from loft_jax.errors import RunStopped, UserError
+from loft_jax.filters.scores import score_filters
 from loft_jax.filters.selection import NORMS, SCOPES, draw_kept, kept_count, kept_overlaps
 from loft_jax.tickets.ticket import Ticket, check_fits, load_ticket
 
@@ -245,8 +246,9 @@ def test_an_overlap_is_intersection_over_union():
 
 
 def test_a_ticket_knows_the_norms_that_scores_have():
-    variables = {"params": {"a": {"kernel": np.ones((1, 4))}}}
+    variables = {"params": {"a": {"kernel": np.ones((1, 4)), "scale": np.ones(4)}}}
+    group = replace(GROUPS[0], axes={"params/a/kernel": 1, "params/a/scale": 0})
     for norm in NORMS:
-        filter_scores(variables, GROUPS[:1], norm)
+        assert score_filters(variables, [group], norm)["one"].shape == (4,)
     with pytest.raises(ValueError, match=f"norm='l3': must be one of {', '.join(NORMS)}$"):
-        filter_scores(variables, GROUPS[:1], "l3")
+        score_filters(variables, [group], "l3")

@@ -1,0 +1,1 @@
+"""Compare filters of any checkpoints, trained here or not: python -m loft_jax.distances"""
