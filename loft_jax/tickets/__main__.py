@@ -60,12 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--rounds", metavar="ROUND", type=whole_number(0), nargs="+",
         help="write the tickets of these snapshots only (default: all)")  # fmt: skip
     add("--export", action="store_true", help="also write the compact weights of the tickets of --rounds, or of the\n"
-        "last snapshot: weights.safetensors beside each ticket.json")  # fmt: skip
+        "last snapshot, and their networks as programs for jax.export:\nweights.safetensors and network.jax_export "
+        "beside each ticket.json")  # fmt: skip
 
 
 def run(directory: RunDirectory, options: argparse.Namespace) -> None:
     """Search, write and print the results. Nothing is written before everything is computed."""
-    from loft_jax.tickets.search import Reference, TicketSearch, export_weights
+    from loft_jax.tickets.export import export_network, export_weights
+    from loft_jax.tickets.search import Reference, TicketSearch
     from loft_jax.tickets.snapshots import Snapshots
 
     snapshots = Snapshots(directory)
@@ -84,6 +86,10 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
     if options.export:
         exported = [t for (r, _), t in found.tickets.items() if r in (options.rounds or snapshots.rounds[-1:])]
         size = sum(export_weights(snapshots, ticket) for ticket in exported)
+        if snapshots.knows_data:
+            size += sum(export_network(snapshots, ticket) for ticket in exported)
+        else:
+            print("note      the run's data.json is missing, so no network is exported; train it once more")
         print(f"exported  {', '.join(ticket.name for ticket in exported)}: {megabytes(size)}")
 
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from safetensors.numpy import save as to_safetensors
 
 from loft_jax.errors import UserError
 from loft_jax.files import write_atomically, write_table
@@ -23,7 +22,6 @@ from loft_jax.filters import (
     flatten_paths,
     footrule,
     kept_overlaps,
-    prune,
     rules_fields,
 )
 from loft_jax.storage import RunDirectory
@@ -34,7 +32,6 @@ COLUMNS = (
     *("run", "group", "round", "epoch", "to_reference", "to_reference_normalised"),
     *("to_previous", "to_previous_normalised", "train_loss", "test_accuracy"),
 )
-WEIGHTS = "weights.safetensors"
 
 Row = dict[str, Any]
 Scores = Mapping[str, np.ndarray]
@@ -215,18 +212,6 @@ class Reference:
     def ranks(self, norm: Norm) -> dict[str, np.ndarray]:
         """Return group name -> int32 [n], the rank of each filter."""
         return rank_groups(self.snapshots.scores(self.round, norm))
-
-
-def export_weights(snapshots: Snapshots, ticket: Ticket) -> int:
-    """Write the compact variables of a ticket, of its own snapshot, beside its ticket.json. Returns the file's bytes.
-
-    The norm statistics are those of the full CNN, pruned: re-estimate them, or train, before evaluating.
-    """
-    compact = jax.device_get(prune(snapshots.variables(ticket.round), snapshots.groups, ticket.kept))
-    arrays = {path: np.ascontiguousarray(values) for path, values in flatten_paths(compact).items()}
-    content = to_safetensors(arrays, {"model": snapshots.config.model.name, "ticket": ticket.name})
-    write_atomically(snapshots.directory.tickets / ticket.name / WEIGHTS, content)
-    return len(content)
 
 
 def _compute_overlaps(tickets: Sequence[Ticket], snapshots: "Scored") -> dict[str, np.ndarray]:

@@ -28,7 +28,12 @@ Tree = dict[str, Any]
 
 
 class Snapshots:
-    """A run's snapshots, with its config and the filter groups of its model. Raises UserError where there are none."""
+    """A run's snapshots, with its config and the filter groups of its model. Raises UserError where there are none.
+
+    Attributes:
+      model: the full network; its number of classes and images are those of the run only if `knows_data`.
+      image_shape: height, width, channels.
+    """
 
     def __init__(self, directory: RunDirectory):
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
@@ -41,7 +46,8 @@ class Snapshots:
             )
         # Where groups are declared, they do not depend on the data.
         image_shape = tuple(identity.get("image_shape", (32, 32, 3)))
-        model = make_model(self.config, identity.get("classes", 1), image_shape)
+        self.image_shape, self.knows_data = image_shape, {"image_shape", "classes"} <= identity.keys()
+        self.model = model = make_model(self.config, identity.get("classes", 1), image_shape)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()

@@ -20,8 +20,10 @@ from helpers.settings_helpers import refusal
 from safetensors.numpy import load_file
 
 from loft_jax import create_model, prune
+from loft_jax.report import SearchFiles
+from loft_jax.storage import RunDirectory
 from loft_jax.storage.checkpoints import Store
-from loft_jax.tickets import __main__ as tickets, snapshots
+from loft_jax.tickets import __main__ as tickets, load_ticket, snapshots
 
 WIDTHS = {f"stage{s}/block{b}": 2 * 2**s for s in (1, 2, 3) for b in (1, 2, 3)}
 ROUNDS, RATIOS = [0, 4, 6], ["0.8", "0.5", "0.3"]
@@ -182,6 +184,29 @@ def test_ratio_scope_and_norm_decide_what_is_kept_and_rounds_which_tickets_are_w
     assert np.load(run / "rankings.npz")["rounds"].tolist() == ROUNDS, "all but the tickets is of all snapshots"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name", "of_stage"),
+    [
+        (["--round_to", "8"], "r6-group-l2-0.5-by8", (4, 8, 8)),
+        (["--at_least", "3"], "r6-group-l2-0.5-least3", (3, 4, 8)),
+        (["--keep_whole", "stage1/*", "--group_ratios", "stage2/*=0.75"], "r6-group-l2-0.5-*", (4, 2, 8)),
+        (["--norm", "whole_group"], "r6-group-whole_group-0.5", (2, 4, 8)),
+        (["--norm", "bn_scale"], "r6-group-bn_scale-0.5", (2, 4, 8)),
+        (["--norm", "fpgm"], "r6-group-fpgm-0.5", (2, 4, 8)),
+    ],
+)
+def test_rules_and_scores_give_tickets_of_their_own_name_that_are_read_back(arguments, name, of_stage, run):
+    search(run, "--ratios", "0.5", "--rounds", "6")
+    search(run, "--ratios", "0.5", "--rounds", "6", *arguments)
+    (path,) = [p for p in run.glob(f"tickets/{name}") if p.name != "r6-group-l2-0.5"]
+    assert (run / "tickets/r6-group-l2-0.5/ticket.json").exists(), "the ticket without rules stays"
+    ticket = load_ticket(run / "tickets", path.name)
+    assert ticket.name == path.name
+    assert {group: len(kept) for group, kept in ticket.kept.items()} == {g: of_stage[int(g[5]) - 1] for g in WIDTHS}
+    found = SearchFiles.read(RunDirectory(run))
+    assert found.pruning(0.5).rules == ticket.rules.name
+
+
 def test_the_overlaps_are_intersection_over_union_of_the_kept_filters(searched):
     found, groups = np.load(searched / "overlaps.npz"), [*WIDTHS, "all"]
     assert set(found) == {"rounds", *(f"{ratio}/{group}" for ratio in RATIOS for group in groups)}
@@ -267,6 +292,12 @@ def test_a_reference_of_another_initialisation_can_be_forced_with_a_warning(run,
 @pytest.mark.parametrize(
     ("name", "arguments", "fragments"),
     [
+        ("run", ["--keep_whole", "stage9"], ["{run}: pattern 'stage9': matches no filter group", "stage1/block1"]),
+        ("run", ["--group_ratios", "stage1/*"], ["--group_ratios: stage1/*: must be PATTERN=RATIO; try stage1/*=0.3"]),
+        ("run", ["--group_ratios", "stage1/*=2"], ["--group_ratios: 2: must be in [0, 1)"]),
+        ("run", ["--at_least", "0"], ["--at_least: 0: must be a whole number of at least 1"]),
+        ("run", ["--round_to", "x"], ["--round_to: x: must be a whole number of at least 1"]),
+        ("run", ["--norm", "l3"], ["--norm: invalid choice: 'l3'"]),
         *[("run", ["--ratios", r], [f"--ratios: {r}: must be in [0, 1)", "try 0.5"]) for r in ("1", "-0.1", "x")],
         ("run", ["--rounds", "7"], ["--rounds 7: no such snapshot; try 6; there are 0, 4, 6"]),
         ("run", ["--loft.workers", "2"], ["--loft.workers 2", "made with 4"]),
