@@ -155,8 +155,36 @@ class Transposed(nn.Module):
     def __call__(self, x, training: bool = False):
         x = nn.relu(nn.Conv(8, (3, 3), strides=(2, 2), name="down")(x))
         x = nn.relu(nn.ConvTranspose(12, (2, 2), strides=(2, 2), name="up")(x))
-        x = nn.relu(nn.ConvTranspose(16, (3, 3), name="same")(x))
+        x = nn.relu(nn.ConvTranspose(16, (3, 3), transpose_kernel=True, name="turned")(x))
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
+
+
+class Attention(nn.Module):
+    """A block of a vision transformer."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(16, (4, 4), strides=(4, 4), name="patches")(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x + self.param("positions", nn.initializers.normal(0.1), (1, *x.shape[1:]))
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(nn.LayerNorm(name="norm1")(x))
+        y = nn.gelu(nn.Dense(24, name="up")(nn.LayerNorm(name="norm2")(x)))
+        x = x + nn.Dense(16, name="down")(y)
+        return nn.Dense(self.num_classes, name="head")(x.mean(axis=1))
+
+
+class TwoAxes(nn.Module):
+    """A layer that computes two axes of filters, both read by the next one."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.DenseGeneral((6, 8), name="pairs")(x.mean(axis=(1, 2))))
+        x = nn.relu(nn.DenseGeneral(16, axis=(-2, -1), name="both")(x))
+        return nn.Dense(self.num_classes, name="head")(x)
 
 
 class Shared(nn.Module):

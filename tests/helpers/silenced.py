@@ -39,6 +39,7 @@ def entries(group, path, filters):
 
 def silence(variables, groups, removed):
     """Set to zero what kernels multiply the removed filters by: kernels have the axis that they sum over last but one.
+    A transposed convolution that is stored as its convolution ("turned") has it last, and one layer ("both") has two.
 
     Not what makes the filters: zero is not silent after a sigmoid.
     """
@@ -46,10 +47,12 @@ def silence(variables, groups, removed):
     for group in groups:
         readers = 0
         for path in group.axes:
-            axis, there = flat[path].ndim - 2, entries(group, path, removed[group.name])
-            if path.split("/")[-1] == "kernel" and axis in there:
-                flat[path][(slice(None),) * axis + (there[axis],)] = 0
-                readers += 1
+            there = entries(group, path, removed[group.name])
+            axes = {"turned": [-1], "both": [0, 1]}.get(path.split("/")[-2], [-2])
+            for axis in [axis % flat[path].ndim for axis in axes if path.endswith("/kernel")]:
+                if axis in there:
+                    flat[path][(slice(None),) * axis + (there[axis],)] = 0
+                    readers += 1
         assert readers, f"nothing reads {group.name}"
     return unflatten_paths({path: jnp.asarray(leaf) for path, leaf in flat.items()})
 

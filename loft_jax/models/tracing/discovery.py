@@ -145,17 +145,18 @@ class Discovery:
         return {path: value.axes for path, value in variables.items()}
 
     def _name_atoms(self) -> Iterator[tuple[Atom, tuple[str, str]]]:
-        """Name every axis that a layer computes by the first layer that does."""
-        seen: set[int] = set()
+        """Name every axis that a layer computes by the first layer that does; those of a layer with several by number."""
+        made: dict[str, list[Atom]] = {}
         for use in self._walk.produced:
-            if use.path is None:
-                continue
-            made = [atom for atom in atoms(use.axis) if atom.size > 1]
-            for number, atom in enumerate(made):
+            if use.path is not None:
+                there = made.setdefault(use.path, [])
+                there += [a for a in atoms(use.axis) if a.size > 1 and not any(a is known for known in there)]
+        seen: set[int] = set()
+        for path, there in made.items():
+            for number, atom in enumerate(there):
                 if id(atom) not in seen:
                     seen.add(id(atom))
-                    suffix = f"[{number}]" if len(made) > 1 else ""
-                    yield atom, (_layer(use.path) + suffix, use.path)
+                    yield atom, (_layer(path) + (f"[{number}]" if len(there) > 1 else ""), path)
 
     def _kind(self, atom: Atom) -> tuple[str, str | None]:
         layers = sorted({_layer(use.path) for use in self._walk.produced if use.path and _touches(use, atom)})

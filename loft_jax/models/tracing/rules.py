@@ -151,7 +151,9 @@ def _reduce(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         for axis in gone:
             mix(value.axes[axis], f"{reason} runs over them")
     kept = tuple(term for axis, term in enumerate(operands[0].axes) if axis not in gone)
-    return [Value(kept) for _ in equation.outvars]
+    # A kernel is still one when its mean is subtracted.
+    path = operands[0].path if all(value.path for value in operands) else None
+    return [Value(kept, path) for _ in equation.outvars]
 
 
 def _run_along(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
@@ -161,7 +163,7 @@ def _run_along(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
     for axis in along if isinstance(along, tuple) else (along,):
         for value in operands:
             freeze(value.axes[axis], f"their order matters to {reason}")
-    return [Value(value.axes) for value in operands[: len(equation.outvars)]]
+    return [Value(value.axes, value.path) for value in operands[: len(equation.outvars)]]
 
 
 def _pool(equation: JaxprEqn, operands: list[Value]) -> list[Value]:

@@ -25,8 +25,10 @@ INNER = {
     "Residual": {"inner1": 12, "inner2": 12},
     "sequential": {"layers_0": 8, "layers_3": 12, "layers_6": 16},
     "Scanned": {"blocks/inner": 12},
-    "Transposed": {"down": 8, "up": 12, "same": 16},
+    "Transposed": {"down": 8, "up": 12, "turned": 16},
     "Separate": {"plain": 12, "reader": 4},
+    "Attention": {"attention/value[1]": 8, "up": 24},
+    "TwoAxes": {"pairs[0]": 6, "pairs[1]": 8, "both": 16},
     "Shared": {"inner": 8},
 }
 
@@ -119,6 +121,10 @@ def test_blocks_of_a_scan_have_their_filters_behind_the_axis_of_blocks():
             "with 4 of them the network computes something else: mul at foreign_networks.py:{} takes the number 0.5 "
             "where the full network takes 0.35355338",
             "scaled *",
+        ),
+        (
+            *("Attention", "attention/query[1]", "stream"),
+            *("computed by 2 layers together: attention/key, attention/query", None),
         ),
         ("Separate", "head", "whole", "the network's output", None),
     ],
