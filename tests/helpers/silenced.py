@@ -37,8 +37,8 @@ def entries(group, path, filters):
     return found
 
 
-def silence(variables, groups, removed):
-    """Set to zero what kernels multiply the removed filters by: kernels have the axis that they sum over last but one.
+def silence(variables, groups, removed, factor=0):
+    """Set to zero, or multiply, what kernels multiply the removed filters by: kernels have the axis that they sum over last but one.
     A transposed convolution that is stored as its convolution ("turned") has it last, and one layer ("both") has two.
 
     Not what makes the filters: zero is not silent after a sigmoid.
@@ -51,14 +51,14 @@ def silence(variables, groups, removed):
             axes = {"turned": [-1], "both": [0, 1]}.get(path.split("/")[-2], [-2])
             for axis in [axis % flat[path].ndim for axis in axes if path.endswith("/kernel")]:
                 if axis in there:
-                    flat[path][(slice(None),) * axis + (there[axis],)] = 0
+                    flat[path][(slice(None),) * axis + (there[axis],)] *= factor
                     readers += 1
         assert readers, f"nothing reads {group.name}"
     return unflatten_paths({path: jnp.asarray(leaf) for path, leaf in flat.items()})
 
 
 def assert_narrow_equals_silenced(network, batch=4, share=0.5, train=(False, True), tolerance=1e-5, dtype=jnp.float32):
-    """In training and evaluation, logits and updated statistics. In float64 the rounding of fifty layers is no matter."""
+    """Compare logits and updated statistics. In float64 the rounding of fifty layers is no matter."""
     network.filter_groups()  # Traced in float32, as every network is.
     if dtype != jnp.float32:
         network = network.clone(dtype=jnp.dtype(dtype), source=network.source.with_dtype(jnp.dtype(dtype)))

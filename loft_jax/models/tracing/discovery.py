@@ -145,7 +145,7 @@ class Discovery:
         return {path: value.axes for path, value in variables.items()}
 
     def _name_atoms(self) -> Iterator[tuple[Atom, tuple[str, str]]]:
-        """Name every axis that a layer computes by the first layer that does; those of a layer with several by number."""
+        """Name every axis that a layer computes by the first layer that does, and by number where that has several."""
         made: dict[str, list[Atom]] = {}
         for use in self._walk.produced:
             if use.path is not None:

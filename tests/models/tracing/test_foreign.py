@@ -5,10 +5,11 @@ import inspect
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import foreign_networks
 from helpers.foreign_networks import NnxVGG
-from helpers.silenced import assert_narrow_equals_silenced
+from helpers.silenced import assert_narrow_equals_silenced, assert_relative, filled, silence
 
 from loft_jax import Place
 from loft_jax.models.linen import LinenSource
@@ -56,6 +57,17 @@ def test_a_narrow_network_equals_the_full_one_with_the_other_filters_silenced(na
 
 def test_without_dropout_the_stream_is_equal_in_training_too():
     assert_narrow_equals_silenced(network("Residual", rate=0.0), train=(True,))
+
+
+@pytest.mark.parametrize("name", ["NnxVGG", "UserDenseNet", "Scanned", "Transposed", "TwoAxes"])
+def test_a_scaled_branch_is_scaled_where_it_is_read(name):
+    net = network(name)
+    variables, (group, *_) = filled(net), net.filter_groups()
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *IMAGE)), jnp.float32)
+    scaled = net.with_branch_scales({group.name: 4.0}).apply(variables, images)
+    by_hand = silence(variables, [group], {group.name: np.arange(group.width)}, factor=4)
+    assert_relative(scaled, net.apply(by_hand, images), 1e-5)
+    assert np.abs(scaled - net.apply(variables, images)).max() > 1e-3
 
 
 def test_where_filters_lie_behind_a_flatten_and_in_concatenations():
