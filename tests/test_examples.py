@@ -1,8 +1,10 @@
 """The programs of examples/ run, and use public names only."""
 
 import ast
+import json
 import re
 import runpy
+import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +13,7 @@ from helpers import ROOT
 from helpers.prepared import prepare, tiny_content
 
 import loft_jax
+from loft_jax.models import make_model
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -115,3 +118,21 @@ def test_the_documentation_names_every_example():
     text = (ROOT / "docs/guides/python.md").read_text(encoding="utf-8")
     for path in EXAMPLES:
         assert f"examples/{path.name}" in text, path.name
+
+
+@pytest.mark.full
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    """In a process of its own, as a kernel is: its cells one after another, in one namespace."""
+    cells = json.loads((ROOT / "examples" / "own_network.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 filter groups, found by tracing" in done.stdout
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+@pytest.mark.parametrize(("name", "groups"), [("PocketVGG", 4), ("pocket_mlp", 1)])
+def test_the_filters_of_a_network_of_ones_own(name, groups):
+    path = ROOT / "examples" / "own_network.py"
+    config = loft_jax.Config.model_validate({"model": {"name": f"{path}:{name}"}})
+    assert len(make_model(config, 10, (8, 8, 1)).filter_groups()) == groups

@@ -23,7 +23,7 @@ def image_data(
     *,
     name: str = "arrays",
     class_names: Sequence[str] | None = None,
-    crop_padding: int = CROP_PADDING,
+    crop_padding: int | None = None,
     flip: bool = True,
     notes: Sequence[str] = (),
 ) -> Dataset:
@@ -37,7 +37,8 @@ def image_data(
       train_labels, test_labels: integers [n], from 0 to the number of classes - 1; each has a training image.
       name: name of the data set in tables.
       class_names: a name for each class.
-      crop_padding: pixels of zero padding on each side before a random crop.
+      crop_padding: pixels of zero padding on each side before a random crop; None for 4, as for CIFAR, or a seventh of
+        smaller images.
       flip: whether a mirrored image keeps its label.
       notes: what was changed in the images before.
 
@@ -73,12 +74,16 @@ def image_data(
         test_images=images["test"],
         test_labels=labels["test"].astype(np.int32),
         num_classes=classes,
-        crop_padding=0 if features else crop_padding,
+        crop_padding=0 if features else _padding(images["train"]) if crop_padding is None else crop_padding,
         flip=flip and not features,
         fingerprint=fingerprint(*(a for s in SPLITS for a in (images[s], labels[s].astype(np.int32)))),
         class_names=tuple(class_names) if class_names is not None else None,
         notes=tuple(changed),
     )
+
+
+def _padding(images: np.ndarray) -> int:
+    return min(CROP_PADDING, min(images.shape[1:3]) // 7)
 
 
 def check_labels(labels: np.ndarray, split: str) -> np.ndarray:

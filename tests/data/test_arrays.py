@@ -10,7 +10,7 @@ from helpers.runs import assert_same_state, config_of, opened
 from PIL import Image
 
 from loft_jax.config.config import Config
-from loft_jax.data import memory
+from loft_jax.data import image_data, memory
 from loft_jax.data.arrays import load_arrays
 from loft_jax.data.digits import load_digits
 from loft_jax.data.facts import dataset_facts
@@ -54,7 +54,7 @@ def path(tmp_path, monkeypatch):
 
 
 def assert_is_the_data(data):
-    assert (data.num_classes, data.crop_padding, data.flip, data.streamed) == (3, 4, True, False)
+    assert (data.num_classes, data.crop_padding, data.flip, data.streamed) == (3, 0, True, False)
     for name, written in ARRAYS.items():
         read = getattr(data, name)
         np.testing.assert_array_equal(read, written)
@@ -332,3 +332,9 @@ def test_a_run_on_packed_digits_equals_one_on_digits_and_is_not_resumed_on_other
 def _retraining(path):
     directory = RunDirectory(path)
     Retraining(directory, directory.read_config().data)
+
+
+@pytest.mark.parametrize(("side", "padding"), [(6, 0), (8, 1), (28, 4), (32, 4), (64, 4)])
+def test_small_images_are_padded_less_before_a_crop(side, padding):
+    images, labels = np.zeros((2, side, side), np.uint8), np.array([0, 1])
+    assert image_data(images, labels, images, labels).crop_padding == padding

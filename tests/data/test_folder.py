@@ -73,7 +73,7 @@ def test_folders_are_classes_in_the_order_of_their_names(root, test):
     np.testing.assert_array_equal(data.test_images, stack("test"))
     np.testing.assert_array_equal(data.train_labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(data.test_labels, [0, 0, 1, 1])
-    assert (data.crop_padding, data.flip, data.loading_text) == (4, True, "")
+    assert (data.crop_padding, data.flip, data.loading_text) == (0, True, "")
 
 
 def test_the_folder_test_is_used_where_there_are_others(root):

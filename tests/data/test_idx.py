@@ -60,7 +60,7 @@ def test_files_are_read_as_they_were_written(directory, ending, pack, mark):
         read = getattr(data, name)
         np.testing.assert_array_equal(read, expected)
         assert read.dtype == (np.uint8 if "images" in name else np.int32)
-    assert (data.name, data.num_classes, data.flip, data.crop_padding, data.streamed) == ("mine", 3, True, 4, False)
+    assert (data.name, data.num_classes, data.flip, data.crop_padding, data.streamed) == ("mine", 3, True, 0, False)
     facts = dataset_facts(Config(data={"name": "idx", "data_dir": str(directory)}))
     assert (facts.image_shape, facts.examples, facts.test_examples) == ((4, 5, 1), 6, 2)
 
