@@ -38,8 +38,10 @@ def entries(group, path, filters):
 
 
 def silence(variables, groups, removed, factor=0):
-    """Set to zero, or multiply, what kernels multiply the removed filters by: kernels have the axis that they sum over last but one.
-    A transposed convolution that is stored as its convolution ("turned") has it last, and one layer ("both") has two.
+    """Set to zero, or multiply by a factor, what kernels multiply the removed filters by.
+
+    Kernels have the axis that they sum over last but one. A transposed convolution that is stored as its convolution
+    ("turned") has it last, a layer of two axes ("pairs") first, and one that reads both ("both") has two.
 
     Not what makes the filters: zero is not silent after a sigmoid.
     """
@@ -48,7 +50,7 @@ def silence(variables, groups, removed, factor=0):
         readers = 0
         for path in group.axes:
             there = entries(group, path, removed[group.name])
-            axes = {"turned": [-1], "both": [0, 1]}.get(path.split("/")[-2], [-2])
+            axes = {"turned": [-1], "pairs": [0], "both": [0, 1]}.get(path.split("/")[-2], [-2])
             for axis in [axis % flat[path].ndim for axis in axes if path.endswith("/kernel")]:
                 if axis in there:
                     flat[path][(slice(None),) * axis + (there[axis],)] *= factor
