@@ -16,7 +16,8 @@ PACKAGES = sorted(module.name for module in pkgutil.iter_modules(loft_jax.__path
 # What may be imported from the package: a contract with tools outside.
 NAMES = """Config FilterGroup Place UserError __version__ create_model deal_partition draw_partition
 expected_footrule explain_filter_groups extract filter_scores find_filter_groups footrule footrule_matrix
-image_data load_checkpoint load_dataset merge normalised_footrule pretrain retrain_tickets search_tickets write_report prune rank_filters"""
+image_data load_checkpoint load_dataset merge normalised_footrule pretrain prune
+rank_filters retrain_tickets search_tickets write_report"""
 
 
 def said(*arguments, code=0):

@@ -60,6 +60,11 @@ class Model(Section):
     options: dict[str, Any] = Field(
         {}, description="keyword arguments of a network of your own; on the command line as '{depth: 3, wide: true}'"
     )
+    weights: str | None = Field(
+        None,
+        description="file of weights to start from, with the names that Flax gives: .safetensors, .npz, .msgpack, or "
+        "an Orbax directory; null: initialised at random",
+    )
     width: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         None, description="channels of the first stage; null: the published width (64; preresnet20: 16)"
     )
@@ -81,6 +86,13 @@ class Model(Section):
         elif not all(part.isidentifier() for part in where.split(".")):
             raise ValueError(f"{format_value(where)} before the colon must be a module, or a file that ends in .py")
         return name
+
+    @field_validator("weights")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        if value is not None and (problem := path_problem(value)):
+            raise ValueError(f"{problem}; use the name of a file of weights")
+        return value
 
     @field_validator("options", mode="before")
     @classmethod

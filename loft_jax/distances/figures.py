@@ -125,4 +125,5 @@ def _shade(number: int, count: int) -> tuple[float, float, float]:
     """Return a colour from blue to yellow, for a layer by its place in the network."""
     start, end = ((0.0, 0.45, 0.70), (0.90, 0.62, 0.0))
     share = number / max(count - 1, 1)
-    return tuple(a + (b - a) * share for a, b in zip(start, end, strict=True))
+    red, green, blue = (a + (b - a) * share for a, b in zip(start, end, strict=True))
+    return red, green, blue

@@ -40,7 +40,7 @@ def score_filters(variables: Mapping[str, Any], groups: Sequence[FilterGroup], n
     if norm in ("l2", "l1"):
         return filter_scores(variables, groups, norm)
     flat = flatten_paths(variables)
-    scores = {}
+    scores: dict[str, jax.Array] = {}
     for group in groups:
         if norm == "fpgm":
             rows = [_rows(flat, group, find_kernel(flat, group))]
@@ -91,4 +91,4 @@ def _whole_norm(rows: list[jax.Array]) -> jax.Array:
 
 @jax.jit
 def _sum_of_scales(rows: list[jax.Array]) -> jax.Array:
-    return sum(jnp.abs(values).sum(axis=1) for values in rows)
+    return jnp.sum(jnp.stack([jnp.abs(values).sum(axis=1) for values in rows]), axis=0)

@@ -52,8 +52,9 @@ class Rules:
         """Return the rules that `asdict` gave, after JSON has made lists of their tuples. Raises ValueError."""
         try:
             ratios = tuple((pattern, ratio) for pattern, ratio in fields.get("ratios", ()))
-            fields = {key: value for key, value in fields.items() if key != "name"}
-            return cls(**{**fields, "ratios": ratios, "keep_whole": tuple(fields.get("keep_whole", ()))})
+            others: dict[str, Any] = {key: value for key, value in fields.items() if key != "name"}
+            others |= {"ratios": ratios, "keep_whole": tuple(fields.get("keep_whole", ()))}
+            return cls(**others)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"rules: {error}") from None
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, ValidationError
@@ -133,9 +133,10 @@ def read_ticket(directory: Path) -> Ticket:
     """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
     path, advice = directory / FILE, "draw it again with python -m loft_jax.tickets"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        rules = {"rules": Rules.from_json(fields["rules"])} if "rules" in fields else {}
-        return Ticket(**{**fields, **rules})
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "rules" in fields:
+            fields = {**fields, "rules": Rules.from_json(fields["rules"])}
+        return Ticket(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

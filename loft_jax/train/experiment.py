@@ -1,7 +1,7 @@
 """Builds the parts of a run from its config, and checks them: data, mesh, model, method and its programs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -14,6 +14,7 @@ from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
 from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images
 from loft_jax.methods import check_data, check_method, make_method
 from loft_jax.models import Network, declares_groups, make_model, training_flops
+from loft_jax.storage import load_weights
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ class Experiment:
 
     def initial_state(self) -> State:
         """Make the state before the first round, on the mesh."""
-        return replicate(jit_once(self._initialise)(), self.mesh)
+        state = jit_once(self._initialise)()
+        if file := self.config.model.weights:
+            loaded = load_weights(file, jax.device_get(state.variables))
+            state = replace(state, params=loaded["params"], batch_stats=loaded["batch_stats"])
+        return replicate(state, self.mesh)
 
     @cached_property
     def state_shapes(self) -> State:

@@ -9,6 +9,7 @@ from helpers.refused import LONG, TICKET, AcceptedError, outcome, refusal, untra
 
 # Command, arguments, and how the message begins or what it holds.
 COMMANDS = [
+    ("distances", "nowhere.npz --out out", "nowhere.npz: "),
     ("groups", "--figure groups.png", "--figure groups.png: must end in .svg; try groups.svg"),
     # Before the processes meet.
     ("train", ["--workdir", "", "--distributed", "auto"], "--workdir '': "),
@@ -208,7 +209,7 @@ WHOLE_NUMBERS = {
 }
 RATIOS = [("tickets", "run --ratios"), ("tickets", "run --ratios 0.5"), ("retrain", "run --every 2 --ratio")]
 # Commands that read no settings but their own.
-OWN_SETTINGS = {"bench", "study", "theory"}
+OWN_SETTINGS = {"bench", "distances", "study", "theory"}
 
 
 @pytest.fixture(scope="module")

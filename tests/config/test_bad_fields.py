@@ -91,6 +91,7 @@ WRONG_COUNTS = ["1,two", "1,", ",", "0,1", "1;2", "1,1", "1.5", "2,-1", "1,1e9",
 WRONG_NUMBERS = ["1,two", "1,", ",", "-1", "0", "nan", "1,inf", "1,1.0", "0_1", "\u0661", "1e400", [True], LONG]
 # What no text of a field may be, beside what no text may be.
 WRONG_TEXTS = {
+    "model.weights": [LONG, "a/" * 600, "a\tb", "\x7f", "\ud800"],
     "model.name": ["vgg", "a b:Net", "nets.py:", "nets.py:1st", "a..b:Net", ":Net", "\x7f.py:Net", f"{LONG}.py:Net"],
     "data.name": ["../digits", "/etc", "a//b", "a/", "/", ".", "a/../b", "di gits", "dígits", "mnist:3.0.1", LONG],
     "data.data_dir": [LONG, "a/" * 600, "a\tb", "\x7f", "\ud800"],

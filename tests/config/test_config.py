@@ -50,6 +50,7 @@ OTHER_VALUES = {
     "precision": "bfloat16",
     "model.name": "resnet18",
     "model.options": {"depth": 3},
+    "model.weights": "start.npz",
     "model.width": 8,
     "model.stem": "imagenet",
     "data.name": "cifar10",

@@ -10,7 +10,7 @@ from helpers.runs import assert_same_state, config_of, opened
 from PIL import Image
 
 from loft_jax.config.config import Config
-from loft_jax.data import image_data, memory
+from loft_jax.data import memory
 from loft_jax.data.arrays import load_arrays
 from loft_jax.data.digits import load_digits
 from loft_jax.data.facts import dataset_facts

@@ -1,5 +1,7 @@
 """A network of its own, to which nothing but its declared filter groups is known."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
@@ -14,6 +16,7 @@ class TwoLayers(nn.Module):
 
     widths: FrozenDict = FrozenDict(one=4, two=8)
     dtype: jnp.dtype = jnp.float32
+    declares_groups: ClassVar[bool] = True
     norm_axis: str | None = None
 
     @nn.compact
