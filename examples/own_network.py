@@ -6,6 +6,8 @@
 `PocketVGG` is Flax NNX, `pocket_mlp` Flax Linen. LoFT finds the filters of both by tracing them.
 """
 
+from itertools import pairwise
+
 import flax.linen as nn
 import jax
 from flax import nnx
@@ -33,7 +35,7 @@ class PocketVGG(nnx.Module):
 
     def __init__(self, num_classes: int, rngs: nnx.Rngs, width: int = 16):
         widths = (1, width, 2 * width, 4 * width)
-        self.blocks = nnx.List([Block(*pair, rngs) for pair in zip(widths, widths[1:], strict=False)])
+        self.blocks = nnx.List([Block(*pair, rngs) for pair in pairwise(widths)])
         self.hidden = nnx.Linear(widths[-1], 64, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
         self.head = nnx.Linear(64, num_classes, rngs=rngs)

@@ -269,7 +269,9 @@ def test_a_ticket_that_is_there_is_not_drawn_again(tmp_path, monkeypatch):
     for name in names:
         (directory.tickets / name).mkdir(parents=True)
         (directory.tickets / name / "ticket.json").touch()
-    options = Namespace(every=1, ratio=0.5, scope=None, norm=None)
+    options = Namespace(
+        every=1, ratio=0.5, scope=None, norm=None, group_ratios=[], keep_whole=[], at_least=1, round_to=1
+    )
     assert draw_missing(directory, config_of(), options, [0, 4, 6]) == names
 
 
