@@ -1,6 +1,6 @@
 """Flax Linen modules as sources, at any width: `features` of their layers are set as they are called."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -100,7 +100,7 @@ def _widths_of(module: nn.Module, shapes: Shapes, args: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _changed(module: nn.Module, changes: dict[str, Any]) -> Iterator[None]:
+def _changed(module: nn.Module, changes: dict[str, Any]) -> Generator[None]:
     # A module is frozen; what is set here is read by its own `__call__` alone, and then put back.
     before = {name: getattr(module, name) for name in changes}
     for name, value in changes.items():
