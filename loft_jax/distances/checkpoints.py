@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from loft_jax.distances.layers import Layer, Layout, find_layers, match_layers
@@ -14,12 +13,10 @@ from loft_jax.filters import (
     Norm,
     Rules,
     Scope,
-    check_scores,
     draw_kept,
-    score_filters,
 )
 from loft_jax.storage import RunDirectory, read_array_file
-from loft_jax.tickets import Ticket
+from loft_jax.tickets import Ticket, finite_scores
 
 Scores = dict[str, np.ndarray]
 
@@ -64,7 +61,8 @@ class Checkpoints:
             found_layout, found = find_layers(arrays, str(path), layout)
             self.layouts.append(found_layout)
             layers.append(found)
-            self._scores.append(_score(arrays, found, norm, str(path)))
+            kernels = {layer.path: np.asarray(arrays[layer.path], np.float32) for layer in found}
+            self._scores.append(finite_scores(kernels, [layer.group for layer in found], norm, str(path)))
         common, self.unmatched = match_layers(list(zip(self.names, layers, strict=True)))
         self.groups: tuple[FilterGroup, ...] = tuple(layer.group for layer in layers[0] if layer.name in set(common))
 
@@ -105,15 +103,3 @@ def short_names(paths: Sequence[Path]) -> list[str]:
             if len(set(some)) == len(paths):
                 return some
     return [str(path) for path in paths]
-
-
-def _score(arrays: dict[str, np.ndarray], layers: Sequence[Layer], norm: Norm, label: str) -> Scores:
-    kernels = {layer.path: np.asarray(arrays[layer.path], np.float32) for layer in layers}
-    groups = [layer.group for layer in layers]
-    try:
-        scores = jax.device_get(score_filters(kernels, groups, norm))
-        for name, values in scores.items():
-            check_scores(values, name)
-    except ValueError as error:
-        raise UserError(f"{label}: {error}") from None
-    return scores

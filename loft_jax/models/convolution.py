@@ -44,7 +44,9 @@ def convolve(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padd
     if not _is_plain(lhs, rhs, padding, options):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     strides, padding = tuple(window_strides), tuple((before, after) for before, after in padding)
-    if not _is_narrow(lhs, rhs, strides, padding) and len(lhs) <= _PART:
+    # A batch of any size, as a program of jax.export has it, has a shape that is no integer.
+    images = lhs.shape[0]
+    if not _is_narrow(lhs, rhs, strides, padding) and not (isinstance(images, int) and images > _PART):
         return _directly(lhs, rhs, strides, padding)
     # `_convolve` writes its own gradients, and cannot tell which of them are due a sum over devices.
     return _convolve(vary_like(lhs, rhs), vary_like(rhs, lhs), strides, padding)

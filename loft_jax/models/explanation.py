@@ -9,6 +9,7 @@ from flax import nnx
 
 from loft_jax.filters import FilterGroup
 from loft_jax.models.linen import LinenSource
+from loft_jax.models.loading import module_source
 from loft_jax.models.nnx import NnxSource
 from loft_jax.models.resnet import ResNet
 from loft_jax.models.traced import TracedNetwork, discover
@@ -26,8 +27,8 @@ def find_filter_groups(model: Any, images: Any) -> tuple[FilterGroup, ...]:
         `jax.ShapeDtypeStruct` of that shape. The length of the batch does not matter.
 
     Returns:
-      The groups that can be split, in network order, each tried with half of its filters. What is left whole, and why,
-      is told by `explain_filter_groups`.
+      The groups that can be split, in network order, each tried with half of its filters; of a network of this package
+      that declares its groups, those. What is left whole, and why, is told by `explain_filter_groups`.
 
     Raises:
       TypeError: the model is none of these.
@@ -38,20 +39,16 @@ def find_filter_groups(model: Any, images: Any) -> tuple[FilterGroup, ...]:
 
 def explain_filter_groups(model: Any, images: Any) -> "Explanation":
     """Find the filter groups of a network, and say why other filters are left whole. Arguments as above."""
-    return explain(make_network(model, tuple(images.shape[1:])))
+    image_shape = tuple(images.shape[1:])
+    return explain(make_network(model, image_shape), image_shape)
 
 
 def make_network(model: Any, image_shape: tuple[int, ...]) -> ResNet | TracedNetwork:
     """Return a module of any origin as a network for examples of this shape. Raises TypeError for another object."""
-    if isinstance(model, ResNet):
+    if isinstance(model, ResNet | TracedNetwork):
         return model
-    if isinstance(model, nn.Module):
-        return TracedNetwork(LinenSource(model), image_shape)
-    if isinstance(model, nnx.Module):
-        graph, state = nnx.split(model)
-        return TracedNetwork(NnxSource(lambda rngs: nnx.merge(graph, state), type(model).__name__), image_shape)
-    if isinstance(model, TracedNetwork):
-        return model
+    if isinstance(model, nn.Module | nnx.Module):
+        return TracedNetwork(module_source(model), image_shape)
     if isinstance(model, Callable):
         return TracedNetwork(NnxSource(model, getattr(model, "__name__", "network")), image_shape)
     raise TypeError(
@@ -60,20 +57,15 @@ def make_network(model: Any, image_shape: tuple[int, ...]) -> ResNet | TracedNet
     )
 
 
-def explain(network: Any, image_shape: tuple[int, ...] | None = None) -> "Explanation":
+def explain(network: Any, image_shape: tuple[int, ...]) -> "Explanation":
     """Explain the groups of a network; one that declares them is traced beside, for what the others are."""
     if isinstance(network, TracedNetwork):
         return Explanation(network.filter_groups(), network.discovery.axes, declared=False)
     assert isinstance(network, nn.Module)
-    shape = image_shape or (32, 32, 3)
-    axes = discover(LinenSource(network), shape).axes
-    names = {group.kernel or _kernel(group): group.name for group in network.filter_groups()}
-    return Explanation(network.filter_groups(), axes, declared=True, names=names)
-
-
-def _kernel(group: FilterGroup) -> str:
-    """Return the path of the kernel that computes a declared group's filters: the one along its largest axis."""
-    return max((path for path in group.axes if path.endswith("/kernel")), key=lambda path: group.places(path)[0][0])
+    axes = discover(LinenSource(network), image_shape).axes
+    groups = network.filter_groups()
+    names = {a.kernel: group.name for group in groups for a in axes if set(a.places) == set(group.axes)}
+    return Explanation(groups, axes, declared=True, names=names)
 
 
 @dataclass(frozen=True)

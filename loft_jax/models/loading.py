@@ -40,6 +40,14 @@ def load_source(name: str, options: Mapping[str, Any], num_classes: int) -> Sour
     return _make_source(name, attribute, found, options, num_classes)
 
 
+def module_source(module: nn.Module | nnx.Module) -> Source:
+    """Return a module that exists as a source; an NNX module keeps its parameters as the initialisation."""
+    if isinstance(module, nn.Module):
+        return LinenSource(module)
+    graph, state = nnx.split(module)
+    return NnxSource(lambda rngs: nnx.merge(graph, state), type(module).__name__)
+
+
 def give_network(model: Any) -> str:
     """Make a network from Python known to this process; return its `model.name`.
 
@@ -64,11 +72,8 @@ def _find_given(name: str, attribute: str, options: Mapping[str, Any], num_class
             "again (model=...), or put it into a file and train it by that name"
         )
     model = _networks[attribute]
-    if isinstance(model, nn.Module):
-        return LinenSource(model)
-    if isinstance(model, nnx.Module):
-        graph, state = nnx.split(model)
-        return NnxSource(lambda rngs: nnx.merge(graph, state), attribute)
+    if isinstance(model, nn.Module | nnx.Module):
+        return module_source(model)
     return _make_source(name, attribute, model, options, num_classes)
 
 

@@ -14,28 +14,13 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from loft_jax.filters import FilterGroup
-from loft_jax.models.convolution import convolve
+from loft_jax.models.layers import conv, downsample
 from loft_jax.models.norm import BatchNorm
 
 Value = TypeVar("Value")
 
 _NORM_EPSILON = 1e-5
 _NORM_VARIABLES = ("params/{}/scale", "params/{}/bias", "batch_stats/{}/mean", "batch_stats/{}/var")
-
-
-def _conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
-    # Padding is explicit because "SAME" pads strided convolutions on one side only, unlike the published networks.
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated_cls=lambda: convolve,
-        name=name,
-    )
 
 
 class ResNet(nn.Module):
@@ -153,11 +138,11 @@ class ResNet(nn.Module):
 
     def _stem(self, x: jax.Array, norm: partial[BatchNorm]) -> jax.Array:
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = _conv(self.width, size, stride, self.dtype, "stem")(x)
+        x = conv(self.width, size, stride, dtype=self.dtype, name="stem")(x)
         if not self.preactivation:
             x = norm(name="stem_norm", relu=True)(x)
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = downsample(x)
         return x
 
     def _positions(self) -> list[tuple[int, int]]:
@@ -186,8 +171,8 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, norm: partial[BatchNorm]) -> jax.Array:
         reshapes = self.stride != 1 or x.shape[-1] != self.features
-        conv1 = _conv(self.filters, 3, self.stride, self.dtype, "conv1")
-        conv2 = _conv(self.features, 3, 1, self.dtype, "conv2")
+        conv1 = conv(self.filters, 3, self.stride, dtype=self.dtype, name="conv1")
+        conv2 = conv(self.features, 3, dtype=self.dtype, name="conv2")
         if self.preactivation:
             y = norm(name="norm1", relu=True)(x)
             shortcut = self._shortcut(y) if reshapes else x
@@ -201,7 +186,7 @@ class _Block(nn.Module):
 
     def _shortcut(self, x: jax.Array) -> jax.Array:
         # Strided here, because a strided convolution's gradient is written, and added, in all of its input's size.
-        return _conv(self.features, 1, 1, self.dtype, "shortcut")(x[:, :: self.stride, :: self.stride])
+        return conv(self.features, 1, dtype=self.dtype, name="shortcut")(x[:, :: self.stride, :: self.stride])
 
     def _scale_branch(self, y: jax.Array) -> jax.Array:
         return y if self.branch_scale == 1.0 else y * jnp.asarray(self.branch_scale, y.dtype)

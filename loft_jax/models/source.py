@@ -65,8 +65,4 @@ def mode_arguments(call: Callable[..., Any], train: bool) -> dict[str, bool]:
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):
         return {}
-    found = {}
-    for name, value in (_TRAINING | _EVALUATION).items():
-        if name in parameters and parameters[name].kind not in (inspect.Parameter.VAR_KEYWORD,):
-            found[name] = train is value
-    return found
+    return {name: train is value for name, value in (_TRAINING | _EVALUATION).items() if name in parameters}

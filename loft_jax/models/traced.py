@@ -77,7 +77,7 @@ class TracedNetwork:
             # A module of fixed widths: the first filters of the full one.
             kept = {name: np.arange(width) for name, width in self.widths.items()}
             variables = extract(variables, self.discovery.groups(), kept)
-        return _with_statistics(variables)
+        return variables
 
     def apply(
         self,
@@ -101,8 +101,7 @@ class TracedNetwork:
         result, statistics = self.source.apply(
             variables, x.astype(self.dtype), train=train, shapes=self._shapes, norms=self.norms, key=key
         )
-        logits = result[0] if isinstance(result, tuple | list) else result
-        logits = logits.astype(jnp.float32)
+        logits = _logits(result).astype(jnp.float32)
         return (logits, {"batch_stats": statistics}) if mutable else logits
 
     @property
@@ -136,10 +135,10 @@ def discover(source: Source, image_shape: tuple[int, ...]) -> Discovery:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def run(variables: Mapping[str, Any], images: Any, key: Any, *, train: bool, shapes: Shapes) -> tuple[Any, Tree]:
-        tree = _with_statistics(unflatten_paths(dict(variables)))
+        # Nested dicts of paths have no empty collection.
+        tree = {"batch_stats": {}} | unflatten_paths(dict(variables))
         result, statistics = source.apply(tree, images, train=train, shapes=shapes, norms=Norms(), key=key)
-        logits = result[0] if isinstance(result, tuple | list) else result
-        return logits, {"batch_stats": statistics} if train else {}
+        return _logits(result), {"batch_stats": statistics} if train else {}
 
     variables = jax.eval_shape(lambda key, x: source.init(key, x, {}), key, images)
     flat = flatten_paths(variables)
@@ -172,5 +171,6 @@ def _check_logits(source: Source, shape: tuple[int, ...]) -> None:
         )
 
 
-def _with_statistics(variables: Tree) -> Tree:
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+def _logits(result: Any) -> Any:
+    """Return the logits of what a module returns, which may be the first of several results."""
+    return result[0] if isinstance(result, tuple | list) else result

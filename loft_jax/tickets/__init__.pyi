@@ -5,7 +5,7 @@ from .options import (
     rules_of as rules_of,
 )
 from .search import Reference as Reference, TicketSearch as TicketSearch
-from .snapshots import Snapshots as Snapshots
+from .snapshots import Snapshots as Snapshots, finite_scores as finite_scores
 from .ticket import (
     FILE as FILE,
     Pruning as Pruning,

@@ -1,5 +1,6 @@
 """The snapshots of a run, read one at a time and checked against the run's model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from loft_jax.errors import UserError
 from loft_jax.filters import (
     NO_RULES,
+    FilterGroup,
     Norm,
     Rules,
     Scope,
@@ -68,13 +70,7 @@ class Snapshots:
         Raises:
           UserError: as `variables`, or a group has no such score, or one is not finite.
         """
-        try:
-            scores = jax.device_get(score_filters(self.variables(round_number), self.groups, norm))
-            for name, values in scores.items():
-                check_scores(values, name)
-        except ValueError as error:
-            raise UserError(f"{self.path}, round {round_number}: {error}") from None
-        return scores
+        return finite_scores(self.variables(round_number), self.groups, norm, f"{self.path}, round {round_number}")
 
     def ticket(
         self,
@@ -114,6 +110,19 @@ class Snapshots:
                     cut.check(path, flat[path].shape)
                 except ValueError as error:
                     raise UserError(f"{name}: {error}; use the config it was made with") from None
+
+
+def finite_scores(
+    variables: Mapping[str, Any], groups: Sequence[FilterGroup], norm: str, label: str
+) -> dict[str, np.ndarray]:
+    """Compute `score_filters` as numpy arrays; raise UserError, beginning with the label, unless all are finite."""
+    try:
+        scores = jax.device_get(score_filters(variables, groups, norm))
+        for name, values in scores.items():
+            check_scores(values, name)
+    except ValueError as error:
+        raise UserError(f"{label}: {error}") from None
+    return scores
 
 
 def rank_groups(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

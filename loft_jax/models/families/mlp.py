@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loft_jax.models.families.layers import norm
+from loft_jax.models.layers import norm
 
 _GLOROT = nn.initializers.glorot_normal()
 

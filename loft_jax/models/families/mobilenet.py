@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loft_jax.models.families.layers import conv, norm
+from loft_jax.models.layers import conv, norm
 
 _PUBLISHED = (
     (1, 16, 1, 1),

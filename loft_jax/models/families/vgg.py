@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from loft_jax.models.families.layers import conv, norm
+from loft_jax.models.layers import conv, norm
 
 
 class VGG(nn.Module):

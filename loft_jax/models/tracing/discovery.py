@@ -74,7 +74,7 @@ class Discovery:
     """
 
     def __init__(self, traces: Traces, trial: Trial):
-        self._shapes, self._refused = dict(traces.shapes), {}
+        self._shapes = dict(traces.shapes)
         self._walk, self._training = Walk(), Walk()
         self._layout = Layout(self._read(traces))
         self._kernels = dict(self._name_atoms())

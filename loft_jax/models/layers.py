@@ -1,4 +1,4 @@
-"""Layers that the families share: convolutions and norms in the form that each platform runs fastest."""
+"""Layers that the networks share: convolutions and norms in the form that each platform runs fastest."""
 
 from typing import Any
 
