@@ -11,6 +11,7 @@ from helpers.own_networks import Listed, Small
 from helpers.runs import SETTINGS, assert_same_state, config_of, opened, settings_with
 
 from loft_jax import (
+    Config,
     UserError,
     image_data,
     load_checkpoint,
@@ -22,7 +23,9 @@ from loft_jax import (
 )
 from loft_jax.train.__main__ import run
 
-TRAINED = settings_with(train={"rounds": 2, "snapshot_every": 1, "eval_every": 2})
+# Dense layers compile in a moment.
+WHOLE = settings_with(model={"name": f"{TESTS}/helpers/own_networks.py:Plain", "width": None})
+TRAINED = WHOLE | {"train": SETTINGS["train"] | {"rounds": 2, "snapshot_every": 1, "eval_every": 2}}
 
 
 def data(seed=0):
@@ -34,12 +37,13 @@ def data(seed=0):
 
 
 def test_a_call_trains_as_the_command_does(tmp_path):
-    summary = pretrain(SETTINGS, tmp_path / "called")
-    run(config_of(), opened(tmp_path / "command", config_of()))
+    config = Config.model_validate(WHOLE)
+    summary = pretrain(WHOLE, tmp_path / "called")
+    run(config, opened(tmp_path / "command", config))
     one, other = (load_checkpoint(tmp_path / name)["variables"] for name in ("called", "command"))
     assert_same_state(one, other)
     assert summary["round"] == 6
-    assert pretrain(config_of(), tmp_path / "called") == summary, "a finished run is not trained again"
+    assert pretrain(config, tmp_path / "called") == summary, "a finished run is not trained again"
 
 
 def test_own_network_and_data_from_training_to_a_report(tmp_path):
