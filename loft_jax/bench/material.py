@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from loft_jax.data import Dataset
-from loft_jax.models import Network
+from loft_jax.models import Network, variable_shapes
 
 Tree = dict[str, Any]
 
@@ -25,7 +25,6 @@ def random_variables(model: Network, image_shape: tuple[int, ...]) -> Tree:
     processors and cards take less power for them, and may run faster.
     """
     import jax
-    import jax.numpy as jnp
 
     rng = np.random.default_rng(0)
 
@@ -36,5 +35,5 @@ def random_variables(model: Network, image_shape: tuple[int, ...]) -> Tree:
             return rng.normal(scale=np.sqrt(2 / fan_out), size=leaf.shape).astype(leaf.dtype)
         return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    shapes = variable_shapes(model, image_shape)
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from loft_jax.filters import FilterGroup, flatten_paths
 from loft_jax.gpipe import boundary_floats
 from loft_jax.loft import BYTES_OF_FLOAT
-from loft_jax.models import Network, create_model
+from loft_jax.models import Network, create_model, variable_shapes
 from loft_jax.paper import PAPER_ROWS, PaperRow
 
 COLUMNS = (
@@ -78,7 +75,7 @@ class ParameterSplit:
         partitioned = {path for group in groups if group.partitioned for path in group.axes}
         declared = {path for group in groups for path in group.axes}
         sizes = {"partitioned": 0, "shared_kernels": 0, "rest": 0}
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        variables = variable_shapes(model, image_shape)
         for path, leaf in flatten_paths({"params": variables["params"]}).items():
             if path in partitioned:
                 sizes["partitioned"] += leaf.size

@@ -18,4 +18,5 @@ from .sizes import (
     counted_flops as counted_flops,
     parameter_count as parameter_count,
     training_flops as training_flops,
+    variable_shapes as variable_shapes,
 )

@@ -1,5 +1,6 @@
-"""The size of networks: parameters, and the FLOPs of training. Nothing is run."""
+"""The size of networks: variables, parameters, and the FLOPs of training. Nothing is run."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,10 +12,19 @@ from loft_jax.models.network import Network
 Tree = dict[str, Any]
 
 
+@lru_cache(maxsize=64)
+def variable_shapes(model: Network, image_shape: tuple[int, ...]) -> Tree:
+    """Return shapes and dtypes of the variables, {"params", "batch_stats"}, for images [height, width, channels].
+
+    They are kept, because a start asks several times, and tracing an initialisation takes a tenth of a second and more.
+    The tree is not to be changed.
+    """
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+
 def parameter_count(model: Network, image_shape: tuple[int, ...]) -> int:
     """Count the parameters of a network for images of this shape (height, width, channels)."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), image)["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model, image_shape)["params"]))
 
 
 def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
@@ -26,7 +36,7 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
         return logits.sum(), updated
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = variable_shapes(model, image_shape)
     gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return count_flops(gradients.trace(shapes["params"], shapes["batch_stats"], images))
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save as to_safetensors
 
 from loft_jax.files import write_atomically
 from loft_jax.filters import flatten_paths, prune, unflatten_paths
-from loft_jax.models import Network
+from loft_jax.models import Network, variable_shapes
 from loft_jax.tickets.snapshots import Snapshots
 from loft_jax.tickets.ticket import Ticket
 
@@ -56,7 +56,7 @@ def export_program(network: Network, image_shape: tuple[int, ...]) -> bytes:
     def logits(weights: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         return network.apply(unflatten_paths(dict(weights)), images)
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    shapes = variable_shapes(network, image_shape)
     weights = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten_paths(shapes).items()}
     (any_size,) = jax.export.symbolic_shape("batch")
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.errors import UserError
@@ -22,7 +21,7 @@ from loft_jax.filters import (
     rank_filters,
     score_filters,
 )
-from loft_jax.models import declares_groups, make_model
+from loft_jax.models import declares_groups, make_model, variable_shapes
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
 
@@ -50,7 +49,7 @@ class Snapshots:
         image_shape = tuple(identity.get("image_shape", (32, 32, 3)))
         self.image_shape, self.knows_data = image_shape, {"image_shape", "classes"} <= identity.keys()
         self.model = model = make_model(self.config, identity.get("classes", 1), image_shape)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        shapes = variable_shapes(model, image_shape)
         self._kernels = {path: leaf.shape[:-2] for path, leaf in flatten_paths(shapes).items()}
         self.groups = model.filter_groups()
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from loft_jax.data import AnyDataset
 from loft_jax.devices import DATA, WORKER
 from loft_jax.loft import LocalStep, State
-from loft_jax.models import Network, count_flops
+from loft_jax.models import Network, count_flops, variable_shapes
 
 _SECONDS_A_TURN = 0.3
 
@@ -30,7 +30,7 @@ class StepLoop:
         device = jax.devices()[0]
         self.batch_size = batch_size
         shape = dataset.image_shape
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        variables = variable_shapes(model, shape)
         # Zeros take as long as other numbers, and initialisers take long to compile.
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
         step = replace(step, model=model, data_shards=1)
