@@ -1,5 +1,6 @@
 """Local SGD's update rule, and its learning rate over the local steps of the whole run."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def learning_rate_schedule(config: Config) -> LearningRate:
         case "cosine":
             schedule = optax.cosine_decay_schedule(peak, steps)
         case "step":
-            boundaries = {round(config.total_steps * share) - warmup: _DECAY for share in _DECAY_AT}
+            boundaries = {_milestone(config.total_steps, share) - warmup: _DECAY for share in _DECAY_AT}
             schedule = optax.piecewise_constant_schedule(peak, boundaries)
         case "constant":
             schedule = optax.constant_schedule(peak)
@@ -32,6 +33,14 @@ def learning_rate_schedule(config: Config) -> LearningRate:
     # Start at peak/warmup, not at 0: a first step with learning rate 0 would change nothing.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, schedule], [warmup])
+
+
+def _milestone(total: int, share: float) -> int:
+    """Return the first local step after this share of the run; never earlier than the share itself in an odd total.
+
+    In an even total a half is rounded to even, so that runs begun before go on as they were.
+    """
+    return math.ceil(total * share) if total % 2 else round(total * share)
 
 
 def make_sgd(settings: Optimizer) -> optax.GradientTransformation:

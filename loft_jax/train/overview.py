@@ -7,6 +7,7 @@ from rich.table import Table
 
 from loft_jax.console import console, megabytes
 from loft_jax.cost import CompiledRound
+from loft_jax.loft import LearningRate
 from loft_jax.methods import idle_advice
 from loft_jax.models import parameter_count
 from loft_jax.storage import PHASES
@@ -75,6 +76,14 @@ def print_programs(compiled: CompiledRound) -> None:
     console().print(table)
     peak = compiled.memory
     print(f"memory    {megabytes(peak.total)} at the peak: {megabytes(peak.resident)} stay, {peak.name} needs the rest")
+
+
+def describe_learning_rates(learning_rate: LearningRate, end: int, steps: int) -> str:
+    """Say the learning rate of the last of some local steps, the last before `end`, and the range over all of them."""
+    rates = [float(learning_rate(step)) for step in range(end - steps, end)]
+    least, most = (f"{bound(rates):.3g}" for bound in (min, max))
+    text = f"learning rate {rates[-1]:.3g}"
+    return text if least == most else f"{text} at its last local step, {least} to {most} over the round"
 
 
 def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.loft import State
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
 from loft_jax.train.experiment import Experiment
-from loft_jax.train.overview import summarise
+from loft_jax.train.overview import describe_learning_rates, summarise
 from loft_jax.train.profiling import trace_round
 from loft_jax.train.progress import TrainingProgress
 from loft_jax.train.stopping import TicketWatch
@@ -184,10 +184,10 @@ class Trainer:
         with self._watch.phase("sync"):
             self._state, loss = experiment.method.finish(self._state, masks, workers)
             loss = float(loss)
-        learning_rate = float(experiment.method.step.learning_rate(self.done * config.loft.local_steps))
         self.done += 1
         self.stop_requested = self._is_stop_requested()
-        self._stop_unless_finite("train/loss", loss, learning_rate)
+        self._stop_unless_finite("train/loss", loss)
+        learning_rate = float(experiment.method.step.learning_rate(self.done * config.loft.local_steps - 1))
         moved = experiment.bill.wire
         return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
 
@@ -210,10 +210,10 @@ class Trainer:
                     metrics |= self._experiment.evaluate(variables)
                     if self._experiment.validate:
                         metrics |= self._experiment.validate(variables)
-                    self._stop_unless_finite("test/loss", metrics["test/loss"], metrics.get("learning_rate", 0.0))
+                    self._stop_unless_finite("test/loss", metrics["test/loss"])
             # The loss is from before the last update of the round, and a saved round is not always evaluated.
             if not _all_finite((variables, full)):
-                self._stop_unless_finite("a variable", math.nan, metrics.get("learning_rate", 0.0))
+                self._stop_unless_finite("a variable", math.nan)
         row = self._row(metrics)
         self._directory.append(row)
         if full is not None and variables is not None:
@@ -259,15 +259,16 @@ class Trainer:
         full = replicate(State.from_checkpoint(saved), self._experiment.mesh)
         return self._experiment.method.place(full)
 
-    def _stop_unless_finite(self, name: str, value: float, learning_rate: float) -> None:
+    def _stop_unless_finite(self, name: str, value: float) -> None:
         if math.isfinite(value):
             return
         self._checkpoints.wait()
         good = saved_rounds(self._directory.checkpoints)
         last = f"the last good checkpoint is that of round {max(good, default=None)} in {self._directory.checkpoints}"
+        step, steps = self._experiment.method.step, self._config.loft.local_steps
+        rates = f" ({describe_learning_rates(step.learning_rate, self.done * steps, steps)})" if self.done else ""
         raise RunStopped(
-            f"{name} is {value} after round {self.done} (learning rate {learning_rate:.3g}); "
-            f"{last if good else 'nothing is saved'}. Lower "
+            f"{name} is {value} after round {self.done}{rates}; {last if good else 'nothing is saved'}. Lower "
             "optimizer.learning_rate or raise optimizer.warmup_steps, and start again in another directory, or "
             "delete this one first"
         )

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from loft_jax.config.config import Config
@@ -33,6 +34,27 @@ def test_the_learning_rate_follows_the_schedule(settings, expected):
     rate = schedule(**settings)
     for step, value in expected.items():
         np.testing.assert_allclose(float(rate(step)), value, rtol=1e-5, atol=1e-7, err_msg=f"step {step}")
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 500, 501, 503])
+def test_steps_of_the_learning_rate_are_never_early(total):
+    """The definition: a step is past a milestone when its share of the run is at least that."""
+    config = Config(
+        optimizer={"learning_rate": 1.0, "schedule": "step"}, train={"rounds": total}, loft={"local_steps": 1}
+    )
+    rate = learning_rate_schedule(config)
+    for step in range(total):
+        passed = (2 * step >= total) + (4 * step >= 3 * total)
+        np.testing.assert_allclose(float(rate(step)), 0.1**passed, rtol=1e-5, err_msg=f"step {step} of {total}")
+
+
+@pytest.mark.parametrize("total", [2, 4, 6, 10, 14, 22, 8000])
+def test_even_totals_step_where_they_always_did(total):
+    config = Config(optimizer={"schedule": "step"}, train={"rounds": total}, loft={"local_steps": 1})
+    before = optax.piecewise_constant_schedule(0.1, {round(total / 2): 0.1, round(total * 3 / 4): 0.1})
+    rate = learning_rate_schedule(config)
+    for step in {0, total - 1, *(max(0, round(total * share) + i) for share in (0.5, 0.75) for i in (-1, 0))}:
+        assert float(rate(step)) == float(before(step)), step
 
 
 def test_an_update_is_sgd_with_momentum_and_decays_kernels_only():

@@ -7,10 +7,11 @@ from helpers.runs import config_of
 
 from loft_jax import create_model
 from loft_jax.cost.compiled import CompiledRound, Program
+from loft_jax.loft.optimizer import learning_rate_schedule
 from loft_jax.models.sizes import parameter_count
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.train.experiment import Experiment
-from loft_jax.train.overview import print_programs, print_setup
+from loft_jax.train.overview import describe_learning_rates, print_programs, print_setup
 
 
 def test_speeds_are_of_training_and_sync_and_the_sub_cnn_is_counted_by_itself(finished):
@@ -24,6 +25,26 @@ def test_speeds_are_of_training_and_sync_and_the_sub_cnn_is_counted_by_itself(fi
     shares = {group.name: group.width // 4 for group in model.filter_groups() if group.partitioned}
     assert summary["parameters_sub_cnn"] == parameter_count(model.with_widths(shares), (8, 8, 1))
     assert summary["parameters"] == parameter_count(model, (8, 8, 1))
+
+
+def test_the_learning_rate_of_a_row_is_that_of_its_last_step(finished):
+    rate = learning_rate_schedule(config_of())
+    for row in RunDirectory(finished[0]).rows()[1:]:
+        assert row["learning_rate"] == float(rate(row["step"] - 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "end", "said"),
+    [
+        ({"schedule": "constant"}, 4, "learning rate 0.8"),
+        ({"schedule": "constant", "warmup_steps": 8}, 4, "learning rate 0.4 at its last local step, 0.1 to 0.4 over"),
+        ({"schedule": "step", "warmup_steps": 2}, 12, "learning rate 0.08 at its last local step, 0.08 to 0.8 over"),
+        ({"schedule": "cosine"}, 20, "learning rate 0.00492 at its last local step, 0.00492 to 0.0764 over the round"),
+    ],
+)
+def test_a_rounds_learning_rates_are_those_of_its_last_step_and_a_range(settings, end, said):
+    config = config_of(optimizer={"learning_rate": 0.8, **settings}, train={"rounds": 5}, loft={"local_steps": 4})
+    assert describe_learning_rates(learning_rate_schedule(config), end, 4).startswith(said)
 
 
 def test_workers_a_device_and_the_sub_cnns_share_are_said(capsys):

@@ -163,7 +163,9 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(learning_rate, steps,
         run(config, opened(tmp_path / "run", config))
     last = saved_rounds(tmp_path / "run/checkpoints")[-1]
     assert what in str(stop.value)
-    assert f"learning rate {learning_rate:.3g}" in str(stop.value)
+    assert f" to {learning_rate:.3g} over the round)" in str(
+        stop.value
+    ) or f"learning rate {learning_rate:.3g})" in str(stop.value)
     assert f"the last good checkpoint is that of round {last}" in str(stop.value)
     assert all(
         np.isfinite(leaf).all() for leaf in flat(load_checkpoint(tmp_path / "run")["variables"]["params"]).values()
