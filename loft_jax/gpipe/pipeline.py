@@ -9,6 +9,7 @@ statistics change once a step, to the mean over its micro-batches.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from loft_jax.config import Config
 from loft_jax.console import megabytes
 from loft_jax.data import AnyDataset
 from loft_jax.devices import REPLICATED, nbytes, shapes_with_sharding
+from loft_jax.errors import UserError
 from loft_jax.gpipe.cuts import as_segmented, stage_bounds
 from loft_jax.gpipe.stage import PipelineStage
 from loft_jax.loft import Images, RoundProgram, State, make_local_step, split_groups, training_order
@@ -94,7 +96,14 @@ class GPipe:
             for s, segment in enumerate(segments)
         ]
         microbatch = (config.data.batch_size // self.microbatches, *dataset.image_shape)
-        self.inputs, self.state_shapes = _find_shapes(segments, microbatch)
+        try:
+            self.inputs, self.state_shapes = _find_shapes(segments, microbatch)
+        except Exception as error:  # The user's code may raise anything.
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"gpipe.stages={len(segments)}: a part of {config.model.name} cannot be trained by itself: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
         self.sum_shapes = [
             jax.eval_shape(stage.zeros, state) for stage, state in zip(self._stages, self.state_shapes, strict=True)
         ]
@@ -301,6 +310,7 @@ def _find_shapes(
     inputs, states = [jax.ShapeDtypeStruct(microbatch, jnp.float32)], []
     for segment in segments:
         own = jax.eval_shape(segment.init, jax.random.key(0), inputs[-1])
-        inputs.append(jax.eval_shape(segment.apply, own, inputs[-1]))
-        states.append(State(params=own["params"], batch_stats=own["batch_stats"], momentum=own["params"]))
+        train = partial(segment.apply, train=True, mutable=["batch_stats"])
+        inputs.append(jax.eval_shape(train, own, inputs[-1])[0])
+        states.append(State(params=own["params"], batch_stats=own.get("batch_stats", {}), momentum=own["params"]))
     return inputs[:-1], states

@@ -65,7 +65,7 @@ class PipelineStage:
     def _apply(self, params: Tree, state: State, x: jax.Array) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         out, updated = self._segment.apply(variables, x, train=True, mutable=["batch_stats"])
-        return out, updated["batch_stats"]
+        return out, updated.get("batch_stats", {})
 
     def _add_gradients(self, gradients: tuple[Tree, jax.Array], sums: Tree) -> tuple[Any, Tree]:
         own, back = gradients

@@ -92,7 +92,9 @@ class NormEstimator:
         _, updated = self._model.apply(variables, batch, train=True, mutable=["batch_stats"], rngs=rngs)
         # The number of devices may not divide that of batches; a batch past the last one has weight 0.
         weight = jnp.where(number < self._count, 1.0 / self._count, 0.0)
-        moments = jax.tree.map(lambda total, m: total + weight * m, carry["moments"], _moments(updated["batch_stats"]))
+        moments = jax.tree.map(
+            lambda total, m: total + weight * m, carry["moments"], _moments(updated.get("batch_stats", {}))
+        )
         return carry | {"moments": moments, "batch": number + self._mesh.size}
 
 

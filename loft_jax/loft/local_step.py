@@ -63,7 +63,7 @@ class LocalStep:
             logits, updated = self.model.apply(variables, batch, train=True, mutable=["batch_stats"], rngs=rngs)
             # Differentiate the mean; averaging the gradients would be wrong: those with respect to variables that are
             # equal on all data shards are already summed over the shards.
-            return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated["batch_stats"]
+            return jax.lax.pmean(self.mean_loss(logits, targets), DATA), updated.get("batch_stats", {})
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         gradients = jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, state.params)

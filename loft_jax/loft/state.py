@@ -86,7 +86,9 @@ def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequenc
     owners = None
     if exchanges(config, groups):
         owners = draw_partition(key_for(config.seed, Purpose.PARTITION, 0), groups, config.loft.workers)
-    state = State(params=variables["params"], batch_stats=variables["batch_stats"], owners=owners, round=jnp.int32(0))
+    state = State(
+        params=variables["params"], batch_stats=variables.get("batch_stats", {}), owners=owners, round=jnp.int32(0)
+    )
     return state.with_zero_momentum() if config.loft.momentum == "carry" else state
 
 

@@ -8,7 +8,7 @@ from loft_jax.data import AnyDataset, Facts
 from loft_jax.errors import UserError
 from loft_jax.gpipe import GPipe, check_cuts
 from loft_jax.loft import Images, Method, Round, split_groups
-from loft_jax.models import Network, declares_groups
+from loft_jax.models import Network, needs_images
 
 
 def check_method(model: Network, config: Config) -> None:
@@ -35,7 +35,7 @@ def check_data(config: Config, data: AnyDataset | Facts, name: str) -> None:
         raise UserError(
             f"loft.workers={config.loft.workers}: {data.examples} images are too few for data.split=disjoint"
         )
-    if len(data.image_shape) == 1 and declares_groups(config):
+    if len(data.image_shape) == 1 and not needs_images(config):
         raise UserError(
             f"model.name={config.model.name}: takes images, and {name} has {data.image_shape[0]} features of each "
             "example; use model.name=mlp or lenet300, or a network of your own"

@@ -3,15 +3,14 @@ from .explanation import (
     explain as explain,
     explain_filter_groups as explain_filter_groups,
     find_filter_groups as find_filter_groups,
-    make_network as make_network,
 )
 from .flops import count_flops as count_flops
 from .loading import give_network as give_network
 from .network import Network as Network, SegmentedNetwork as SegmentedNetwork
 from .registry import (
     create_model as create_model,
-    declares_groups as declares_groups,
     make_model as make_model,
+    needs_images as needs_images,
     published_width as published_width,
 )
 from .sizes import (

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import nnx
 
 from loft_jax.filters import FilterGroup
+from loft_jax.models.declared import make_network
 from loft_jax.models.linen import LinenSource
 from loft_jax.models.loading import module_source
 from loft_jax.models.nnx import NnxSource
-from loft_jax.models.resnet import ResNet
+from loft_jax.models.source import Source
 from loft_jax.models.traced import TracedNetwork, discover
 from loft_jax.models.tracing.discovery import Axis
 
@@ -27,12 +29,13 @@ def find_filter_groups(model: Any, images: Any) -> tuple[FilterGroup, ...]:
         `jax.ShapeDtypeStruct` of that shape. The length of the batch does not matter.
 
     Returns:
-      The groups that can be split, in network order, each tried with half of its filters; of a network of this package
-      that declares its groups, those. What is left whole, and why, is told by `explain_filter_groups`.
+      The groups that can be split, in network order, each tried with half of its filters; of a network that declares
+      its groups, those. What is left whole, and why, is told by `explain_filter_groups`.
 
     Raises:
       TypeError: the model is none of these.
-      ValueError: it cannot be called with such images, or does not return logits [batch, classes].
+      ValueError: it cannot be called with such images, does not return logits [batch, classes], or declares groups
+        that it does not have.
     """
     return explain_filter_groups(model, images).groups
 
@@ -40,17 +43,16 @@ def find_filter_groups(model: Any, images: Any) -> tuple[FilterGroup, ...]:
 def explain_filter_groups(model: Any, images: Any) -> "Explanation":
     """Find the filter groups of a network, and say why other filters are left whole. Arguments as above."""
     image_shape = tuple(images.shape[1:])
-    return explain(make_network(model, image_shape), image_shape)
+    network = model if isinstance(model, TracedNetwork) else make_network(_source(model), image_shape, jnp.float32)
+    return explain(network, image_shape)
 
 
-def make_network(model: Any, image_shape: tuple[int, ...]) -> ResNet | TracedNetwork:
-    """Return a module of any origin as a network for examples of this shape. Raises TypeError for another object."""
-    if isinstance(model, ResNet | TracedNetwork):
-        return model
+def _source(model: Any) -> Source:
+    """Return a module of any origin as a source. Raises TypeError for another object."""
     if isinstance(model, nn.Module | nnx.Module):
-        return TracedNetwork(module_source(model), image_shape)
+        return module_source(model)
     if isinstance(model, Callable):
-        return TracedNetwork(NnxSource(model, getattr(model, "__name__", "network")), image_shape)
+        return NnxSource(model, getattr(model, "__name__", "network"))
     raise TypeError(
         f"{type(model).__name__}: must be a Flax Linen module, a Flax NNX module, or a function of nnx.Rngs that "
         "makes one"

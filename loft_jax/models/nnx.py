@@ -27,6 +27,10 @@ class NnxSource:
     factory: Callable[[nnx.Rngs], nnx.Module]
     name: str
 
+    @property
+    def module(self) -> nnx.Module:
+        return nnx.eval_shape(lambda: self.factory(nnx.Rngs(0)))
+
     def init(self, key: jax.Array, x: Any, shapes: Shapes) -> Tree:
         module = self.factory(nnx.Rngs(key))
         return {name: _by_path(nnx.state(module, kind)) for name, kind in _KINDS.items()}
@@ -59,7 +63,7 @@ class _Blueprint:
 
 @lru_cache(maxsize=64)
 def _blueprint(source: NnxSource, train: bool, norms: Norms) -> _Blueprint:
-    module = nnx.eval_shape(lambda: source.factory(nnx.Rngs(0)))
+    module = source.module
     module.train() if train else module.eval()
     for _, part in nnx.iter_graph(module):
         if isinstance(part, nnx.BatchNorm):

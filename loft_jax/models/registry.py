@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError, format_value
+from loft_jax.models.declared import DeclarationError, make_network
 from loft_jax.models.linen import LinenSource
 from loft_jax.models.network import Network
 from loft_jax.models.resnet import ResNet
-from loft_jax.models.traced import TracedNetwork
 
 _DECLARED = {
     "preresnet18": (partial(ResNet, blocks=(2, 2, 2, 2), preactivation=True), 64),
@@ -57,31 +57,33 @@ def make_model(config: Config, num_classes: int, image_shape: tuple[int, ...] | 
     Args:
       config: the config.
       num_classes: number of logits.
-      image_shape: of one example, (height, width, channels) or (features,); None if `declares_groups(config)`.
+      image_shape: of one example, (height, width, channels) or (features,); None unless `needs_images(config)`.
 
     Raises:
       UserError: a network of the user's that cannot be loaded, or that such examples do not fit.
     """
     settings, dtype = config.model, jnp.dtype(config.precision)
-    if declares_groups(config):
+    if not needs_images(config):
         return create_model(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
     assert image_shape is not None
     if settings.own:
         from loft_jax.models.loading import load_source
 
         source = load_source(settings.name, settings.options, num_classes)
-        if isinstance(source, LinenSource):
-            source = source.with_dtype(dtype)
     else:
         from loft_jax.models.families import create_family
 
         module = create_family(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
         source = LinenSource(module)
-    network = TracedNetwork(source, tuple(image_shape), dtype)
     try:
+        network = make_network(source, tuple(image_shape), dtype)
         network.filter_groups()
     except UserError:
         raise
+    except DeclarationError as error:
+        raise UserError(
+            f"model.name={format_value(settings.name)}: its declares_groups is true, but it {error}"
+        ) from None
     except Exception as error:  # A user's code may raise anything.
         shape = "x".join(map(str, image_shape))
         reason = " ".join(str(error).split())[:400]
@@ -92,9 +94,9 @@ def make_model(config: Config, num_classes: int, image_shape: tuple[int, ...] | 
     return network
 
 
-def declares_groups(config: Config) -> bool:
-    """Whether the config's model declares its filter groups; those of others are found by tracing."""
-    return config.model.name in _DECLARED
+def needs_images(config: Config) -> bool:
+    """Whether the config's model is made for images of a certain shape; the ResNets are known without the data."""
+    return config.model.name not in _DECLARED
 
 
 def published_width(name: str) -> int | None:

@@ -38,7 +38,7 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = variable_shapes(model, image_shape)
     gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return count_flops(gradients.trace(shapes["params"], shapes["batch_stats"], images))
+    return count_flops(gradients.trace(shapes["params"], shapes.get("batch_stats", {}), images))
 
 
 def counted_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:

@@ -32,10 +32,14 @@ class Source(Protocol):
 
     Attributes:
       name: of the module's class or function, for messages.
+      module: the module, of shapes where it holds arrays.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def module(self) -> Any: ...
 
     def init(self, key: jax.Array, x: Any, shapes: Shapes) -> Tree:
         """Initialise the variables, "batch_stats" among them even where it is empty.

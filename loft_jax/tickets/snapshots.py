@@ -21,7 +21,7 @@ from loft_jax.filters import (
     rank_filters,
     score_filters,
 )
-from loft_jax.models import declares_groups, make_model, variable_shapes
+from loft_jax.models import make_model, needs_images, variable_shapes
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
 
@@ -40,12 +40,12 @@ class Snapshots:
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
         identity = directory.data_identity() or {}
-        if not declares_groups(self.config) and "image_shape" not in identity:
+        if needs_images(self.config) and "image_shape" not in identity:
             raise UserError(
-                f"{self.path}: data.json is missing or damaged, and the filters of {self.config.model.name} are found "
-                "by tracing it for the images that it was trained on; run its training once more, which writes it"
+                f"{self.path}: data.json is missing or damaged, and {self.config.model.name} is made for the images "
+                "that it was trained on; run its training once more, which writes it"
             )
-        # Where groups are declared, they do not depend on the data.
+        # The groups of the others do not depend on the data.
         image_shape = tuple(identity.get("image_shape", (32, 32, 3)))
         self.image_shape, self.knows_data = image_shape, {"image_shape", "classes"} <= identity.keys()
         self.model = model = make_model(self.config, identity.get("classes", 1), image_shape)

@@ -13,7 +13,7 @@ from loft_jax.data import AnyDataset, Facts, load_dataset
 from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
 from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images
 from loft_jax.methods import check_data, check_method, make_method
-from loft_jax.models import Network, declares_groups, make_model, training_flops
+from loft_jax.models import Network, make_model, needs_images, training_flops
 from loft_jax.storage import load_weights
 
 
@@ -49,13 +49,13 @@ class Experiment:
           UserError: model, data or devices do not fit the config.
         """
         # Errors that the model alone shows are reported before devices and data are looked at.
-        if declares_groups(config):
+        if not needs_images(config):
             check_method(make_model(config, 1), config)
         mesh = make_mesh(config)
         dataset = dataset or load_dataset(config)
         check_data(config, dataset, dataset.name)
         model = make_model(config, dataset.num_classes, dataset.image_shape)
-        if not declares_groups(config):
+        if needs_images(config):
             check_method(model, config)
         model = model.with_widths(widths or {})
         images = make_images(config, dataset, mesh)

@@ -9,7 +9,7 @@ from loft_jax.console import console, megabytes
 from loft_jax.cost import CompiledRound
 from loft_jax.loft import LearningRate
 from loft_jax.methods import idle_advice
-from loft_jax.models import parameter_count
+from loft_jax.models import needs_images, parameter_count
 from loft_jax.storage import PHASES
 from loft_jax.train.experiment import Experiment
 
@@ -45,12 +45,14 @@ def print_setup(experiment: Experiment) -> None:
 
 
 def _describe_groups(experiment: Experiment) -> dict[str, str]:
-    """Say which groups of a network that declares none are split, and what is left whole."""
-    if experiment.model.declares_groups:
+    """Say which groups of a network are split, and what is left whole; nothing of those that the package knows."""
+    if not needs_images(experiment.config):
         return {}
     groups, workers = experiment.method.groups, experiment.config.loft.workers
-    split = sum(group.partitioned for group in groups)
-    text = f"{len(groups)} found by tracing, {split} split over the workers"
+    split = f"{sum(group.partitioned for group in groups)} split over the workers"
+    if experiment.model.declares_groups:
+        return {"groups": f"{len(groups)} declared by the network, {split}"}
+    text = f"{len(groups)} found by tracing, {split}"
     if undivided := [f"{g.name} ({g.width})" for g in groups if g.width % workers]:
         text += f"; {workers} workers do not divide {', '.join(undivided[:_SHOWN])}"
         text += f" and {len(undivided) - _SHOWN} more" if len(undivided) > _SHOWN else ""

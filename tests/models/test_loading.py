@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import TESTS
+from helpers.own_networks import Declared, Unfinished, residual
 
+from loft_jax import explain_filter_groups, find_filter_groups
 from loft_jax.config.config import Config
 from loft_jax.errors import UserError
 from loft_jax.models.linen import LinenSource
 from loft_jax.models.loading import load_source
 from loft_jax.models.nnx import NnxSource
 from loft_jax.models.registry import make_model
+from loft_jax.models.resnet import ResNet
+from loft_jax.models.traced import TracedNetwork
 
 FILE = f"{TESTS}/helpers/own_networks.py"
 
@@ -85,6 +89,49 @@ def test_what_is_no_network_is_refused(name, options, message):
     with pytest.raises(UserError, match=message) as refusal:
         make_model(config, 10, (8, 8, 1))
     assert str(refusal.value).startswith(f"model.name={name}: ")
+
+
+def test_a_module_that_declares_its_groups_is_used_as_it_is_and_any_other_is_traced():
+    network = model("residual")
+    assert isinstance(network, ResNet)
+    assert network == residual(10).clone(dtype=jnp.dtype("float32"))
+    config = Config.model_validate({"model": {"name": f"{FILE}:Declared"}, "precision": "bfloat16"})
+    assert make_model(config, 10, (8, 8, 1)).dtype == jnp.bfloat16
+    for name in ("Undeclared", "Unsaid"):
+        assert isinstance(model(name), TracedNetwork)
+
+
+def test_what_a_module_declares_is_what_it_is_asked_for():
+    images = jnp.zeros((1, 8, 8, 1))
+    groups = find_filter_groups(Declared(num_classes=10), images)
+    assert groups == Declared(num_classes=10).filter_groups()
+    assert str(explain_filter_groups(Declared(num_classes=10), images)).endswith(
+        "2 filter groups, declared by the network; 1 layers are left whole"
+    )
+    with pytest.raises(ValueError, match=r"has no left_whole, with_branch_scales, with_norms \(what it needs: "):
+        find_filter_groups(Unfinished(num_classes=10), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unfinished", "has no left_whole, with_branch_scales, with_norms (what it needs: loft_jax/models/network.py)"),
+        ("Untyped", "has no field dtype, the dtype of its computation (what"),
+        ("Unhashable", "cannot be a static argument of jit: unhashable type: 'list' (what"),
+        ("DeclaredNnx", "is an NNX module, and only Linen modules can declare their groups (what"),
+        ("Misnamed", "has no 'params/frist/kernel', which filter group 'first' touches"),
+        ("Miscounted", "declares what is not so: filter group 'first' has 31 filters along axis 1 of 'params/first/"),
+        (
+            "Forgetful",
+            "makes (16, 16) of 'params/second/kernel' when with_widths asks for half of the filters of every",
+        ),
+        ("Rounded", "returns bfloat16 (2, 10) for 2 examples; must return float32 logits"),
+    ],
+)
+def test_a_declaration_that_does_not_hold_is_refused(name, message):
+    with pytest.raises(UserError) as refusal:
+        model(name)
+    assert str(refusal.value).startswith(f"model.name={FILE}:{name}: its declares_groups is true, but it {message}")
 
 
 def test_code_that_fails_when_it_is_run_is_named(tmp_path):

@@ -2,19 +2,25 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from helpers import TESTS
+from helpers.reference_round import assert_close
 from helpers.runs import assert_same_state, config_of, opened, train_rounds
 from helpers.tiny import flat
 
 from loft_jax import load_checkpoint
 from loft_jax.errors import UserError
+from loft_jax.models.registry import _DECLARED
+from loft_jax.models.resnet import ResNet
 from loft_jax.report.__main__ import run as write_report
 from loft_jax.retrain.__main__ import main as retrain_command
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.tickets.__main__ import main as tickets_command
 from loft_jax.train.__main__ import run
+from loft_jax.train.experiment import Experiment
+from loft_jax.train.overview import print_setup
 
 FILE = f"{TESTS}/helpers/own_networks.py"
 
@@ -83,7 +89,54 @@ def test_widths_that_the_workers_do_not_divide_are_left_whole_and_named(tmp_path
         run(refused, opened(tmp_path / "refused", refused))
 
 
-def test_a_network_that_is_no_sequence_of_blocks_is_not_cut(tmp_path):
-    config = settings("Small", loft={"workers": 1}, gpipe={"stages": 2})
-    with pytest.raises(UserError, match=r"gpipe\.stages=2: .*:Small is not a sequence of blocks"):
+def trained(path, config):
+    run(config, opened(path, config))
+    return load_checkpoint(path)["variables"]
+
+
+@pytest.mark.parametrize(("partition", "split"), [("paper", 1), ("all", 2), ("none", 0)])
+def test_a_declared_network_is_split_as_it_says(partition, split, capsys):
+    print_setup(Experiment.build(settings("Declared", loft={"partition": partition})))
+    assert f"groups    2 declared by the network, {split} split over the workers\n" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_a_declared_network_trains_to_the_bits_of_the_same_network_traced(tmp_path):
+    networks = (settings(name, loft={"partition": "all"}) for name in ("Declared", "Undeclared"))
+    assert_same_state(*(trained(tmp_path / config.model.name[-8:], config) for config in networks))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.campaign),
+        pytest.param({"loft": {"workers": 1}, "gpipe": {"stages": 2}}, marks=pytest.mark.full),
+    ],
+)
+def test_a_resnet_of_ones_own_trains_to_the_bits_of_the_same_by_name(changes, tmp_path, monkeypatch):
+    own = trained(tmp_path / "own", settings("residual", **changes))
+    by_name = partial(ResNet, blocks=(1, 2), preactivation=True)
+    monkeypatch.setitem(_DECLARED, "preresnet20", (by_name, 4))
+    assert_same_state(own, trained(tmp_path / "named", config_of(**changes)))
+
+
+@pytest.mark.full
+def test_a_pipeline_of_a_declared_network_without_norms_is_plain_sgd(tmp_path):
+    """With one micro-batch, and without augmentation, whose keys differ."""
+    plain = settings("Cut", loft={"workers": 1}, data={"augment": False})
+    piped = settings("Cut", loft={"workers": 1}, data={"augment": False}, gpipe={"stages": 3, "microbatches": 1})
+    assert_close(trained(tmp_path / "piped", piped), trained(tmp_path / "plain", plain))
+
+
+def test_a_part_that_needs_more_than_its_input_is_not_trained_in_a_pipeline(tmp_path):
+    model = {"options": {"dropout": 0.5}, "name": f"{FILE}:Cut", "width": None}
+    config = config_of(model=model, loft={"workers": 1}, gpipe={"stages": 2})
+    with pytest.raises(UserError, match=r"gpipe\.stages=2: a part of .*:Cut cannot be trained by itself: InvalidRng"):
+        run(config, opened(tmp_path / "run", config))
+
+
+@pytest.mark.parametrize("name", ["Small", "Declared"])
+def test_a_network_that_is_no_sequence_of_blocks_is_not_cut(name, tmp_path):
+    config = settings(name, loft={"workers": 1}, gpipe={"stages": 2})
+    with pytest.raises(UserError, match=rf"gpipe\.stages=2: .*:{name} is not a sequence of blocks"):
         run(config, opened(tmp_path / "run", config))
