@@ -52,11 +52,17 @@ def _find_missing(module: Any) -> str | None:
         return f"has no {', '.join(missing)}"
     if all(field.name != "dtype" for field in fields(module)):
         return "has no field dtype, the dtype of its computation"
-    try:
-        hash(module)
-    except TypeError as error:
-        return f"cannot be a static argument of jit: {error}"
+    if unhashable := [f.name for f in fields(module) if not _is_hashable(getattr(module, f.name, None))]:
+        return f"keeps {', '.join(unhashable)} in lists or dicts, which cannot be hashed (use tuples and FrozenDict)"
     return None
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _try(network: Network, image_shape: tuple[int, ...]) -> None:

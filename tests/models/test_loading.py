@@ -117,7 +117,7 @@ def test_what_a_module_declares_is_what_it_is_asked_for():
     [
         ("Unfinished", "has no left_whole, with_branch_scales, with_norms (what it needs: loft_jax/models/network.py)"),
         ("Untyped", "has no field dtype, the dtype of its computation (what"),
-        ("Unhashable", "cannot be a static argument of jit: unhashable type: 'list' (what"),
+        ("Unhashable", "keeps sizes in lists or dicts, which cannot be hashed (use tuples and FrozenDict) (what it"),
         ("DeclaredNnx", "is an NNX module, and only Linen modules can declare their groups (what"),
         ("Misnamed", "has no 'params/frist/kernel', which filter group 'first' touches"),
         ("Miscounted", "declares what is not so: filter group 'first' has 31 filters along axis 1 of 'params/first/"),
