@@ -14,10 +14,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import yaml
 
 from loft_jax import (
-    Config,
     UserError,
     create_model,
     filter_scores,
@@ -37,7 +35,7 @@ def main() -> None:
         checkpoint = load_checkpoint(options.run)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
-    config = Config.model_validate(yaml.safe_load((options.run / "config.yaml").read_text()))
+    config = checkpoint["config"]
     data = load_dataset(config)
     model = create_model(config.model.name, data.num_classes, width=config.model.width, stem=config.model.stem)
     variables, groups = checkpoint["variables"], model.filter_groups()

@@ -103,6 +103,7 @@ def test_the_examples_of_a_page_run_in_order(page, runs_digits, monkeypatch):
         exec(compile(code, page, "exec"), names)
     if page == "README.md":
         assert names["logits"].shape == (360, 10)
+        assert "Config()" not in "".join(blocks(page, "python")), "the data set of a run is that of its own config"
     if page == "docs/guides/tickets.md":
         logits = names["model"].apply(names["variables"], np.zeros((1, 8, 8, 1), np.float32))
         assert logits.shape == (1, 10)

@@ -15,7 +15,12 @@ def load_dataset(config: Config) -> AnyDataset:
 
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or not of the kind that the settings of `data` ask for.
+      TypeError: the config is none, as that of a checkpoint whose settings are not known.
     """
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"config must be a Config, not {type(config).__name__}; for a run, load_checkpoint(RUN)['config']"
+        )
     return prepare_dataset(_load(config), config)
 
 

@@ -28,8 +28,8 @@ from loft_jax.filters import NO_RULES, NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import print_results, write_results
 from loft_jax.retrain.settings import retrain_config
-from loft_jax.storage import RunDirectory, check_installed
-from loft_jax.tickets import FILE, add_ticket_options, check_saved, load_ticket, ratio, rules_of, ticket_name
+from loft_jax.storage import TICKET, RunDirectory, check_installed
+from loft_jax.tickets import add_ticket_options, check_saved, load_ticket, ratio, rules_of, ticket_name
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
 
@@ -96,7 +96,7 @@ def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace,
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
     rounds, rules = sorted({*saved[:: options.every], saved[-1]}), rules_of(options)
     names = {ticket_name(r, scope, norm, options.ratio, rules.name): r for r in rounds}
-    missing = {name: r for name, r in names.items() if not (run.tickets / name / FILE).exists()}
+    missing = {name: r for name, r in names.items() if not (run.tickets / name / TICKET).exists()}
     if missing:
         from loft_jax.devices import configure_jax
 

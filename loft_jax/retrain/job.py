@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError
-from loft_jax.storage import METRICS, RunDirectory
-from loft_jax.tickets import FILE, Ticket, read_ticket
+from loft_jax.storage import METRICS, TICKET, RunDirectory
+from loft_jax.tickets import Ticket, read_ticket
 
 MODES = ("rewind", "finetune", "reinit", "random", "init")
 REWINDING = ("rewind", "random", "init")
@@ -46,7 +46,7 @@ class Job:
             there = RunDirectory(metrics.parent, LABEL)
             same_seed = self.config.model_copy(update={"seed": there.read_config().seed})
             there.check_same(same_seed)
-        if not (self.directory.path / FILE).exists():
+        if not (self.directory.path / TICKET).exists():
             return
         there = read_ticket(self.directory.path)
         same = there.widths == self.ticket.widths if self.mode == "random" else there.kept == self.ticket.kept

@@ -12,6 +12,7 @@ from .run_directory import (
     PHASES as PHASES,
     RESULTS as RESULTS,
     SUMMARY as SUMMARY,
+    TICKET as TICKET,
     RunDirectory as RunDirectory,
     saved_instead as saved_instead,
     saved_rounds as saved_rounds,

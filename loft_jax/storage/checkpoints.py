@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from loft_jax.devices import reduce_over_processes
 from loft_jax.errors import RunStopped, UserError
-from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, saved_instead, saved_rounds
+from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, RunDirectory, saved_instead, saved_rounds
 from loft_jax.storage.services import error_reason
 
 Tree = dict[str, Any]
@@ -122,20 +122,23 @@ def newest_sound(directory: Path) -> tuple[int, Tree] | None:
 
 
 def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
-    """The variables of a run at a round, from its checkpoints or snapshots; needs no mesh.
+    """The variables of a run at a round, from its checkpoints or snapshots, and its config; needs no mesh.
 
     Args:
       run_dir: directory of a run.
       round: completed rounds (0 = initialisation); None for the newest.
 
     Returns:
-      {"variables": {"params": ..., "batch_stats": ...}, "round": int}: nested dicts of numpy arrays, float32. The norm
-      statistics are those re-estimated for the full CNN, so `model.apply(variables, x)` evaluates as the run did.
+      {"variables": {"params": ..., "batch_stats": ...}, "round": int, "config": Config}: nested dicts of numpy arrays,
+      float32. The norm statistics are those re-estimated for the full CNN, so `model.apply(variables, x)` evaluates as
+      the run did. `load_dataset(config)` gives the run's data set, with the same test images: those of a config with
+      another seed may have been trained on. Of a retraining, the config has the seed of its run. None where the
+      directory holds no config, or where a retraining is no longer in the directory of its run.
 
     Raises:
-      UserError: nothing is saved there, not that round, or it is damaged.
+      UserError: nothing is saved there, not that round, or it is damaged; or the config cannot be read.
     """
-    run_dir = Path(run_dir)
+    directory, run_dir = RunDirectory(run_dir), Path(run_dir)
     kinds = {saved: kind for kind in (SNAPSHOTS, CHECKPOINTS) for saved in saved_rounds(run_dir / kind)}
     if not kinds:
         raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")
@@ -143,7 +146,7 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
         raise UserError(f"{run_dir}: round {round} is not saved; {saved_instead(kinds, round)}")
     found = max(kinds) if round is None else round
     tree = read_state(run_dir / kinds[found], found)
-    return {"variables": tree["variables"], "round": int(tree["round"])}
+    return {"variables": tree["variables"], "round": int(tree["round"]), "config": directory.data_config()}
 
 
 def read_state(directory: Path, round_number: int) -> Tree:

@@ -32,6 +32,7 @@ LOCK, OWNER = ".lock", ".lock.owner"
 CHECKPOINTS, SNAPSHOTS, PROFILE = "checkpoints", "snapshots", "profile"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
+TICKET = "ticket.json"
 
 _FEW = 20
 
@@ -177,6 +178,24 @@ class RunDirectory:
         if not path.exists():
             raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
         return validate_settings(read_yaml(path, label=str(path)), source=str(path))
+
+    def data_config(self) -> Config | None:
+        """Read the config whose data set is the run's: a retraining's has the seed of its run, which splits the images.
+
+        None where there is no config, or where a retraining is no longer in the directory of its run.
+
+        Raises:
+          UserError: a config that is there cannot be read.
+        """
+        if not (self.path / CONFIG).exists():
+            return None
+        config = self.read_config()
+        if not (self.path / TICKET).exists():
+            return config
+        above = self.path.resolve().parents
+        if len(above) < 4 or above[2].name != RETRAIN or not (above[3] / CONFIG).exists():
+            return None
+        return config.model_copy(update={"seed": RunDirectory(above[3]).read_config().seed})
 
     def config_with(self, overrides: dict[str, str]) -> Config:
         """The config of the run with the text given for dotted keys, for commands that cannot change what it was.

@@ -7,7 +7,6 @@ from .options import (
 from .search import Reference as Reference, TicketSearch as TicketSearch
 from .snapshots import Snapshots as Snapshots, finite_scores as finite_scores
 from .ticket import (
-    FILE as FILE,
     Pruning as Pruning,
     Ticket as Ticket,
     check_fits as check_fits,

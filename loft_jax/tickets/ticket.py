@@ -17,11 +17,10 @@ from loft_jax.config import Fraction
 from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
 from loft_jax.filters import NO_RULES, NORMS, SCOPES, Norm, Rules, Scope, draw_kept, rules_fields
+from loft_jax.storage import TICKET
 
 if TYPE_CHECKING:
     from loft_jax.filters import FilterGroup
-
-FILE = "ticket.json"
 
 
 class Pruning(NamedTuple):
@@ -96,7 +95,7 @@ class Ticket:
             directory.mkdir(parents=True, exist_ok=True)
         fields = asdict(self)
         del fields["rules"]
-        write_atomically(directory / FILE, json.dumps(fields | rules_fields(self.rules)) + "\n")
+        write_atomically(directory / TICKET, json.dumps(fields | rules_fields(self.rules)) + "\n")
 
 
 def ticket_name(round_number: int, scope: str, norm: str, ratio: float, rules: str = "") -> str:
@@ -115,8 +114,8 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     Raises:
       UserError: there is no such ticket, or its file does not hold a ticket of that name.
     """
-    if "/" in name or path_problem(name) or not (directory / name / FILE).is_file():
-        there = sorted(p.parent.name for p in directory.glob(f"*/{FILE}"))
+    if "/" in name or path_problem(name) or not (directory / name / TICKET).is_file():
+        there = sorted(p.parent.name for p in directory.glob(f"*/{TICKET}"))
         otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
         hint = did_you_mean(name, there, otherwise)
         raise UserError(f"--ticket {format_value(name)}: no such ticket in {directory}{hint}")
@@ -131,7 +130,7 @@ def load_ticket(directory: Path, name: str) -> Ticket:
 
 def read_ticket(directory: Path) -> Ticket:
     """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
-    path, advice = directory / FILE, "draw it again with python -m loft_jax.tickets"
+    path, advice = directory / TICKET, "draw it again with python -m loft_jax.tickets"
     try:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if "rules" in fields:

@@ -26,6 +26,12 @@ def test_digits_are_1437_and_360_grey_images_of_ten_classes():
     assert (data.name, data.num_classes, data.crop_padding, data.flip) == ("digits", 10, 1, False)
 
 
+def test_what_is_no_config_is_named():
+    """As the config of a checkpoint that is no longer known."""
+    with pytest.raises(TypeError, match="config must be a Config, not NoneType; for a run, load_checkpoint"):
+        load_dataset(None)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_class_gives_a_fifth_of_its_digits_to_the_test_set(seed):
     data = load_digits(seed)

@@ -28,6 +28,19 @@ def test_what_a_killed_process_left_half_written_is_deleted(tmp_path):
     assert [path.name for path in left if path.exists()] == []
 
 
+def test_the_config_of_a_runs_data_has_the_seed_that_split_them(tmp_path):
+    run, retrained = tmp_path / "run", tmp_path / "run/retrain/r6/rewind/seed2"
+    for path, seed in ((run, 5), (retrained, 2)):
+        opened(path, config_of().model_copy(update={"seed": seed})).close()
+    (retrained / "ticket.json").touch()
+    assert RunDirectory(run).data_config().seed == 5
+    assert RunDirectory(retrained).data_config().seed == 5
+    assert RunDirectory(retrained).read_config().seed == 2
+    assert RunDirectory(tmp_path / "elsewhere").data_config() is None
+    moved = retrained.rename(tmp_path / "seed2")
+    assert RunDirectory(moved).data_config() is None, "nobody can know which images its run was tested on"
+
+
 def test_a_directory_is_claimed_until_it_is_closed_or_forgotten(tmp_path):
     directory = opened(tmp_path / "run", config_of())
     directory.open(config_of())  # it may be opened twice

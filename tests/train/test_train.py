@@ -76,7 +76,8 @@ def test_a_loaded_checkpoint_evaluates_as_the_run_did(finished):
     assert all(
         type(leaf) is np.ndarray and leaf.dtype == np.float32 for leaf in jax.tree.leaves(checkpoint["variables"])
     )
-    data = load_dataset(config_of())
+    assert checkpoint["config"] == config_of()
+    data = load_dataset(checkpoint["config"])
     images = normalise(data.test_images, *data.channel_statistics)
     logits = create_model("preresnet20", 10, width=4).apply(checkpoint["variables"], images)
     assert float(np.mean(np.argmax(logits, axis=-1) == data.test_labels)) == pytest.approx(summary["test/accuracy"])
