@@ -131,7 +131,7 @@ class AcceleratorBench:
         whole.local_steps()
         compiled = time.perf_counter() - start
         steps = self._time(whole.local_steps)
-        flops = training_flops(whole.round.step.model, self._dataset.image_shape)
+        flops = training_flops(whole.round.step.model, self._dataset.image_shape).computed
         row = {
             **_speed(setting, config.images_per_round, steps),
             "ms_a_step": 1e3 * statistics.median(steps) / (config.loft.workers * LOCAL_STEPS),

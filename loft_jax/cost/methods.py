@@ -37,10 +37,17 @@ COLLECTIVES = "this program's collectives"
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of a network, and FLOPs of the loss and gradients of one image."""
+    """Parameters of a network, and FLOPs of the loss and gradients of one image.
+
+    Attributes:
+      parameters: their number.
+      flops: FLOPs that are computed.
+      conventional: FLOPs as the literature counts them (`TrainingFlops`); None of a part of a network.
+    """
 
     parameters: int
     flops: float
+    conventional: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Costs:
     def _measure_size(self, module: Network) -> Size:
         module, shape = module.with_norms(), self._facts.image_shape
         if module not in self._sizes:
-            self._sizes[module] = Size(parameter_count(module, shape), training_flops(module, shape))
+            self._sizes[module] = Size(parameter_count(module, shape), *training_flops(module, shape))
         return self._sizes[module]
 
     def _make_server_rows(self, workers: int) -> list[Cost]:

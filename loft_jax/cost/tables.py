@@ -35,6 +35,8 @@ def as_rows(costs: Iterable[Cost]) -> list[Row]:
                 "parameters_worker": cost.worker.parameters,
                 "flops": cost.full.flops,
                 "flops_worker": cost.worker.flops,
+                "flops_6_macs": cost.full.conventional,
+                "flops_6_macs_worker": cost.worker.conventional,
                 **{f"bytes_{name}": moved[name] for name in _BYTES},
                 "gpipe_over_bytes": gpipe[cost.workers] / on_the_wire
                 if on_the_wire and cost.workers in gpipe
@@ -53,14 +55,21 @@ _BYTES = ("counts", "event", "sent", "received", "events", "total", "measured")
 
 def print_setting(rows: Sequence[Row]) -> None:
     """Print three tables: size and compute, bytes, memory."""
-    table = make_table("size and compute of what a worker trains", "method", "parameters", "", "GFLOPs an image", "")
+    headings = ("parameters", "", "GFLOPs an image", "", "as 6 x MACs", "")
+    table = make_table("size and compute of what a worker trains", "method", *headings)
+    table.caption = (
+        "GFLOPs: loss and gradients, products that are computed; 6 x MACs: as the literature counts, with padding"
+    )
     shown = set()
     for row in rows:
         size = (row["parameters_worker"], row["flops_worker"])
         if size not in shown:
             shares = [f"{size[0] / row['parameters']:.1%}", f"{size[1] / row['flops']:.1%}"]
             name = row["method"].split(",")[0]
-            table.add_row(name, f"{size[0]:,}", shares[0], f"{size[1] / 1e9:.3f}", shares[1])
+            cells = [f"{size[0]:,}", shares[0], f"{size[1] / 1e9:.3f}", shares[1]]
+            if (macs := row["flops_6_macs_worker"]) is not None:
+                cells += [f"{macs / 1e9:.3f}", f"{macs / row['flops_6_macs']:.1%}"]
+            table.add_row(name, *cells)
         shown.add(size)
     console().print(table)
     headings = ("at each", "a worker sends", "receives", "times", "in all", "compiled", "GPipe / it")

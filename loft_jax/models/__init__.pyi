@@ -14,6 +14,7 @@ from .registry import (
     published_width as published_width,
 )
 from .sizes import (
+    TrainingFlops as TrainingFlops,
     counted_flops as counted_flops,
     parameter_count as parameter_count,
     training_flops as training_flops,

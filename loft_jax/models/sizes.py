@@ -1,7 +1,7 @@
 """The size of networks: variables, parameters, and the FLOPs of training. Nothing is run."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,24 @@ def parameter_count(model: Network, image_shape: tuple[int, ...]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model, image_shape)["params"]))
 
 
-def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
-    """Count the FLOPs of the loss and gradients of one image [height, width, channels], as `count_flops` does."""
+class TrainingFlops(NamedTuple):
+    """FLOPs of the loss and gradients of one image, counted in two ways.
+
+    Attributes:
+      computed: those of the products that are computed, as `count_flops` counts them. The count of this program.
+      conventional: 6 for every multiplication of the forward pass, those with padding too, as the literature counts:
+        two FLOPs, and the backward pass takes twice the forward one.
+    """
+
+    computed: int
+    conventional: int
+
+
+def training_flops(model: Network, image_shape: tuple[int, ...]) -> TrainingFlops:
+    """Count the FLOPs of the loss and gradients of one image [height, width, channels]."""
+
+    def forward(variables: Tree, images: jax.Array) -> jax.Array:
+        return model.apply(variables, images)
 
     def loss(params: Tree, batch_stats: Tree, images: jax.Array) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -38,7 +54,10 @@ def training_flops(model: Network, image_shape: tuple[int, ...]) -> int:
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = variable_shapes(model, image_shape)
     gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return count_flops(gradients.trace(shapes["params"], shapes.get("batch_stats", {}), images))
+    return TrainingFlops(
+        computed=count_flops(gradients.trace(shapes["params"], shapes.get("batch_stats", {}), images)),
+        conventional=3 * count_flops(jax.jit(forward).trace(shapes, images), padding=True),
+    )
 
 
 def counted_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:

@@ -125,38 +125,24 @@ class Retraining:
         full = experiment.model.with_widths(self._full_widths)
         key = (experiment.model, experiment.config.data.batch_size)
         if key not in self._costs:
-            self._costs[key] = _costs(experiment, full) if self._timed else _untimed_costs(experiment, full)
+            self._costs[key] = _costs(experiment, full, timed=self._timed)
         return self._costs[key]
 
 
-def _costs(experiment: Experiment, full: Network) -> Costs:
-    batch_size, dataset = experiment.config.data.batch_size, experiment.dataset
-    compact, unpruned = (
-        StepLoop(experiment.method.step, model, dataset, batch_size) for model in (experiment.model, full)
-    )
-    speeds = images_per_second(compact, unpruned)
-    shape = dataset.image_shape
-    return {
-        "parameters": parameter_count(experiment.model, shape),
-        "parameters_unpruned": parameter_count(full, shape),
-        "flops_per_image": compact.flops / batch_size,
-        "flops_per_image_unpruned": unpruned.flops / batch_size,
-        "steps_images_per_second": speeds[0],
-        "steps_images_per_second_unpruned": speeds[1],
+def _costs(experiment: Experiment, full: Network, *, timed: bool) -> Costs:
+    """Return parameters, FLOPs and speed of the compact and the unpruned network; without `timed`, None as speeds."""
+    step, dataset, batch_size = experiment.method.step, experiment.dataset, experiment.config.data.batch_size
+    networks, shape = (experiment.model, full), experiment.dataset.image_shape
+    speeds: tuple[float | None, float | None] = (None, None)
+    if timed:
+        compact, unpruned = (StepLoop(step, network, dataset, batch_size) for network in networks)
+        speeds = images_per_second(compact, unpruned)
+    measured = {
+        "parameters": [parameter_count(network, shape) for network in networks],
+        "flops_per_image": [training_flops(network, shape).computed for network in networks],
+        "steps_images_per_second": speeds,
     }
-
-
-def _untimed_costs(experiment: Experiment, full: Network) -> Costs:
-    """Return the costs with the FLOPs of the traced networks, and no speeds. Compiles nothing."""
-    shape = experiment.dataset.image_shape
-    return {
-        "parameters": parameter_count(experiment.model, shape),
-        "parameters_unpruned": parameter_count(full, shape),
-        "flops_per_image": training_flops(experiment.model, shape),
-        "flops_per_image_unpruned": training_flops(full, shape),
-        "steps_images_per_second": None,
-        "steps_images_per_second_unpruned": None,
-    }
+    return {f"{name}{of}": both[i] for name, both in measured.items() for i, of in enumerate(("", "_unpruned"))}
 
 
 def _describe_costs(costs: Costs) -> str:

@@ -104,7 +104,7 @@ class Experiment:
 
     @cached_property
     def _flops_per_image(self) -> float:
-        return training_flops(self.method.step.model.with_norms(axis=None), self.dataset.image_shape)
+        return training_flops(self.method.step.model.with_norms(axis=None), self.dataset.image_shape).computed
 
     @cached_property
     def _peak_flops(self) -> float | None:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from loft_jax.data import AnyDataset
 from loft_jax.devices import DATA, WORKER
 from loft_jax.loft import LocalStep, State
-from loft_jax.models import Network, count_flops, variable_shapes
+from loft_jax.models import Network, variable_shapes
 
 _SECONDS_A_TURN = 0.3
 
@@ -22,7 +22,6 @@ class StepLoop:
     """Local steps of one network on black images, on the first device, one dispatch each.
 
     Attributes:
-      flops: FLOPs of one step, as `count_flops` counts them.
       batch_size: images of one step.
     """
 
@@ -41,9 +40,7 @@ class StepLoop:
         alone = Mesh(np.array([[device]]), (WORKER, DATA), axis_types=(AxisType.Auto,) * 2)
         spec = PartitionSpec()
         program = jax.shard_map(step, mesh=alone, in_specs=spec, out_specs=(spec, spec))
-        traced = jax.jit(program, donate_argnums=0).trace(self._state, *self._arguments)
-        self.flops = count_flops(traced)
-        self._program = traced.lower().compile()
+        self._program = jax.jit(program, donate_argnums=0).lower(self._state, *self._arguments).compile()
 
     def __call__(self, steps: int) -> None:
         """Run this number of steps, and wait for them."""

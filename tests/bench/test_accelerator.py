@@ -111,9 +111,8 @@ def measured():
 def test_a_row_has_speed_share_of_peak_and_the_computed_time(measured):
     row, _ = measured
     split = {f"stage{stage}/block{block}": 2 ** (stage - 1) for stage in (2, 3) for block in (2, 3)}
-    flops = training_flops(
-        create_model("preresnet20", 10, width=4, dtype=jax.numpy.bfloat16).with_widths(split), (32, 32, 3)
-    )
+    model = create_model("preresnet20", 10, width=4, dtype=jax.numpy.bfloat16)
+    flops = training_flops(model.with_widths(split), (32, 32, 3)).computed
     assert row["what"] == "LoFT-4 step, preresnet20 of width 4, bfloat16, batch 4"
     assert row["least"] <= row["images_per_second"] <= row["largest"]
     assert row["ms_a_step"] == pytest.approx(1e3 * 4 / row["images_per_second"])

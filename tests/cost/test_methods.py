@@ -4,6 +4,7 @@ import csv
 import io
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import tiny
@@ -16,6 +17,7 @@ from loft_jax.cost.prediction import ParameterSplit
 from loft_jax.cost.tables import as_rows, print_setting
 from loft_jax.data.facts import Facts, dataset_facts
 from loft_jax.errors import UserError
+from loft_jax.retrain.retraining import _costs
 
 CONFIG = config_of(train={"rounds": 20, "eval_every": 10, "checkpoint_every": 10, "snapshot_every": 5})
 FACTS = Facts((8, 8, 1), 10, 1437, 360)
@@ -72,6 +74,21 @@ def test_events_are_counted_over_the_whole_run(rows):
     assert of(rows, "LoFT-2, psum", "carry", "sync")["bytes_events"] == 20
     assert of(rows, "data-parallel SGD-2", event="step")["bytes_events"] == 40
     assert of(rows, "LoFT-2, exchange", "carry", "assembly")["bytes_events"] == 5, "rounds 0, 5, 10, 15 and 20"
+
+
+def test_a_ticket_is_counted_as_a_retraining_counts_it_and_the_literatures_count_stands_beside(capsys):
+    compact = tiny.MODEL.with_widths({group.name: group.width // 2 for group in tiny.MODEL.filter_groups()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loft_jax.cost.methods.make_model", lambda *_: compact)
+        ((_, make),) = Costs(CONFIG, FACTS, compiles=False).methods(1)
+    ours = as_rows(make())
+    experiment = SimpleNamespace(
+        config=CONFIG, model=compact, dataset=FACTS.placeholder(), method=SimpleNamespace(step=None)
+    )
+    assert ours[0]["flops"] == _costs(experiment, tiny.MODEL, timed=False)["flops_per_image"]
+    assert ours[0]["flops_6_macs"] > ours[0]["flops"]
+    print_setting(ours)
+    assert "as 6 x MACs" in capsys.readouterr().out
 
 
 @pytest.mark.full

@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from loft_jax.models import create_model
 from loft_jax.models.convolution import convolve
 from loft_jax.models.flops import count_flops
+from loft_jax.models.sizes import training_flops, variable_shapes
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -76,6 +77,36 @@ def test_a_networks_products_are_counted_as_xla_does(name, stem):
         counted = count_flops(traced)
         assert counted == flops_by_xla(products(traced.jaxpr))
         assert 0.93 * traced.lower().cost_analysis()["flops"] < counted < traced.lower().cost_analysis()["flops"]
+
+
+MULTIPLICATIONS = {"preresnet34": 1_160_000_000, "resnet18": 555_000_000}
+
+
+@pytest.mark.parametrize("name", MULTIPLICATIONS)
+def test_the_literatures_count_is_six_for_each_multiplication_of_the_forward_pass(name):
+    """Against a formula over the kernels: with padding, every output meets the whole kernel."""
+    model, size = create_model(name, 10), 32
+    shapes = variable_shapes(model, (size, size, 3))["params"]
+    multiplications = shapes["head"]["kernel"].size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if leaf.ndim == 4:
+            stage = jax.tree_util.keystr(path).partition("stage")[2][:1]
+            multiplications += leaf.size * (size // 2 ** (int(stage or 1) - 1)) ** 2
+    flops = training_flops(model, (size, size, 3))
+    assert flops.conventional == 6 * multiplications
+    assert multiplications == pytest.approx(MULTIPLICATIONS[name], rel=0.01)
+    assert 0.8 < flops.computed / flops.conventional < 1
+
+
+def test_padding_counts_where_it_is_asked_for():
+    images, kernel = jnp.zeros((2, 5, 5, 3)), jnp.zeros((3, 3, 3, 4))
+    plain = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    for padding, outputs in (((0, 0), 9), ((1, 1), 25), ((2, 2), 49)):
+        traced = jax.jit(partial(plain, padding=(padding, padding))).trace(images, kernel)
+        assert count_flops(traced, padding=True) == 2 * 2 * outputs * 27 * 4
+        assert count_flops(traced) <= count_flops(traced, padding=True)
+    spread = jax.jit(partial(plain, padding=((2, 2), (2, 2)), lhs_dilation=(2, 2))).trace(images, kernel)
+    assert count_flops(spread, padding=True) == count_flops(spread), "the zeros between are no padding"
 
 
 def test_a_compact_network_is_counted_by_its_own_widths():

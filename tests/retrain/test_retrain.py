@@ -17,7 +17,7 @@ from helpers.tiny import flat
 from loft_jax import create_model, load_checkpoint, prune
 from loft_jax.data.digits import load_digits
 from loft_jax.errors import UserError
-from loft_jax.models import parameter_count, training_flops
+from loft_jax.models import TrainingFlops, parameter_count, training_flops
 from loft_jax.retrain import __main__ as command
 from loft_jax.retrain.__main__ import draw_missing
 from loft_jax.retrain.retraining import _costs
@@ -75,7 +75,7 @@ def starts(started, tmp_path_factory):
 
     patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
     patch.setattr("loft_jax.retrain.retraining.train_to_the_end", start_only)
-    patch.setattr("loft_jax.retrain.retraining._costs", lambda *_: costs)
+    patch.setattr("loft_jax.retrain.retraining._costs", lambda *_, **__: costs)
     for arguments in (["--mode", *command.MODES, "--seeds", "0", "1"], ["--rewind_to", "4"]):
         patch.setattr(sys, "argv", ["retrain", str(path), "--ticket", TICKET, *arguments])
         command.main()
@@ -134,7 +134,7 @@ def test_the_summary_states_what_pruning_saved(started):
     compact = MODEL.with_widths({group.name: group.width // 2 for group in GROUPS})
     assert summary["parameters"] == parameter_count(compact, (8, 8, 1))
     assert summary["parameters_unpruned"] == parameter_count(MODEL, (8, 8, 1))
-    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1))
+    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1)).computed
     assert summary["flops_per_image"] < 0.7 * summary["flops_per_image_unpruned"]
     assert summary["steps_images_per_second"] > 0
     assert summary["steps_images_per_second_unpruned"] > 0
@@ -286,7 +286,7 @@ def test_seeds_share_their_settings_and_only_the_tickets_asked_for_are_printed(r
         "loft_jax.retrain.retraining.train_to_the_end",
         lambda experiment, *_, **__: fake_summary() | {"seed": experiment.config.seed},
     )
-    monkeypatch.setattr("loft_jax.retrain.retraining._costs", lambda *_: costs)
+    monkeypatch.setattr("loft_jax.retrain.retraining._costs", lambda *_, **__: costs)
     monkeypatch.setattr(
         "loft_jax.retrain.__main__.print_results", lambda run, rows: printed.append([row["ticket"] for row in rows])
     )
@@ -301,20 +301,23 @@ def test_seeds_share_their_settings_and_only_the_tickets_asked_for_are_printed(r
 
 def test_costs_are_those_of_the_compact_network_beside_the_full_ones_for_an_image(monkeypatch):
     def loop(step, model, dataset, batch_size):
-        return SimpleNamespace(model=model, flops=len(model) * batch_size)
+        return SimpleNamespace(model=model)
 
     monkeypatch.setattr("loft_jax.retrain.retraining.StepLoop", loop)
     monkeypatch.setattr(
         "loft_jax.retrain.retraining.images_per_second", lambda *loops: [1 / len(one.model) for one in loops]
     )
     monkeypatch.setattr("loft_jax.retrain.retraining.parameter_count", lambda model, shape: 10 * len(model))
+    monkeypatch.setattr(
+        "loft_jax.retrain.retraining.training_flops", lambda model, shape: TrainingFlops(len(model), 9 * len(model))
+    )
     experiment = SimpleNamespace(
         config=config_of(),
         dataset=SimpleNamespace(image_shape=(8, 8, 1)),
         method=SimpleNamespace(step=None),
         model="ab",
     )
-    assert _costs(experiment, "abcd") == {
+    assert _costs(experiment, "abcd", timed=True) == {
         **{"parameters": 20, "parameters_unpruned": 40, "flops_per_image": 2, "flops_per_image_unpruned": 4},
         **{"steps_images_per_second": 0.5, "steps_images_per_second_unpruned": 0.25},
     }
@@ -330,8 +333,8 @@ def test_untimed_retrainings_compile_no_step_and_state_the_same_parameters_and_f
     summary = RunDirectory(run / "retrain" / TICKET / "rewind/seed0").summary()
     compact = MODEL.with_widths({group.name: group.width // 2 for group in GROUPS})
     assert summary["parameters"] == parameter_count(compact, (8, 8, 1))
-    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1))
-    assert summary["flops_per_image_unpruned"] == training_flops(MODEL, (8, 8, 1))
+    assert summary["flops_per_image"] == training_flops(compact, (8, 8, 1)).computed
+    assert summary["flops_per_image_unpruned"] == training_flops(MODEL, (8, 8, 1)).computed
     assert summary["steps_images_per_second"] is summary["steps_images_per_second_unpruned"] is None
     said = capsys.readouterr().out
     assert "of the unpruned network's; a step has 5" in said
