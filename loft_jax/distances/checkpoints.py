@@ -1,6 +1,7 @@
 """Checkpoints from anywhere as states of one network, whose filters can be ranked."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from loft_jax.filters import (
     Rules,
     Scope,
     draw_kept,
+    score_filters,
 )
 from loft_jax.storage import RunDirectory, read_array_file
 from loft_jax.tickets import Ticket, finite_scores
@@ -62,11 +64,12 @@ class Checkpoints:
             self.layouts.append(found_layout)
             layers.append(found)
             kernels = {layer.path: np.asarray(arrays[layer.path], np.float32) for layer in found}
-            self._scores.append(finite_scores(kernels, [layer.group for layer in found], norm, str(path)))
+            groups = [layer.group for layer in found]
+            self._scores.append(finite_scores(kernels, partial(score_filters, groups=groups, norm=norm), str(path)))
         common, self.unmatched = match_layers(list(zip(self.names, layers, strict=True)))
         self.groups: tuple[FilterGroup, ...] = tuple(layer.group for layer in layers[0] if layer.name in set(common))
 
-    def scores(self, round_number: int, norm: Norm) -> Scores:
+    def scores(self, round_number: int, norm: Norm, batches: int = NO_RULES.score_batches) -> Scores:
         """Return the scores of every layer of a checkpoint: float32 [n]."""
         assert norm == self.norm, "the scores were computed when the files were read"
         return {group.name: self._scores[round_number][group.name] for group in self.groups}

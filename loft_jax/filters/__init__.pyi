@@ -21,7 +21,7 @@ from .ranking import (
     normalised_footrule as normalised_footrule,
     rank_filters as rank_filters,
 )
-from .scores import score_filters as score_filters
+from .scores import gate_derivatives as gate_derivatives, score_filters as score_filters
 from .selection import (
     NO_RULES as NO_RULES,
     NORMS as NORMS,

@@ -60,6 +60,8 @@ class FilterGroup:
       partitioned: whether LoFT splits the group over the workers under `loft.partition: paper`.
       kernel: path of the kernel that computes the filters; None if it is the one path in `axes` that ends in "/kernel"
         and whose axis is its last.
+      readers: paths of the kernels that read the filters; None if they are the paths in `axes` that end in "/kernel"
+        and whose axis is not their last.
     """
 
     name: str
@@ -67,6 +69,7 @@ class FilterGroup:
     axes: Mapping[str, int | Place | tuple[Place, ...]]
     partitioned: bool
     kernel: str | None = None
+    readers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.width < 1:

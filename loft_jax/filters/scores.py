@@ -23,6 +23,7 @@ def score_filters(variables: Mapping[str, Any], groups: Sequence[FilterGroup], n
     fpgm: mean Euclidean distance of its kernel from the kernels of its group. The lowest are nearest to the group's
       geometric median, so the others can stand for them (He et al., arXiv 1811.00250).
     whole_group: l2 norm over all parameters of the filter, in every layer that it touches.
+    taylor: is no function of the variables alone: see `gate_derivatives`.
 
     Args:
       variables: nested dicts of arrays, collection first ({"params": ...}).
@@ -33,10 +34,13 @@ def score_filters(variables: Mapping[str, Any], groups: Sequence[FilterGroup], n
       Group name -> float32 [n].
 
     Raises:
-      ValueError: unknown norm; or a group has no such kernel or scale among the variables, or one of another width.
+      ValueError: unknown norm, or "taylor"; or a group has no such kernel or scale among the variables, or one of
+        another width.
     """
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: must be one of {', '.join(NORMS)}")
+    if norm == "taylor":
+        raise ValueError("norm='taylor': needs gradients on training batches; use python -m loft_jax.tickets")
     if norm in ("l2", "l1"):
         return filter_scores(variables, groups, norm)
     flat = flatten_paths(variables)
@@ -54,6 +58,41 @@ def score_filters(variables: Mapping[str, Any], groups: Sequence[FilterGroup], n
             rows = [_rows(flat, group, along) for along in found]
             scores[group.name] = _whole_norm(rows) if norm == "whole_group" else _sum_of_scales(rows)
     return scores
+
+
+def gate_derivatives(
+    variables: Mapping[str, Any], gradients: Mapping[str, Any], groups: Sequence[FilterGroup]
+) -> dict[str, jax.Array]:
+    """Compute the derivative of a loss with respect to a gate on each filter: a factor of 1 on its activations.
+
+    It is the sum of weight x gradient over the weights that read the filter.
+
+    Args:
+      variables: nested dicts of arrays, collection first ({"params": ...}).
+      gradients: of the loss, {"params": ...}.
+      groups: the model's filter groups.
+
+    Returns:
+      Group name -> float32 [n].
+
+    Raises:
+      ValueError: a group has no kernel that reads its filters.
+    """
+    flat, slopes, found = flatten_paths(variables), flatten_paths(gradients), dict[str, jax.Array]()
+    for group in groups:
+        readers = [along for along in _parameters_of(group) if _reads(group, along, flat)]
+        if not readers:
+            raise ValueError(f"filter group {group.name!r} has no kernel that reads its filters; use norm l2")
+        products = [_rows(flat, group, along) * _rows(slopes, group, along) for along in readers]
+        found[group.name] = jnp.sum(jnp.stack([values.sum(axis=1) for values in products]), axis=0)
+    return found
+
+
+def _reads(group: FilterGroup, along: _Along, flat: Mapping[str, Any]) -> bool:
+    path, axis, _ = along
+    if group.readers is not None:
+        return path in group.readers
+    return path.endswith("/kernel") and path in flat and axis != flat[path].ndim - 1
 
 
 def _parameters_of(group: FilterGroup) -> list[_Along]:

@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Scope, Norm = Literal["group", "global"], Literal["l2", "l1", "bn_scale", "fpgm", "whole_group"]
+Scope, Norm = Literal["group", "global"], Literal["l2", "l1", "bn_scale", "fpgm", "whole_group", "taylor"]
 SCOPES, NORMS = get_args(Scope), get_args(Norm)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which groups do not lose the share that all groups lose, and which numbers of filters may stay.
+    """Which groups do not lose the share that all groups lose, which numbers of filters may stay, and how they score.
 
     Patterns are those of a shell, compared with the whole name of a group: "stage1/*", "*/block1".
 
@@ -26,6 +26,7 @@ class Rules:
       keep_whole: patterns of groups that lose no filter.
       at_least: the fewest filters that stay in a group that has so many.
       round_to: the number that stays is rounded up to a multiple of this, or to the whole group.
+      score_batches: training batches on which scores that need some are measured.
 
     Raises ValueError if one of them is out of range or of another type.
     """
@@ -34,6 +35,7 @@ class Rules:
     keep_whole: tuple[str, ...] = ()
     at_least: int = 1
     round_to: int = 1
+    score_batches: int = 8
 
     def __post_init__(self) -> None:
         for pattern, ratio in self.ratios:
@@ -43,7 +45,7 @@ class Rules:
                 raise ValueError(f"rules: the ratio of {pattern!r}, {ratio!r}, must be in [0, 1)")
         if not all(isinstance(pattern, str) for pattern in self.keep_whole):
             raise ValueError(f"rules: keep_whole={self.keep_whole!r} must be patterns of groups' names")
-        for name in ("at_least", "round_to"):
+        for name in ("at_least", "round_to", "score_batches"):
             if type(number := getattr(self, name)) is not int or number < 1:
                 raise ValueError(f"rules: {name}={number!r} must be an integer of at least 1")
 
@@ -63,6 +65,7 @@ class Rules:
         """What distinguishes tickets of these rules in names: "" for none, "least4-by8", "by8-1f0c9a" with patterns."""
         parts = [f"least{self.at_least}"] if self.at_least > 1 else []
         parts += [f"by{self.round_to}"] if self.round_to > 1 else []
+        parts += [f"on{self.score_batches}"] if self.score_batches != Rules.score_batches else []
         if self.ratios or self.keep_whole:
             text = json.dumps([self.ratios, self.keep_whole])
             parts.append(hashlib.sha256(text.encode()).hexdigest()[:6])

@@ -14,6 +14,7 @@ from .state import (
     starting_state as starting_state,
 )
 from .sync import Sync as Sync
+from .taylor import TaylorScorer as TaylorScorer
 from .traffic import (
     BYTES_OF_FLOAT as BYTES_OF_FLOAT,
     COLLECTIVE_KINDS as COLLECTIVE_KINDS,

@@ -19,6 +19,7 @@ To see when the winning ticket appears, retrain the ticket of every k-th snapsho
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
 from loft_jax.console import duration
@@ -101,12 +102,12 @@ def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace,
         from loft_jax.devices import configure_jax
 
         configure_jax(config)
-        from loft_jax.tickets import Snapshots
+        from loft_jax.tickets import Snapshots, load_own_data
 
-        snapshots = Snapshots(run)
+        snapshots = Snapshots(run, partial(load_own_data, run, config.data))
         snapshots.check_rules(rules)
         for name, round_number in missing.items():
-            scores = snapshots.scores(round_number, norm)
+            scores = snapshots.scores(round_number, norm, rules.score_batches)
             snapshots.ticket(scores, round_number, options.ratio, scope, norm, rules).write(run.tickets / name)
     return list(names)
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.config import Config, Data
-from loft_jax.data import data_identity, load_dataset
 from loft_jax.devices import Preemption, jit_once, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
@@ -20,7 +19,7 @@ from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import Job
 from loft_jax.retrain.results import cost_share
 from loft_jax.storage import RunDirectory
-from loft_jax.tickets import Snapshots, Ticket, check_fits
+from loft_jax.tickets import Snapshots, Ticket, check_fits, load_own_data
 from loft_jax.train import Experiment, StepLoop, images_per_second, train_to_the_end
 
 Tree = dict[str, Any]
@@ -41,12 +40,9 @@ class Retraining:
 
     def __init__(self, directory: RunDirectory, data: Data, *, timed: bool = True):
         self._timed = timed
-        self.snapshots = Snapshots(directory)
+        self.snapshots = Snapshots(directory, lambda: self._dataset)
         self._full_widths = {group.name: group.width for group in self.snapshots.groups}
-        settings = self.snapshots.config
-        # The split always uses the run's seed, not the retraining's: so no test image was trained on.
-        self._dataset = load_dataset(settings.model_copy(update={"data": data}))
-        directory.agree_on_data(data_identity(self._dataset))
+        self._dataset = load_own_data(directory, data)
         self._costs: dict[Any, Costs] = {}
         self._built: tuple[Any, Experiment] | None = None
 
@@ -93,7 +89,7 @@ class Retraining:
         if job.mode == "random":
             return replace(ticket, kept=random_filters(seed, self._full_widths, ticket.widths))
         if job.mode == "init":
-            return ticket.redraw(self.snapshots.scores(0, ticket.norm), 0)
+            return ticket.redraw(self.snapshots.scores(0, ticket.norm, ticket.rules.score_batches), 0)
         return ticket
 
     def _start(self, experiment: Experiment, job: Job, ticket: Ticket) -> State:

@@ -5,7 +5,7 @@ from .options import (
     rules_of as rules_of,
 )
 from .search import Reference as Reference, TicketSearch as TicketSearch
-from .snapshots import Snapshots as Snapshots, finite_scores as finite_scores
+from .snapshots import Snapshots as Snapshots, finite_scores as finite_scores, load_own_data as load_own_data
 from .ticket import (
     Pruning as Pruning,
     Ticket as Ticket,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import track
 from rich.table import Table
 
-from loft_jax.config import CommandLine, run_command, whole_number
+from loft_jax.config import CommandLine, Config, run_command, whole_number
 from loft_jax.console import console, megabytes
-from loft_jax.filters import NORMS, SCOPES
+from loft_jax.filters import NORMS, SCOPES, Rules
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.options import add_ticket_options, check_saved, ratio, rules_of
 from loft_jax.tickets.ticket import ratio_text
@@ -41,10 +41,11 @@ def main(argv: list[str] | None = None) -> None:
     directory = RunDirectory(options.run)
     config = directory.config_with(overrides)
     check_saved("--rounds", options.rounds or [], directory.snapshot_rounds())
+    rules = rules_of(options)
     from loft_jax.devices import configure_jax
 
     configure_jax(config)
-    run(directory, options)
+    run(directory, options, config, rules)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +65,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "beside each ticket.json")  # fmt: skip
 
 
-def run(directory: RunDirectory, options: argparse.Namespace) -> None:
+def run(directory: RunDirectory, options: argparse.Namespace, config: Config, rules: Rules) -> None:
     """Search, write and print the results. Nothing is written before everything is computed."""
     from loft_jax.tickets.export import export_network, export_weights
     from loft_jax.tickets.search import Reference, TicketSearch
-    from loft_jax.tickets.snapshots import Snapshots
+    from loft_jax.tickets.snapshots import Snapshots, load_own_data
 
-    snapshots = Snapshots(directory)
+    snapshots = Snapshots(directory, partial(load_own_data, directory, config.data))
     reference = Reference.parse(options.reference, snapshots, force=options.force)
     if reference.meaningless:
         print(f"warning: {reference.meaningless}", file=sys.stderr)
@@ -78,7 +79,7 @@ def run(directory: RunDirectory, options: argparse.Namespace) -> None:
         print(f"note      the run has not finished; its last snapshot so far is that of round {snapshots.rounds[-1]}")
     tracked = partial(track, description="snapshots", disable=not sys.stdout.isatty())
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
-    found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked, rules_of(options))
+    found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked, rules)
     rounds = sorted(set(options.rounds or snapshots.rounds))
     found.write(directory, rounds)
     print_search(found, own_end=reference.snapshots is snapshots)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from loft_jax.config import whole_number
 from loft_jax.errors import UserError, format_value
-from loft_jax.filters import NORMS, SCOPES, Rules
+from loft_jax.filters import NO_RULES, NORMS, SCOPES, Rules
 from loft_jax.storage import saved_instead
 
 
@@ -23,7 +23,14 @@ def add_ticket_options(parser: argparse.ArgumentParser) -> None:
         choices=NORMS,
         help="score of a filter. l2, l1: norm of its kernel; bn_scale: absolute scale of its batch norm; fpgm:\n"
         "distance of its kernel from those of its group; whole_group: l2 norm of all its parameters, in every layer\n"
-        f"that it touches (default: {NORMS[0]})",
+        "that it touches; taylor: what the loss would lose with it, to first order, on training batches\n"
+        f"(default: {NORMS[0]})",
+    )
+    add(
+        "--score_batches",
+        metavar="N",
+        type=whole_number(1),
+        help=f"with --norm taylor: on how many training batches it is measured (default: {NO_RULES.score_batches})",
     )
     add(
         "--group_ratios",
@@ -43,9 +50,12 @@ def add_ticket_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rules_of(options: argparse.Namespace) -> Rules:
-    """Return the rules that the options of `add_ticket_options` ask for."""
+    """Return the rules that the options of `add_ticket_options` ask for. Raises UserError."""
+    if options.score_batches and options.norm != "taylor":
+        raise UserError(f"--score_batches {options.score_batches}: goes with --norm taylor; leave it out")
     ratios, whole = tuple(options.group_ratios or ()), tuple(options.keep_whole or ())
-    return Rules(ratios, whole, options.at_least or 1, options.round_to or 1)
+    batches = options.score_batches or NO_RULES.score_batches
+    return Rules(ratios, whole, options.at_least or 1, options.round_to or 1, batches)
 
 
 def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> None:

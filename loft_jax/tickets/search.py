@@ -52,8 +52,8 @@ class Scored(Protocol):
     rounds: list[int]
     groups: tuple[FilterGroup, ...]
 
-    def scores(self, round_number: int, norm: Norm) -> dict[str, np.ndarray]:
-        """Compute the scores of every group: float32 [n]."""
+    def scores(self, round_number: int, norm: Norm, batches: int = ...) -> dict[str, np.ndarray]:
+        """Compute the scores of every group: float32 [n]; those that need training batches on so many of them."""
         ...
 
     def ticket(
@@ -118,7 +118,7 @@ class TicketSearch:
         """
         snapshots.check_rules(rules)
         rounds, ratios = snapshots.rounds, list(dict.fromkeys(ratios))
-        scores = [snapshots.scores(round_number, norm) for round_number in progress(rounds)]
+        scores = [snapshots.scores(round_number, norm, rules.score_batches) for round_number in progress(rounds)]
         ranked = [rank_groups(values) for values in scores]
         rankings = {name: np.stack([ranks[name] for ranks in ranked]) for name in ranked[0]}
         tickets = {
@@ -129,7 +129,7 @@ class TicketSearch:
         overlaps: dict[str, np.ndarray] = {}
         for ratio in ratios:
             overlaps |= _compute_overlaps([tickets[r, ratio] for r in rounds], snapshots)
-        rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm))
+        rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm, rules.score_batches))
         options = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
         options |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
         options |= rules_fields(rules)
@@ -209,9 +209,9 @@ class Reference:
         meaningless = check_comparable(run, other, force=force)
         return cls(other, int(round_text) if has_round else other.rounds[-1], meaningless)
 
-    def ranks(self, norm: Norm) -> dict[str, np.ndarray]:
-        """Return group name -> int32 [n], the rank of each filter."""
-        return rank_groups(self.snapshots.scores(self.round, norm))
+    def ranks(self, norm: Norm, batches: int) -> dict[str, np.ndarray]:
+        """Return group name -> int32 [n], the rank of each filter; `batches` as for `Scored.scores`."""
+        return rank_groups(self.snapshots.scores(self.round, norm, batches))
 
 
 def _compute_overlaps(tickets: Sequence[Ticket], snapshots: "Scored") -> dict[str, np.ndarray]:

@@ -1,15 +1,18 @@
 """The snapshots of a run, read one at a time and checked against the run's model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from loft_jax.config import Data
+from loft_jax.data import AnyDataset, data_identity, load_dataset
+from loft_jax.devices import make_mesh
 from loft_jax.errors import UserError
 from loft_jax.filters import (
     NO_RULES,
-    FilterGroup,
     Norm,
     Rules,
     Scope,
@@ -21,6 +24,7 @@ from loft_jax.filters import (
     rank_filters,
     score_filters,
 )
+from loft_jax.loft import TaylorScorer
 from loft_jax.models import make_model, needs_images, variable_shapes
 from loft_jax.storage import RunDirectory, read_state
 from loft_jax.tickets.ticket import Ticket
@@ -31,12 +35,18 @@ Tree = dict[str, Any]
 class Snapshots:
     """A run's snapshots, with its config and the filter groups of its model. Raises UserError where there are none.
 
+    Args:
+      directory: of the run.
+      dataset: loads the run's data, for scores that need training batches; None to read them as the run did.
+
     Attributes:
       model: the full network; its number of classes and images are those of the run only if `knows_data`.
       image_shape: height, width, channels.
     """
 
-    def __init__(self, directory: RunDirectory):
+    def __init__(self, directory: RunDirectory, dataset: Callable[[], AnyDataset] | None = None):
+        self._dataset = dataset or (lambda: load_own_data(directory, self.config.data))
+        self._scorer: tuple[int, TaylorScorer] | None = None
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
         identity = directory.data_identity() or {}
@@ -63,13 +73,18 @@ class Snapshots:
         self._check(variables, round_number)
         return variables
 
-    def scores(self, round_number: int, norm: str) -> dict[str, np.ndarray]:
-        """Compute `score_filters` at a round: float32 [n] for each group.
+    def scores(self, round_number: int, norm: str, batches: int = NO_RULES.score_batches) -> dict[str, np.ndarray]:
+        """Compute `score_filters` at a round, or the scores of `TaylorScorer`: float32 [n] for each group.
+
+        Args:
+          batches: number of training batches for scores that need some.
 
         Raises:
-          UserError: as `variables`, or a group has no such score, or one is not finite.
+          UserError: as `variables`, or a group has no such score, or one is not finite; or the data cannot be read, or
+            are not those of the run.
         """
-        return finite_scores(self.variables(round_number), self.groups, norm, f"{self.path}, round {round_number}")
+        score = self._taylor(batches) if norm == "taylor" else partial(score_filters, groups=self.groups, norm=norm)
+        return finite_scores(self.variables(round_number), score, f"{self.path}, round {round_number}")
 
     def ticket(
         self,
@@ -95,6 +110,14 @@ class Snapshots:
         except ValueError as error:
             raise UserError(f"{self.path}: {error}") from None
 
+    def _taylor(self, batches: int) -> TaylorScorer:
+        if self._scorer is None or self._scorer[0] != batches:
+            dataset = self._dataset()
+            model = make_model(self.config, dataset.num_classes, dataset.image_shape)
+            mesh = make_mesh(self.config)
+            self._scorer = batches, TaylorScorer(self.config, model, self.groups, dataset, mesh, batches)
+        return self._scorer[1]
+
     def _check(self, variables: Tree, round_number: int) -> None:
         flat = flatten_paths(variables)
         name = f"{self.path}, round {round_number}: holds a snapshot of another model than {self.config.model.name}"
@@ -111,12 +134,22 @@ class Snapshots:
                     raise UserError(f"{name}: {error}; use the config it was made with") from None
 
 
+def load_own_data(directory: RunDirectory, data: Data) -> AnyDataset:
+    """Load the data set of a run, read as `data` says. Raises UserError if these are other data than it was trained on.
+
+    The split always uses the run's seed, so that no test image was trained on.
+    """
+    dataset = load_dataset(directory.read_config().model_copy(update={"data": data}))
+    directory.agree_on_data(data_identity(dataset))
+    return dataset
+
+
 def finite_scores(
-    variables: Mapping[str, Any], groups: Sequence[FilterGroup], norm: str, label: str
+    variables: Mapping[str, Any], score: Callable[[Mapping[str, Any]], Mapping[str, Any]], label: str
 ) -> dict[str, np.ndarray]:
-    """Compute `score_filters` as numpy arrays; raise UserError, beginning with the label, unless all are finite."""
+    """Compute scores as numpy arrays; raise UserError, beginning with the label, unless all are finite."""
     try:
-        scores = jax.device_get(score_filters(variables, groups, norm))
+        scores = jax.device_get(dict(score(variables)))
         for name, values in scores.items():
             check_scores(values, name)
     except ValueError as error:

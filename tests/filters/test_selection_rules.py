@@ -1,12 +1,12 @@
 """Rules of single groups and of numbers of filters, and the scores beside the norms of kernels."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from loft_jax import FilterGroup
-from loft_jax.filters import Place, Rules, draw_kept, kept_count, score_filters
+from loft_jax.filters import Place, Rules, draw_kept, gate_derivatives, kept_count, score_filters
 
 SCORES = {"stage1/a": np.array([4.0, 3, 2, 1]), "stage1/b": np.array([1.0, 2, 3, 4]), "head": np.arange(10.0)}
 
@@ -58,6 +58,7 @@ def test_in_scope_global_a_group_with_a_rule_is_drawn_by_itself():
         ({"at_least": 4}, "least4"),
         ({"round_to": 8}, "by8"),
         ({"at_least": 4, "round_to": 8}, "least4-by8"),
+        ({"round_to": 8, "score_batches": 16}, "by8-on16"),
     ],
 )
 def test_rules_have_names_and_come_back_from_json(rules, name):
@@ -77,6 +78,7 @@ def test_names_of_patterns_differ():
         ({"at_least": 0}, "at_least=0 must be an integer of at least 1"),
         ({"round_to": 2.0}, "round_to=2.0 must be"),
         ({"round_to": True}, "round_to=True must be"),
+        ({"score_batches": 0}, "score_batches=0 must be"),
         ({"ratios": [["a", 1]]}, r"the ratio of 'a', 1, must be in \[0, 1\)"),
         ({"ratios": [[1, 0.5]]}, "1 must be the pattern"),
         ({"ratios": [["a"]]}, "not enough values"),
@@ -149,3 +151,25 @@ def test_a_group_without_a_norm_has_no_scale():
         score_filters(VARIABLES, [FilterGroup("one", 5, {"params/b/scale": 0}, partitioned=True)], "bn_scale")
     with pytest.raises(ValueError, match="'params/norm/scale' has 5 filters, and the model declares 4"):
         score_filters(VARIABLES, [FilterGroup("one", 4, {"params/norm/scale": 0}, partitioned=True)], "bn_scale")
+
+
+def test_the_derivative_of_a_gate_is_weight_times_gradient_of_what_reads_the_filter():
+    slopes = {"params": {name: dict(layer) for name, layer in VARIABLES["params"].items()}}
+    slopes["params"]["conv2"]["kernel"] = RNG.normal(size=(1, 1, 8, 4)).astype(np.float32)
+    products = VARIABLES["params"]["conv2"]["kernel"] * slopes["params"]["conv2"]["kernel"]
+    expected = [products[:, :, 3 + i].sum() for i in range(5)]
+    for readers in (None, ("params/conv2/kernel",)):
+        group = replace(GROUP, readers=readers)
+        np.testing.assert_allclose(gate_derivatives(VARIABLES, slopes, [group])["one"], expected, rtol=1e-5)
+    norm = replace(GROUP, readers=("params/norm/scale",))
+    np.testing.assert_allclose(
+        gate_derivatives(VARIABLES, slopes, [norm])["one"], VARIABLES["params"]["norm"]["scale"] ** 2, rtol=1e-5
+    )
+
+
+def test_filters_that_no_kernel_reads_have_no_derivative():
+    group = FilterGroup("one", 5, {"params/conv1/kernel": 3}, partitioned=True)
+    with pytest.raises(ValueError, match="'one' has no kernel that reads its filters; use norm l2"):
+        gate_derivatives(VARIABLES, VARIABLES, [group])
+    with pytest.raises(ValueError, match="norm='taylor': needs gradients on training batches"):
+        score_filters(VARIABLES, [group], "taylor")

@@ -56,7 +56,7 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
     config = directory.read_config()
     rounds = np.unique(np.linspace(0, directory.rows()[-1]["round"], snapshots).round().astype(int)).tolist()
 
-    def scores(round_number, norm):
+    def scores(round_number, norm, batches):
         share = min(1.0, 1.5 * round_number / rounds[-1])
         return {g.name: (1 - share) * first[g.name] + share * last[g.name] for g in groups}
 
@@ -70,7 +70,7 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
         snapshots=SimpleNamespace(path=directory.path),
         round=rounds[-1],
         meaningless=None,
-        ranks=lambda norm: rank_groups(scores(rounds[-1], norm)),
+        ranks=lambda norm, batches: rank_groups(scores(rounds[-1], norm, batches)),
     )
     TicketSearch.compute(stand_in, reference, ratios, "group", "l2").write(directory, rounds)
 

@@ -95,7 +95,8 @@ class Discovery:
                 path: _simplify(places, self._layout.shape(path, sizes), sizes(atom))
                 for path, places in self._layout.places(atom, sizes).items()
             }
-            groups.append(FilterGroup(name, sizes(atom), axes, partitioned=True, kernel=kernel))
+            readers = tuple(sorted({path for path, _ in self._reading(atom, sizes)}))
+            groups.append(FilterGroup(name, sizes(atom), axes, partitioned=True, kernel=kernel, readers=readers))
         return tuple(groups)
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -112,15 +113,18 @@ class Discovery:
         for atom, (name, _) in self._kernels.items():
             if name not in factors:
                 continue
-            reading = {use.path for use in self._walk.consumed if _touches(use, atom)}
-            for path, places in self._layout.places(atom, sizes).items():
-                shape = self._layout.shape(path, sizes)
-                for place in places:
-                    if path in reading and self._reads(path, place.axis):
-                        values = by_axis.setdefault((path, place.axis), np.ones(shape[place.axis], np.float32))
-                        values[place.entries(sizes(atom))] = factors[name]
+            for path, place in self._reading(atom, sizes):
+                length = self._layout.shape(path, sizes)[place.axis]
+                values = by_axis.setdefault((path, place.axis), np.ones(length, np.float32))
+                values[place.entries(sizes(atom))] = factors[name]
         for (path, axis), values in by_axis.items():
             yield path, axis, values
+
+    def _reading(self, atom: Atom, sizes: Callable[[Atom], int]) -> Iterator[tuple[str, Place]]:
+        """Yield the variables that read the filters of an axis, with where these lie on what is summed over."""
+        reading = {use.path for use in self._walk.consumed if _touches(use, atom)}
+        for path, places in self._layout.places(atom, sizes).items():
+            yield from ((path, place) for place in places if path in reading and self._reads(path, place.axis))
 
     def _reads(self, path: str, axis: int) -> bool:
         """Whether a product or convolution sums over this axis of a variable."""

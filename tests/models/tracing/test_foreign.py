@@ -59,6 +59,21 @@ def test_without_dropout_the_stream_is_equal_in_training_too():
     assert_narrow_equals_silenced(network("Residual", rate=0.0), train=(True,))
 
 
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("Transposed", {"down": ("up",), "up": ("turned",), "turned": ("head",)}),
+        ("TwoAxes", {"pairs[0]": ("both",), "pairs[1]": ("both",), "both": ("head",)}),
+        ("SqueezeExcite", {"squeeze": ("excite",), "expand2": ("project2",)}),
+    ],
+)
+def test_what_reads_the_filters_is_known_whatever_axis_it_has(name, readers):
+    found = {group.name: group.readers for group in network(name).filter_groups()}
+    assert {group: found[group] for group in readers} == {
+        group: tuple(f"params/{layer}/kernel" for layer in layers) for group, layers in readers.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["NnxVGG", "UserDenseNet", "Scanned", "Transposed", "TwoAxes"])
 def test_a_scaled_branch_is_scaled_where_it_is_read(name):
     net = network(name)
