@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.config import Config, Data
-from loft_jax.devices import Preemption, jit_once, replicate
+from loft_jax.devices import Preemption, replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
-from loft_jax.loft import State, starting_state
+from loft_jax.loft import State
 from loft_jax.models import Network, parameter_count, training_flops
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import Job
@@ -69,7 +68,7 @@ class Retraining:
         kept, all_filters = (sum(widths.values()) for widths in (ticket.widths, self._full_widths))
         print(f"network   {kept:,} of {all_filters:,} filters, {_describe_costs(costs)}", flush=True)
         start = partial(self._start, experiment, job, ticket)
-        summary = train_to_the_end(experiment, job.directory, start, snapshots=False, preemption=preemption)
+        summary = train_to_the_end(experiment, job.directory, start, snapshots=(), preemption=preemption)
         facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
         facts |= {"ticket_round": job.ticket.round, "rounds": config.train.rounds}
         facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}
@@ -95,26 +94,17 @@ class Retraining:
     def _start(self, experiment: Experiment, job: Job, ticket: Ticket) -> State:
         if job.mode == "reinit":
             # The full network's initialisation, pruned: the ticket's first weights had the same distribution.
-            full = experiment.model.with_widths(self._full_widths)
-            params = self._initialise(full, "params", key_for(job.config.seed, Purpose.REINITIALISATION))
+            key = key_for(job.config.seed, Purpose.REINITIALISATION)
+            params = experiment.initialise("params", key, self._full_widths)
         else:
             source = ticket.round if job.mode == "finetune" else job.rewind_to
             params = self.snapshots.variables(source)["params"]
-        # Running statistics start again, because a snapshot's are those of the full CNN; evaluations re-estimate them.
-        fresh = self._initialise(experiment.model, "batch_stats", jax.random.key(0))
-        params = prune({"params": params}, self.snapshots.groups, ticket.kept)["params"]
-        variables = {"params": params, "batch_stats": fresh}
-        state = starting_state(variables, experiment.config, experiment.method.groups)
+        state = experiment.state_from(prune({"params": params}, self.snapshots.groups, ticket.kept)["params"])
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")
         ticket.write(job.directory.path)
         return replicate(state, experiment.mesh)
-
-    def _initialise(self, model: Network, collection: str, key: jax.Array) -> Tree:
-        image = jnp.zeros((1, *self._dataset.image_shape))
-        # Compiled for this collection alone: random numbers take long to compile.
-        return jit_once(lambda: model.init(key, image)[collection])()
 
     def _measure_costs(self, experiment: Experiment) -> Costs:
         """Measure parameters, FLOPs and speed of the compact and the unpruned network, once for each shape."""

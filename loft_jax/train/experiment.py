@@ -3,18 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from loft_jax.config import Config
 from loft_jax.cost import RoundBill, data_bytes
 from loft_jax.data import AnyDataset, Facts, load_dataset
 from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
-from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images
+from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images, starting_state
 from loft_jax.methods import check_data, check_method, make_method
 from loft_jax.models import Network, make_model, needs_images, training_flops
 from loft_jax.storage import load_weights
+
+Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,20 @@ class Experiment:
             loaded = load_weights(file, jax.device_get(state.variables))
             state = replace(state, params=loaded["params"], batch_stats=loaded["batch_stats"])
         return replicate(state, self.mesh)
+
+    def state_from(self, params: Tree) -> State:
+        """Make the state before the first round from parameters that were trained before, or initialised otherwise.
+
+        Running statistics start again, because those of a snapshot are the full CNN's; evaluations re-estimate them.
+        """
+        variables = {"params": params, "batch_stats": self.initialise("batch_stats", jax.random.key(0))}
+        return starting_state(variables, self.config, self.method.groups)
+
+    def initialise(self, collection: str, key: jax.Array, widths: Mapping[str, int] | None = None) -> Tree:
+        """Initialise a collection of the network's variables, or of those of the network with these widths."""
+        model, image = self.model.with_widths(widths or {}), jnp.zeros((1, *self.dataset.image_shape))
+        # Compiled for this collection alone: random numbers take long to compile.
+        return jit_once(lambda: model.init(key, image)[collection])()
 
     @cached_property
     def state_shapes(self) -> State:

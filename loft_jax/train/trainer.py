@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -30,14 +30,14 @@ def train_to_the_end(
     directory: RunDirectory,
     start_from: Callable[[], State] | None = None,
     *,
-    snapshots: bool = True,
+    snapshots: Collection[int] | None = None,
     preemption: Preemption | None = None,
 ) -> dict[str, Any]:
     """Train in an opened directory, from its newest checkpoint if it has one, with progress.
 
     Args:
       start_from: makes the state before the first round; None for the experiment's initialisation.
-      snapshots: whether to take snapshots for tickets.
+      snapshots: rounds that have a snapshot; None for those that train.snapshot_every and others name.
       preemption: asked after every round whether to stop.
 
     Returns:
@@ -77,11 +77,11 @@ class Trainer:
         experiment: Experiment,
         directory: RunDirectory,
         *,
-        snapshots: bool = True,
+        snapshots: Collection[int] | None = None,
         preemption: Preemption | None = None,
     ):
         self._experiment, self._config, self._directory = experiment, experiment.config, directory
-        self._takes_snapshots, self._preemption = snapshots, preemption
+        self._snapshot_rounds, self._preemption = snapshots, preemption
         self._ticket_watch: TicketWatch | None = None
         if self._config.train.stop_when is not None:
             self._ticket_watch = TicketWatch(self._config.train, experiment.method.groups)
@@ -119,7 +119,8 @@ class Trainer:
         # All wait for the first process, which has just deleted files that Orbax would find.
         reduce_over_processes(self.done)
         self._checkpoints = Store(directory.checkpoints, keep=self._config.train.keep_checkpoints)
-        self._snapshots = Store(directory.snapshots) if self._takes_snapshots else None
+        takes_snapshots = self._snapshot_rounds is None or len(self._snapshot_rounds) > 0
+        self._snapshots = Store(directory.snapshots) if takes_snapshots else None
         self._stores = [store for store in (self._checkpoints, self._snapshots) if store]
         if found is None:
             self._state = self._experiment.method.place((start_from or self._experiment.initial_state)())
@@ -194,7 +195,7 @@ class Trainer:
     def _conclude(self, metrics: Row) -> Row:
         """Do what is due after `self.done` rounds: evaluate, write the row, save."""
         due = self._config.train
-        snapshots = self._snapshots if due.snapshot_is_due(self.done) else None
+        snapshots = self._snapshots if self._snapshot_is_due() else None
         full = variables = None
         if self._ticket_watch and self._config.stop_check_is_due(self.done):
             full = self._full()
@@ -221,6 +222,11 @@ class Trainer:
         if self.finished or self.stop_requested:
             self._checkpoints.wait()
         return row
+
+    def _snapshot_is_due(self) -> bool:
+        if self._snapshot_rounds is None:
+            return self._config.train.snapshot_is_due(self.done)
+        return self.done in self._snapshot_rounds
 
     def _save(self, full: State, variables: Tree, snapshots: Store | None, *, checkpoint: bool) -> None:
         """Save what is due of a state that is ready to evaluate: a snapshot if its store is given, and a checkpoint."""
