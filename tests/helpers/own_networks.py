@@ -190,6 +190,17 @@ class Summed(nn.Module):
         return nn.Dense(self.num_classes)(hidden)
 
 
+class Decomposed(nn.Module):
+    """Its hidden layer goes through an operation that no rule knows."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.Dense(16)(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes)(jnp.linalg.qr(hidden, mode="r").sum(axis=0, keepdims=True) + hidden)
+
+
 class TwoInputs(nn.Module):
     num_classes: int
 
