@@ -44,6 +44,7 @@ def pretrain(
     if data is not None:
         settings["data"] = {**settings.get("data", {}), **_settings_of(data, Path(workdir))}
     final = apply_overrides(settings, {}, source="config")
+    from loft_jax.arithmetic import keep_jax_options
     from loft_jax.devices import configure_jax
     from loft_jax.train.__main__ import run
 
@@ -53,8 +54,9 @@ def pretrain(
             _keep_data(data, Path(workdir))
         if summary := directory.summary():
             return summary
-        configure_jax(final)
-        return run(final, directory)
+        with keep_jax_options():
+            configure_jax(final)
+            return run(final, directory)
 
 
 def search_tickets(run: str | Path, *, model: Any = None, **options: Any) -> list[str]:
@@ -69,9 +71,11 @@ def search_tickets(run: str | Path, *, model: Any = None, **options: Any) -> lis
       The names of the tickets in the run's directory.
     """
     _give(model)
+    from loft_jax.arithmetic import keep_jax_options
     from loft_jax.tickets.__main__ import main
 
-    main(_arguments(run, options))
+    with keep_jax_options():
+        main(_arguments(run, options))
     return sorted(path.name for path in RunDirectory(run).tickets.iterdir() if path.is_dir())
 
 
@@ -91,19 +95,23 @@ def retrain_tickets(
     """
     _give(model)
     names = [tickets] if isinstance(tickets, str) else list(tickets)
+    from loft_jax.arithmetic import keep_jax_options
     from loft_jax.retrain.__main__ import main
     from loft_jax.retrain.results import write_results
 
-    main(_arguments(run, {"ticket": names, **options}))
+    with keep_jax_options():
+        main(_arguments(run, {"ticket": names, **options}))
     return [row for row in write_results(RunDirectory(run)) if row["ticket"] in names]
 
 
 def write_report(runs: str | Path | Iterable[str | Path], out: str | Path) -> Path:
     """Write a report of runs, as `python -m loft_jax.report` does; return the path of its page."""
+    from loft_jax.arithmetic import keep_jax_options
     from loft_jax.report.__main__ import REPORT, main
 
     several = [runs] if isinstance(runs, str | Path) else list(runs)
-    main([*map(str, several), "--out", str(out)])
+    with keep_jax_options():
+        main([*map(str, several), "--out", str(out)])
     return Path(out) / REPORT
 
 

@@ -20,9 +20,22 @@ class Purpose(IntEnum):
     DROPOUT = 8
 
 
+# Named, because the environment may name another one, with other numbers: a run is the same for every user.
+IMPLEMENTATION = "threefry2x32"
+_WORDS = 2
+
+
 def key_for(seed: int, purpose: Purpose, *indices: Any) -> jax.Array:
     """Make the PRNG key of a purpose: fold in each index (round, worker, step, ...) in turn; they may be traced."""
-    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    key = jax.random.fold_in(jax.random.key(seed, impl=IMPLEMENTATION), purpose)
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
+
+
+def same_under_vmap(key: jax.Array) -> jax.Array:
+    """Return a key whose numbers under `vmap` are those it gives alone, made from a key of any implementation.
+
+    JAX does not promise that of the other ones (rbg, unsafe_rbg). A key of ours is returned as it is.
+    """
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :_WORDS], impl=IMPLEMENTATION)

@@ -21,7 +21,12 @@ class Config(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="dtype of the computation; variables are always float32 "
-        "(accelerators may multiply float32 at lower precision: see jax_default_matmul_precision)",
+        "(accelerators may multiply float32 at lower precision: see matmul_precision)",
+    )
+    matmul_precision: Literal["default", "high", "highest"] = Field(
+        "default",
+        description="how exactly accelerators multiply float32: as JAX does by default (TF32 on GPUs, bfloat16 on "
+        "TPUs), high (in three products of bfloat16 on TPUs), or highest (in full, several times slower)",
     )
     model: Model = Model()
     data: Data = Data()

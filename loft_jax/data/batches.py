@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from loft_jax.randomness import same_under_vmap
+
 
 def worker_order(
     key: jax.Array, worker: jax.Array, first: jax.Array, count: int, examples: int, workers: int, split: str
@@ -48,6 +50,8 @@ def epoch_length(examples: int, workers: int, split: str) -> int:
 
 def epoch_permutation(key: jax.Array, worker: jax.Array, epoch: jax.Array, examples: int, split: str) -> jax.Array:
     """Return a permutation of all examples, int32 [examples]: different for each worker, except with "disjoint"."""
+    # Several epochs are drawn together: each must have the order that it has in the next call, beside other epochs.
+    key = same_under_vmap(key)
     if split == "shared":
         key = jax.random.fold_in(key, worker)
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)

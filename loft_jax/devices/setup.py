@@ -7,13 +7,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from loft_jax.arithmetic import fix_arithmetic
 from loft_jax.config import Config
 from loft_jax.devices.memory import keep_freed_memory
 from loft_jax.files import cache_directory
 
 # Leaves products to the newer library, and convolutions to the older one.
 _ALL_CORES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+_DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
 def configure_jax(config: Config) -> None:
@@ -28,8 +29,11 @@ def configure_jax(config: Config) -> None:
                 f"{config.mesh.cpu_devices} has no effect; restart the process to have as many"
             )
     flags = os.environ.get("XLA_FLAGS", "")
-    if config.train.deterministic and _DETERMINISTIC not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}"
+    deterministic = f"{_DETERMINISTIC}={str(config.train.deterministic).lower()}"
+    # The last one counts.
+    if (config.train.deterministic or _DETERMINISTIC in flags) and not flags.endswith(deterministic):
+        os.environ["XLA_FLAGS"] = f"{flags} {deterministic}"
+    fix_arithmetic(config.matmul_precision)
     keep_compiled_programs()
     keep_freed_memory()
 

@@ -107,8 +107,11 @@ def run(paths: list[Path], reference: int, out: Path, options: argparse.Namespac
     """Compare the checkpoints, write everything and print what was found."""
     import jax
 
+    from loft_jax.arithmetic import fix_arithmetic
+
     # A comparison needs no accelerator.
     jax.config.update("jax_platforms", "cpu")
+    fix_arithmetic()
     from loft_jax.distances.checkpoints import Checkpoints
     from loft_jax.distances.results import compare, write_page
 

@@ -78,7 +78,7 @@ def footrule_matrix(ranks: Any) -> jax.Array:
     """Compute `footrule` of every pair, ranks [T, n] -> float32 [T, T]; the row is the reference."""
     ranks = jnp.asarray(ranks, jnp.float32)
     # Row by row: all pairs at once would hold T * T * n numbers.
-    return jax.lax.map(lambda reference: _distance(reference, ranks), ranks)
+    return jax.lax.map(lambda reference: _distance(reference[None], ranks), ranks)
 
 
 def expected_footrule(n: int) -> float:

@@ -45,13 +45,14 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise x, [..., channels], of the same shape as the result."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if self.use_running_average:
             factor = jax.lax.rsqrt(running_var.value + self.epsilon) * scale
-            y = (x - running_mean.value) * factor + bias
+            running, factor, shift = _along_channels(x, running_mean.value, factor, bias)
+            y = (x - running) * factor + shift
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         y, mean, var = normalise_batch(x, scale, bias, self.epsilon, self.axis_name, self.relu)
         if not self.is_initializing():
@@ -87,7 +88,8 @@ def _forward(
     mean, mean_square = (total / rows for total in _sum_rows(wide, wide * wide, axis_name))
     var = jnp.maximum(mean_square - mean * mean, 0)
     inverse = jax.lax.rsqrt(var + epsilon)
-    y = (wide - mean) * inverse * scale + bias
+    centre, narrow, stretch, shift = _along_channels(x, mean, inverse, scale, bias)
+    y = (wide - centre) * narrow * stretch + shift
     y = (nn.relu(y) if relu else y).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, scale, bias)
 
@@ -96,25 +98,31 @@ def _backward(
     epsilon: float, axis_name: str | None, relu: bool, kept: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, mean, inverse, scale, bias = kept
+    centre, narrow, stretch, shift = _along_channels(x, mean, inverse, scale, bias)
 
     def recompute() -> tuple[jax.Array, jax.Array]:
         # Without the barrier XLA would find the mask of the ReLU in the forward pass, and keep it in memory until here.
-        normalised = (_widen(jax.lax.optimization_barrier(x)) - mean) * inverse
+        normalised = (_widen(jax.lax.optimization_barrier(x)) - centre) * narrow
         gradient = _widen(cotangents[0])
-        return normalised, jnp.where(normalised * scale + bias > 0, gradient, 0) if relu else gradient
+        return normalised, jnp.where(normalised * stretch + shift > 0, gradient, 0) if relu else gradient
 
     normalised, gradient = recompute()
     # Both gradients end in a sum. A compiler that fuses them with their readers would round a product and the addition
     # after it together, in one program and not in another.
     of_bias, of_scale = _sum_rows(gradient, gradient * normalised, axis_name)
     rows = _rows(x, axis_name)
-    mean_gradient, slope = of_bias / rows, of_scale / rows
+    mean_gradient, slope, factor = _along_channels(x, of_bias / rows, of_scale / rows, inverse * scale)
     normalised, gradient = recompute()
-    dx = ((inverse * scale) * (gradient - normalised * slope - mean_gradient)).astype(x.dtype)
+    dx = (factor * (gradient - normalised * slope - mean_gradient)).astype(x.dtype)
     return sum_like(dx, x), sum_like(of_scale, scale), sum_like(of_bias, bias)
 
 
 normalise_batch.defvjp(_forward, _backward)
+
+
+def _along_channels(x: jax.Array, *values: jax.Array) -> list[jax.Array]:
+    """Return values [channels] in the rank of x: the user's JAX may refuse to promote ranks."""
+    return [jax.lax.broadcast_to_rank(value, x.ndim) for value in values]
 
 
 def _widen(x: jax.Array) -> jax.Array:

@@ -62,8 +62,11 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
     """Read the runs, draw and write the report, and print what was written and what is missing."""
     import jax
 
+    from loft_jax.arithmetic import fix_arithmetic
+
     # A report needs no accelerator, and runs may be using those of this machine.
     jax.config.update("jax_platforms", "cpu")
+    fix_arithmetic()
     from loft_jax.report.page import render
     from loft_jax.report.parts import parts_of, write_tables
     from loft_jax.report.run_files import RunFiles

@@ -72,12 +72,14 @@ def results_directory(name: str) -> Path:
 
 def run(config: TheoryConfig, directory: Path) -> None:
     """Run the experiment, and write and print the results. Raises UserError for steps that diverge."""
+    from loft_jax.arithmetic import fix_arithmetic
     from loft_jax.devices import keep_compiled_programs
     from loft_jax.theory.figures import draw_figures
     from loft_jax.theory.rows import COLUMNS, result_rows, result_summary
     from loft_jax.theory.sweep import TheoremSweep
     from loft_jax.theory.tables import SweepProgress, print_inputs, print_results
 
+    fix_arithmetic()
     keep_compiled_programs()
     sweep = TheoremSweep(config)
     print_inputs(sweep)

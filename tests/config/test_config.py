@@ -48,6 +48,7 @@ def test_minus_zero_is_zero():
 OTHER_VALUES = {
     "seed": 1,
     "precision": "bfloat16",
+    "matmul_precision": "highest",
     "model.name": "resnet18",
     "model.options": {"depth": 3},
     "model.weights": "start.npz",

@@ -132,6 +132,18 @@ def test_shared_workers_read_every_example_once_an_epoch(count, rounds):
     assert (np.sort(epochs) == np.arange(15)).all()
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("split", ["shared", "disjoint"])
+def test_every_image_is_read_once_an_epoch_with_keys_of_any_implementation(implementation, split):
+    key = jax.random.key(0, impl=implementation)
+    sizes = {"count": 16, "examples": 100, "workers": 1, "split": split}
+    read = np.concatenate([jitted_order(key, 0, first, **sizes) for first in range(0, 400, 16)])
+    assert [len(set(epoch)) for epoch in read.reshape(4, 100).tolist()] == [100] * 4
+    if implementation != "unsafe_rbg":
+        ours = jitted_order(jax.random.key(0, impl="threefry2x32"), 0, 0, **sizes | {"count": 400})
+        assert read.tolist() == ours.tolist()
+
+
 @pytest.mark.parametrize(("count", "rounds"), ROUNDS)
 def test_disjoint_workers_together_read_every_example_once_an_epoch(count, rounds):
     epochs = orders("disjoint", 15, 3, count, rounds).reshape(3, 21, 5).swapaxes(0, 1).reshape(21, 15)

@@ -14,13 +14,15 @@ from pathlib import Path
 import jax
 
 from helpers import ROOT, TESTS
-from helpers.runs import assert_same_state, config_of, opened
+from helpers.runs import assert_same_state, opened, settings_with
+from loft_jax.config.config import Config
 from loft_jax.devices import configure_jax
 from loft_jax.storage import read_state
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.trainer import Trainer
 
 # An accelerator's own float32, and not TF32: rounding must be all that is different.
+MATMUL = {"matmul_precision": "highest"}
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu"}
 
 
@@ -28,7 +30,6 @@ def continue_on(platform, path, rounds, cache=None):
     """Start the process. `finish` waits for it."""
     environment = os.environ | {
         "JAX_PLATFORMS": PLATFORMS[platform],
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "PYTHONPATH": os.pathsep.join((str(TESTS), str(ROOT))),
         **({"LOFT_JAX_CACHE": str(cache)} if cache else {}),
     }
@@ -45,7 +46,8 @@ def finish(*processes):
 
 
 def main(path, platform, rounds):
-    config = config_of(train={"deterministic": True, "trackers": "none", "keep_checkpoints": 4})
+    train = {"deterministic": True, "trackers": "none", "keep_checkpoints": 4}
+    config = Config.model_validate(settings_with(train=train) | MATMUL)
     configure_jax(config)
     assert jax.default_backend() == platform
     with Trainer(Experiment.build(config), opened(path, config)) as trainer:

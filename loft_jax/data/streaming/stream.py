@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from loft_jax.arithmetic import fix_arithmetic
 from loft_jax.data.streaming.schedule import Schedule
 from loft_jax.data.streaming.slots import Slots
 from loft_jax.data.streaming.stored import StoredImages
@@ -188,6 +189,9 @@ def _prepare_reader(slots: Slots) -> None:
     """Set up a reader process; Grain calls it first there."""
     # A reader computes the order of examples with JAX; it must not use the accelerators, which the run uses.
     jax.config.update("jax_platforms", "cpu")
+    # The environment must not decide the order of examples here either. The run has said what has no effect.
+    with redirect_stderr(None):
+        fix_arithmetic()
     threading.Thread(target=_end_with_the_run, args=(slots,), daemon=True).start()
 
 
