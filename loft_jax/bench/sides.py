@@ -136,7 +136,7 @@ class DrawnSteps:
         mesh = jax.make_mesh((1, 1), (WORKER, DATA), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         program = jax.shard_map(drawn, mesh=mesh, in_specs=spec, out_specs=spec)
         variables = jax.device_put(random_variables(network, dataset.image_shape))
-        self.state = step.pack(State.from_collections(variables).with_zero_momentum())
+        self.state = step.pack(State.from_collections(variables).with_zero_moments(step.rule.moments))
         order = np.random.default_rng(0).permutation(dataset.examples).astype(np.int32)
         self._arguments = jax.device_put((dataset.train_images, dataset.train_labels, order))
         self._program = jax.jit(program, donate_argnums=0, compiler_options=step_options(mesh))

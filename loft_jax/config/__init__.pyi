@@ -15,7 +15,6 @@ from .fields import (
     Distributed as Distributed,
     Fraction as Fraction,
     GPipe as GPipe,
-    Optimizer as Optimizer,
     PositiveFloat as PositiveFloat,
     Section as Section,
     Train as Train,
@@ -26,3 +25,4 @@ from .loading import (
     read_yaml as read_yaml,
     validate_settings as validate_settings,
 )
+from .optimizer import Optimizer as Optimizer

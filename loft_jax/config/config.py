@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Optimizer, Section, Train
+from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Section, Train
+from loft_jax.config.optimizer import Optimizer
 from loft_jax.errors import format_literal
 
 
@@ -67,6 +68,7 @@ class Config(Section):
             raise ValueError(
                 f"model.width={self.model.width}: a network of your own has its width in model.options; leave it out"
             )
+        self.optimizer.check(self.total_steps)
         if self.data.name == "digits":
             self._check_digits()
         if self.data.name in _KEPT_ON_DEVICE:

@@ -220,21 +220,6 @@ class Loft(Section):
     )
 
 
-class Optimizer(Section):
-    learning_rate: PositiveFloat = Field(0.1, description="peak learning rate")
-    momentum: Fraction = Field(0.9, description="SGD momentum")
-    weight_decay: NonNegativeFloat = Field(
-        5e-4, description="L2 penalty, on kernels only: this times the kernel is added to its gradient"
-    )
-    schedule: Literal["cosine", "step", "constant"] = Field(
-        "cosine",
-        description="learning rate after warm-up, over the local steps of the whole run; cosine: falls to 0; step: is "
-        "multiplied by 0.1 at 1/2 and at 3/4; constant: does not change",
-    )
-    warmup_steps: Count = Field(0, description="local steps of linear warm-up")
-    label_smoothing: Fraction = Field(0.0, description="probability mass spread over all classes")
-
-
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 
 

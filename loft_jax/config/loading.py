@@ -188,7 +188,10 @@ def _explain(error: ErrorDetails, key: str, model: type[Section]) -> str:
         case "extra_forbidden":
             siblings = [k for k in fields if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(model.model_fields)
             top = list(model.model_fields) if "." not in key else []
-            return f"unknown key {format_value(key)}{did_you_mean(key, [*siblings, *top, *fields])}; see --help"
+            # The right name in the wrong section, before similar names.
+            elsewhere = [k for k in fields if k.rpartition(".")[2] == key.rpartition(".")[2]]
+            near = did_you_mean(key, elsewhere or [*siblings, *top, *fields])
+            return f"unknown key {format_value(key)}{near}; see --help"
         case "invalid_key":
             return f"unknown key {format_value(key)}: keys are text; see --help"
         case "literal_error":

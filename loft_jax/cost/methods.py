@@ -214,7 +214,7 @@ class Costs:
 
     def _count_copies(self, config: Config, states: list[State]) -> Bytes:
         """Count the bytes of copying GPipe's stages to every device, where the full CNN is evaluated and saved."""
-        carried = [own if config.loft.momentum == "carry" else own.without_momentum() for own in states]
+        carried = [own if config.loft.momentum == "carry" else own.without_moments() for own in states]
         sizes = [nbytes(own) for own in carried]
         others, due = len(sizes) - 1, _count_due_rounds(config)
         sent, received = others * max(sizes), sum(sizes) - min(sizes)

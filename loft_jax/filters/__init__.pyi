@@ -1,6 +1,11 @@
 from .arrays import flatten_paths as flatten_paths, unflatten_paths as unflatten_paths
 from .cuts import Cut as Cut, filter_cuts as filter_cuts
-from .groups import FilterGroup as FilterGroup, Place as Place, with_momentum as with_momentum
+from .groups import (
+    MOMENTS as MOMENTS,
+    FilterGroup as FilterGroup,
+    Place as Place,
+    with_moments as with_moments,
+)
 from .partition import (
     ascending_indices as ascending_indices,
     deal_partition as deal_partition,

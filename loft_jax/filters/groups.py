@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flax.core import FrozenDict
 
+# Collections like "params", which optimizers keep of every parameter.
+MOMENTS = ("momentum", "second_moment")
+
 
 @dataclass(frozen=True, order=True)
 class Place:
@@ -88,17 +91,11 @@ class FilterGroup:
         return tuple((place.axis, place) for place in (declared if isinstance(declared, tuple) else (declared,)))
 
 
-def with_momentum(groups: Iterable[FilterGroup]) -> tuple[FilterGroup, ...]:
-    """Return the same groups, which in the collection "momentum" also touch what they touch in "params"."""
-    return tuple(
-        replace(group, axes={**group.axes, **{_momentum_path(p): a for p, a in group.axes.items() if _is_param(p)}})
-        for group in groups
-    )
+def with_moments(groups: Iterable[FilterGroup]) -> tuple[FilterGroup, ...]:
+    """Return the same groups, which in the collections `MOMENTS` also touch what they touch in "params"."""
+    return tuple(replace(group, axes={**group.axes, **_axes_of_moments(group)}) for group in groups)
 
 
-def _is_param(path: str) -> bool:
-    return path.startswith("params/")
-
-
-def _momentum_path(path: str) -> str:
-    return "momentum/" + path.removeprefix("params/")
+def _axes_of_moments(group: FilterGroup) -> dict[str, int | Place | tuple[Place, ...]]:
+    params = {path.removeprefix("params/"): a for path, a in group.axes.items() if path.startswith("params/")}
+    return {f"{moment}/{path}": axis for moment in MOMENTS for path, axis in params.items()}

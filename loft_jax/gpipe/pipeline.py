@@ -97,7 +97,7 @@ class GPipe:
         ]
         microbatch = (config.data.batch_size // self.microbatches, *dataset.image_shape)
         try:
-            self.inputs, self.state_shapes = _find_shapes(segments, microbatch)
+            self.inputs, self.state_shapes = _find_shapes(segments, microbatch, self.step.rule.moments)
         except Exception as error:  # The user's code may raise anything.
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -123,7 +123,7 @@ class GPipe:
 
     def place(self, full: State) -> PipelineState:
         """Convert the full state, on every device of the mesh, to the state between rounds."""
-        full = full if full.momentum is not None else full.with_zero_momentum()
+        full = full if full.momentum is not None else full.with_zero_moments(self.step.rule.moments)
         # Copies, because a round donates its state.
         stages = [
             jax.device_put(_select_variables(full.collections, own.collections), device, may_alias=False)
@@ -135,7 +135,7 @@ class GPipe:
         """Convert the state between rounds to the full state, on every device of the mesh."""
         stages = state.stages
         if self._config.loft.momentum == "reset":
-            stages = [stage.without_momentum() for stage in stages]
+            stages = [stage.without_moments() for stage in stages]
         merged: Tree = {}
         for stage in stages:
             for kind, own in stage.collections.items():
@@ -148,7 +148,7 @@ class GPipe:
         config, stages, (first, last) = self._config, state.stages, (self.devices[0], self.devices[-1])
         self.transfers = Transfers()
         if config.loft.momentum == "reset":
-            stages = [stage.with_zero_momentum() for stage in stages]
+            stages = [stage.with_zero_moments(self.step.rule.moments) for stage in stages]
         images, labels = (
             _local_copy(array, end) for array, end in zip(self._batches.arguments, (first, last), strict=True)
         )
@@ -304,7 +304,7 @@ def _select_variables(whole: Tree, own: Tree) -> Tree:
 
 
 def _find_shapes(
-    segments: Sequence[SegmentedNetwork], microbatch: tuple[int, ...]
+    segments: Sequence[SegmentedNetwork], microbatch: tuple[int, ...], moments: Sequence[str]
 ) -> tuple[list[jax.ShapeDtypeStruct], list[State]]:
     """Find the shapes of each segment's input and state, given the shape of a micro-batch of images."""
     inputs, states = [jax.ShapeDtypeStruct(microbatch, jnp.float32)], []
@@ -312,5 +312,5 @@ def _find_shapes(
         own = jax.eval_shape(segment.init, jax.random.key(0), inputs[-1])
         train = partial(segment.apply, train=True, mutable=["batch_stats"])
         inputs.append(jax.eval_shape(train, own, inputs[-1])[0])
-        states.append(State(params=own["params"], batch_stats=own.get("batch_stats", {}), momentum=own["params"]))
+        states.append(State.from_collections(own, **dict.fromkeys(moments, own["params"])))
     return inputs[:-1], states

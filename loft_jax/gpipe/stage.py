@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from loft_jax.loft import LocalStep, State, sgd_step
+from loft_jax.loft import LocalStep, State
 from loft_jax.models import SegmentedNetwork
 
 Tree = dict[str, Any]
@@ -18,7 +18,7 @@ class PipelineStage:
     means over the micro-batches.
 
     Args:
-      step: the SGD step of the full CNN.
+      step: the local step of the full CNN.
       segment: the stage's module.
       microbatches: number of micro-batches.
       first, last: whether it is the first or the last stage of the pipeline.
@@ -59,8 +59,8 @@ class PipelineStage:
 
     def _update(self, state: State, sums: Tree, step: jax.Array) -> State:
         rate = self._step.learning_rate(step)
-        params, momentum = sgd_step(self._step.sgd, sums["gradients"], state.momentum, state.params, rate)
-        return State(params=params, batch_stats=sums["batch_stats"], momentum=momentum)
+        updated = self._step.rule.update_parameters(sums["gradients"], state, rate, step)
+        return State(batch_stats=sums["batch_stats"], **updated)
 
     def _apply(self, params: Tree, state: State, x: jax.Array) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": state.batch_stats}

@@ -2,7 +2,7 @@ from .evaluate import Evaluator as Evaluator, NormEstimator as NormEstimator
 from .images import Batches as Batches, Images as Images, make_images as make_images
 from .local_step import LocalStep as LocalStep, make_local_step as make_local_step
 from .method import Method as Method
-from .optimizer import LearningRate as LearningRate, sgd_step as sgd_step
+from .optimizer import LearningRate as LearningRate
 from .orders import training_order as training_order
 from .program import RoundProgram as RoundProgram
 from .round import Round as Round

@@ -25,7 +25,7 @@ from loft_jax.filters import (
     filter_cuts,
     flatten_paths,
     unflatten_paths,
-    with_momentum,
+    with_moments,
 )
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
@@ -43,12 +43,14 @@ class ExchangeState:
     """The state between rounds: filters are with their owners, and no device holds all of them.
 
     Attributes:
+      kept: as in the full state, on every device.
       owners: group name -> bool [S, n], on every device.
       round: completed rounds, on every device.
       shared: path -> variable that is not exchanged, whole and on every device.
       slices: path -> [S, ...], the owned slices of a partitioned variable, sharded over the workers.
     """
 
+    kept: Any
     owners: Any
     round: Any
     shared: Any
@@ -68,14 +70,16 @@ class Exchange:
       state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
     """
 
-    state_spec = ExchangeState(owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER)
+    state_spec = ExchangeState(
+        kept=REPLICATED, owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER
+    )
     masks_spec, holds_full = REPLICATED, False
 
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
         self._seed, self._workers, self._mesh = config.seed, config.loft.workers, mesh
         self._devices = mesh.shape[WORKER]
         self._turns = self._workers // self._devices
-        split = [group for group in with_momentum(groups) if group.partitioned]
+        split = [group for group in with_moments(groups) if group.partitioned]
         travelling = {path: cuts[0].axis for path, cuts in filter_cuts(split).items() if _travels(cuts)}
         axes = {
             group.name: {path: travelling[path] for path in sorted(group.axes) if path in travelling} for group in split
@@ -83,7 +87,7 @@ class Exchange:
         self._axes = {name: paths for name, paths in axes.items() if paths}
         self._shares = {group.name: group.width // self._workers for group in split}
         rest = [replace(g, axes={p: a for p, a in g.axes.items() if p not in travelling}) for g in split]
-        self._summed = Summed(rest, self._workers)
+        self._summed, self._whole = Summed(rest, self._workers), Summed(split, self._workers)
         at_rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
         self._place = jax.jit(self._split_filters, out_shardings=at_rest)
         self._full = jax.jit(self._assemble, out_shardings=NamedSharding(mesh, REPLICATED))
@@ -104,8 +108,10 @@ class Exchange:
     def compact(self, state: ExchangeState, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         own = {path: jax.lax.dynamic_index_in_dim(s, turn, keepdims=False) for path, s in state.slices.items()}
-        rest = self._summed.take(unflatten_paths(vary(state.shared, WORKER)), self._own_rows(masks), turn)
-        return State.from_collections(unflatten_paths(own | flatten_paths(rest)))
+        rows = self._own_rows(masks)
+        rest = self._summed.take(unflatten_paths(vary(state.shared, WORKER)), rows, turn)
+        kept = self._whole.take_kept(vary(state.kept, WORKER), rows, turn)
+        return State.from_collections(unflatten_paths(own | flatten_paths(rest)), kept=kept)
 
     def combine(self, state: ExchangeState, masks: Masks, compacts: Sequence[State]) -> ExchangeState:
         """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
@@ -115,6 +121,7 @@ class Exchange:
         following = state.round + 1
         owners = deal_partition(key_for(self._seed, Purpose.PARTITION, following), masks)
         return ExchangeState(
+            kept=state.kept,
             owners=owners,
             round=following,
             shared=flatten_paths(shared),
@@ -204,7 +211,7 @@ class Exchange:
             for path, axis in axes.items():
                 if path in flat:
                     slices[path] = jnp.moveaxis(jnp.take(flat.pop(path), owned, axis=axis), axis, 0)
-        return ExchangeState(owners=full.owners, round=full.round, shared=flat, slices=slices)
+        return ExchangeState(kept=full.kept, owners=full.owners, round=full.round, shared=flat, slices=slices)
 
     def _assemble(self, state: ExchangeState) -> State:
         everywhere = NamedSharding(self._mesh, REPLICATED)
@@ -215,7 +222,7 @@ class Exchange:
                 if path in state.slices:
                     slices = jax.lax.with_sharding_constraint(state.slices[path], everywhere)
                     flat[path] = jnp.take(jnp.concatenate(list(slices), axis=axis), order, axis=axis)
-        return State.from_collections(unflatten_paths(flat), owners=state.owners, round=state.round)
+        return State.from_collections(unflatten_paths(flat), kept=state.kept, owners=state.owners, round=state.round)
 
 
 def _travels(cuts: tuple[Cut, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""One local SGD step of one worker on its compact sub-CNN."""
+"""One local step of one worker on its compact sub-CNN."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Preparation
 from loft_jax.devices import DATA
-from loft_jax.loft.optimizer import LearningRate, learning_rate_schedule, make_sgd, sgd_step
+from loft_jax.loft.optimizer import LearningRate, UpdateRule, learning_rate_schedule, make_update_rule
 from loft_jax.loft.packing import PackedState, pack_statistics
 from loft_jax.loft.state import State
 from loft_jax.models import Network
@@ -22,14 +22,14 @@ class LocalStep:
 
     Attributes:
       model: the module of the sub-CNN, its norms averaging over the mesh axis "data" where that has several devices.
-      sgd, learning_rate: as made in `loft_jax.loft.optimizer`.
+      rule, learning_rate: as made in `loft_jax.loft.optimizer`.
       label_smoothing: probability mass spread over all classes.
       preparation: how the images are prepared.
       data_shards: devices that share a batch.
     """
 
     model: Network
-    sgd: optax.GradientTransformation
+    rule: UpdateRule
     learning_rate: LearningRate
     label_smoothing: float
     preparation: Preparation
@@ -67,13 +67,13 @@ class LocalStep:
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         gradients = jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, state.params)
-        params, momentum = sgd_step(self.sgd, gradients, state.momentum, state.params, self.learning_rate(step))
+        updated = self.rule.update_parameters(gradients, state, self.learning_rate(step), step)
         statistics = pack_statistics(batch_stats)
-        state = replace(state, params=params, momentum=momentum, statistics=statistics).with_copies(self.model.dtype)
+        state = replace(state, statistics=statistics, **updated).with_copies(self.model.dtype)
         return jax.lax.optimization_barrier(state), loss
 
     def pack(self, state: State) -> PackedState:
-        """Pack the state of the sub-CNN, with momentum, for the step."""
+        """Pack the state of the sub-CNN, with moments, for the step."""
         return PackedState.pack(state, self.model.dtype)
 
     def mean_loss(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ def make_local_step(config: Config, model: Network, dataset: AnyDataset, data_sh
     """Make the local step of a module, as the config and the data set say."""
     return LocalStep(
         model=model,
-        sgd=make_sgd(config.optimizer),
+        rule=make_update_rule(config),
         learning_rate=learning_rate_schedule(config),
         label_smoothing=config.optimizer.label_smoothing,
         preparation=Preparation.from_dataset(dataset, augment=config.data.augment),

@@ -1,15 +1,20 @@
-"""Local SGD's update rule, and its learning rate over the local steps of the whole run."""
+"""The update of a local step, and its learning rate over the local steps of the whole run."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from loft_jax.config import Config, Optimizer
+from loft_jax.config import Config
 
-_DECAY, _DECAY_AT = 0.1, (0.5, 0.75)
+_DECAY_AT = (0.5, 0.75)
+
+# By the number of moments.
+_OPTAX_NAMES = {1: ("trace",), 2: ("mu", "nu")}
 
 # Local step of the run -> learning rate. Optax's own type for this also allows complex numbers.
 LearningRate = Callable[[Any], Any]
@@ -24,7 +29,8 @@ def learning_rate_schedule(config: Config) -> LearningRate:
         case "cosine":
             schedule = optax.cosine_decay_schedule(peak, steps)
         case "step":
-            boundaries = {_milestone(config.total_steps, share) - warmup: _DECAY for share in _DECAY_AT}
+            milestones = settings.milestone_steps or [_milestone(config.total_steps, share) for share in _DECAY_AT]
+            boundaries = {milestone - warmup: settings.decay for milestone in milestones}
             schedule = optax.piecewise_constant_schedule(peak, boundaries)
         case "constant":
             schedule = optax.constant_schedule(peak)
@@ -43,25 +49,63 @@ def _milestone(total: int, share: float) -> int:
     return math.ceil(total * share) if total % 2 else round(total * share)
 
 
-def make_sgd(settings: Optimizer) -> optax.GradientTransformation:
-    """Make SGD's map from gradients to the momentum trace of (gradient + weight decay on kernels).
+@dataclass(frozen=True)
+class UpdateRule:
+    """The update of a local step: SGD with momentum, Adam (arXiv 1412.6980) or AdamW (arXiv 1711.05101).
 
-    The caller multiplies by the learning rate.
+    Attributes:
+      directions: optax's map from gradients to directions, without the learning rate.
+      moments: names of the moments that the state has.
+      reset_every: number of local steps after which the moments start at zero again; None if they are carried.
     """
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay, mask=_kernels),
-        optax.trace(decay=settings.momentum),
+
+    directions: optax.GradientTransformation
+    moments: tuple[str, ...]
+    reset_every: int | None
+
+    def update_parameters(
+        self, gradients: Any, state: Any, learning_rate: jax.typing.ArrayLike, step: Any
+    ) -> dict[str, Any]:
+        """Make one update.
+
+        Args:
+          gradients: a tree like the parameters.
+          state: has `params`, and trees like them as `momentum`, `second_moment` and `kept` (None where there is none).
+          learning_rate: of this step.
+          step: number of the local step in the run, int32 scalar.
+
+        Returns:
+          {"params", and the moments}, of the next state.
+        """
+        if state.kept is not None:
+            gradients = jax.tree.map(lambda kept, g: jnp.where(kept, g, 0), state.kept, gradients)
+        names = dict(zip(self.moments, _OPTAX_NAMES[len(self.moments)], strict=True))
+        before: dict[str, Any] = {optax_name: getattr(state, name) for name, optax_name in names.items()}
+        if len(names) > 1:
+            # Adam's number of updates so far, by which it corrects moments that began at zero.
+            before["count"] = jnp.asarray(step if self.reset_every is None else step % self.reset_every, jnp.int32)
+        start = optax.tree_utils.tree_set(self.directions.init(state.params), **before)
+        direction, after = self.directions.update(gradients, start, state.params)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        moments = {name: optax.tree_utils.tree_get(after, optax_name) for name, optax_name in names.items()}
+        return {"params": params, **moments}
+
+
+def make_update_rule(config: Config) -> UpdateRule:
+    """Make the update of a config. Weight decay is for kernels; all but AdamW add it to the gradients."""
+    settings = config.optimizer
+    decay = optax.add_decayed_weights(settings.weight_decay, mask=_kernels)
+    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
+    match settings.name:
+        case "sgd":
+            directions = optax.chain(decay, optax.trace(decay=settings.momentum))
+        case "adam":
+            directions = optax.chain(decay, adam)
+        case "adamw":
+            directions = optax.chain(adam, decay)
+    return UpdateRule(
+        directions, settings.moments, config.loft.local_steps if config.loft.momentum == "reset" else None
     )
-
-
-def sgd_step(
-    sgd: optax.GradientTransformation, gradients: Any, momentum: Any, params: Any, learning_rate: jax.typing.ArrayLike
-) -> tuple[Any, Any]:
-    """Make one update; returns (params, momentum). The momentum trace, a tree like params, is the only state."""
-    state = optax.tree_utils.tree_set(sgd.init(params), trace=momentum)
-    direction, state = sgd.update(gradients, state, params)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-    return params, optax.tree_utils.tree_get(state, "trace")
 
 
 def _kernels(params: Any) -> Any:

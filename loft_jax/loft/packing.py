@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from loft_jax.filters import flatten_paths, unflatten_paths
+from loft_jax.filters import MOMENTS, flatten_paths, unflatten_paths
 from loft_jax.loft.state import State
 
 Tree = dict[str, Any]
+
+_LIKE_PARAMS = ("kept", *MOMENTS)
 
 # Path and shape of each array that a packed vector holds, in their order.
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
@@ -29,29 +31,32 @@ class PackedState:
 
     Attributes:
       copies: the kernels in the network's dtype, a tree like "kernels"; None if that is the dtype of the parameters.
-      momentum: {"kernels", "vectors"}, as `params`.
+      kept, momentum, second_moment: {"kernels", "vectors"}, as `params`; None where the state has none.
       params: {"kernels": nested dict of the arrays that are not vectors, "vectors": float32 [values]}.
       statistics: all running statistics, float32 [values].
       layouts: layout of the vectors, and of the statistics.
     """
 
     copies: Any
+    kept: Tree | None
     momentum: Tree
     params: Tree
+    second_moment: Tree | None
     statistics: jax.Array
     layouts: tuple[Layout, Layout] = field(metadata={"static": True})
 
     @classmethod
     def pack(cls, state: State, dtype: Any) -> "PackedState":
-        """Pack a state with momentum, for a network that computes in this dtype."""
+        """Pack a state with moments, for a network that computes in this dtype."""
         params, layout = _pack(state.params)
-        momentum, _ = _pack(state.momentum)
         flat = flatten_paths(state.batch_stats)
         statistics, of_statistics = _concatenate(flat)
         packed = cls(
             copies=None,
-            momentum=momentum,
+            kept=None if state.kept is None else _pack(state.kept)[0],
+            momentum=_pack(state.momentum)[0],
             params=params,
+            second_moment=None if state.second_moment is None else _pack(state.second_moment)[0],
             statistics=statistics,
             layouts=(layout, of_statistics),
         )
@@ -66,8 +71,9 @@ class PackedState:
 
     def unpack(self) -> State:
         """Invert `pack`."""
-        params, momentum = (self.unpack_params(tree) for tree in (self.params, self.momentum))
-        return State(params=params, batch_stats=self.batch_stats, momentum=momentum)
+        likewise = {name: getattr(self, name) for name in _LIKE_PARAMS}
+        unpacked = {name: None if tree is None else self.unpack_params(tree) for name, tree in likewise.items()}
+        return State(params=self.unpack_params(self.params), batch_stats=self.batch_stats, **unpacked)
 
     def unpack_params(self, packed: Mapping[str, Any]) -> Tree:
         """Return the nested dict of all parameters, from a dict like `params`."""

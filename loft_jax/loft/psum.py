@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, vary
-from loft_jax.filters import FilterGroup, draw_partition, with_momentum
+from loft_jax.filters import FilterGroup, draw_partition, with_moments
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
 from loft_jax.loft.summed import Summed
@@ -30,7 +30,7 @@ class Psum:
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
         self._seed, self._workers, self._devices = config.seed, config.loft.workers, mesh.shape[WORKER]
         self._split = tuple(group for group in groups if group.partitioned)
-        self._summed = Summed(with_momentum(self._split), self._workers)
+        self._summed = Summed(with_moments(self._split), self._workers)
         self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, PER_WORKER))
 
     def place(self, full: State) -> State:
@@ -47,12 +47,14 @@ class Psum:
 
     def compact(self, state: State, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
-        return State.from_collections(self._summed.take(vary(state.collections, WORKER), masks, turn))
+        full, kept = vary((state.collections, state.kept), WORKER)
+        own = self._summed.take(full, masks, turn)
+        return State.from_collections(own, kept=self._summed.take_kept(kept, masks, turn))
 
     def combine(self, state: State, masks: Masks, compacts: Sequence[State]) -> State:
         """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
         total = self._summed.combine(state.collections, masks, [compact.collections for compact in compacts])
-        return State.from_collections(total, round=state.round + 1)
+        return State.from_collections(total, round=state.round + 1, kept=state.kept)
 
     def traffic(self, full: State) -> Traffic:
         """Count the ring that sums everything, and how many workers hold an entry of two split groups (int32)."""

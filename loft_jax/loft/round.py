@@ -187,7 +187,7 @@ class Round:
         config, round_number = self._config, vary(state.round, WORKER)
         compact = self.sync.compact(state, masks, turn)
         if config.loft.momentum == "reset":
-            compact = compact.with_zero_momentum()
+            compact = compact.with_zero_moments(config.optimizer.moments)
         worker = jax.lax.axis_index(WORKER) * self.turns + turn
         return {
             "compact": self.step.pack(compact),
@@ -207,7 +207,7 @@ class Round:
     def _combine(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
         compacts = [unstack(carry["compact"]).unpack() for carry in workers]
         if self._config.loft.momentum == "reset":
-            compacts = [compact.without_momentum() for compact in compacts]
+            compacts = [compact.without_moments() for compact in compacts]
         steps = self._config.loft.workers * self._config.loft.local_steps
         loss = jax.lax.psum(sum(carry["loss"][0] for carry in workers), WORKER) / steps
         return self.sync.combine(state, masks, compacts), loss

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from loft_jax.config import Config
-from loft_jax.filters import FilterGroup, draw_partition
+from loft_jax.filters import MOMENTS, FilterGroup, draw_partition
 from loft_jax.loft.split import split_groups
 from loft_jax.models import Network
 from loft_jax.randomness import Purpose, key_for
@@ -23,17 +23,21 @@ class State:
 
     Attributes:
       batch_stats: running norm statistics of training; {} where the network has none.
-      momentum: a tree like `params`; None if every round starts with zero momentum.
+      kept: a tree like `params`, bool: which weights there are. The others are 0, and stay 0. None if there are all.
+      momentum: a tree like `params`, SGD's trace or Adam's first moment; None if every round starts with zeros.
       owners: group name -> bool [S, n], the partition of the next round if it depends on the last one; otherwise None.
       params: the network's parameters, float32.
       round: completed rounds, int32 scalar; None in the state of a worker or a stage.
+      second_moment: as `momentum`, the second moment of Adam; None under SGD.
     """
 
     batch_stats: Any = field(default_factory=dict)
+    kept: Any = None
     momentum: Any = None
     owners: Any = None
     params: Any
     round: Any = None
+    second_moment: Any = None
 
     @property
     def variables(self) -> Tree:
@@ -42,21 +46,31 @@ class State:
 
     @property
     def collections(self) -> Tree:
-        """What local steps change, with the paths of filter groups: `variables`, and "momentum" if there is one."""
-        return self.variables | ({} if self.momentum is None else {"momentum": self.momentum})
+        """What local steps change, with the paths of filter groups: `variables`, and the moments that there are."""
+        return self.variables | self.moments
+
+    @property
+    def moments(self) -> Tree:
+        """{"momentum", "second_moment"}, as far as there are any."""
+        moments = {name: getattr(self, name) for name in MOMENTS}
+        return {name: moment for name, moment in moments.items() if moment is not None}
 
     @classmethod
     def from_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
-        """Make the state that has these `collections`, and `owners` and `round` as given."""
+        """Make the state that has these `collections`, and `owners`, `round` and `kept` as given."""
         return cls(**collections, **others)
 
-    def with_zero_momentum(self) -> Self:
-        """Return the same state with zero momentum."""
-        return replace(self, momentum=jax.tree.map(jnp.zeros_like, self.params))
+    def with_zero_moments(self, names: Sequence[str]) -> Self:
+        """Return the same state with these moments, at zero."""
+        return replace(self, **{name: jax.tree.map(jnp.zeros_like, self.params) for name in names})
 
-    def without_momentum(self) -> Self:
-        """Return the same state without momentum, as it is between rounds under `loft.momentum: reset`."""
-        return replace(self, momentum=None)
+    def without_moments(self) -> Self:
+        """Return the same state without moments, as it is between rounds under `loft.momentum: reset`."""
+        return replace(self, momentum=None, second_moment=None)
+
+    def with_all_kept(self) -> Self:
+        """Return the same state with `kept`, where no weight is pruned yet."""
+        return replace(self, kept=jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), self.params))
 
     def checkpoint(self, variables: Mapping[str, Any]) -> Tree:
         """Return what a run saves to resume from: {"variables", "training", "round"}, nested dicts.
@@ -64,7 +78,7 @@ class State:
         Args:
           variables: `variables` of this state with re-estimated norm statistics, ready to evaluate.
         """
-        training = {"batch_stats": self.batch_stats, "momentum": self.momentum, "owners": self.owners}
+        training = {"batch_stats": self.batch_stats, "kept": self.kept, "owners": self.owners, **self.moments}
         training = {name: value for name, value in training.items() if value is not None and value != {}}
         return {"variables": dict(variables), "training": training, "round": self.round}
 
@@ -89,7 +103,7 @@ def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequenc
     state = State(
         params=variables["params"], batch_stats=variables.get("batch_stats", {}), owners=owners, round=jnp.int32(0)
     )
-    return state.with_zero_momentum() if config.loft.momentum == "carry" else state
+    return state.with_zero_moments(config.optimizer.moments) if config.loft.momentum == "carry" else state
 
 
 def exchanges(config: Config, groups: Sequence[FilterGroup]) -> bool:

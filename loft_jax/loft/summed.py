@@ -45,6 +45,10 @@ class Summed:
         """
         return extract(variables, self.groups, owned_indices(rows, self._shares, turn))
 
+    def take_kept(self, kept: Any, rows: Mapping[str, jax.Array], turn: Any) -> Any:
+        """Return a worker's part of `State.kept`, from that of the full state. Other arguments as for `take`."""
+        return None if kept is None else self.take({"params": kept}, rows, turn)["params"]
+
     def combine(self, before: Tree, rows: Mapping[str, jax.Array], compacts: Sequence[Tree]) -> Tree:
         """Inside shard_map: return the full variables from the compact ones of this device's workers.
 

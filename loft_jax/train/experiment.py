@@ -13,6 +13,7 @@ from loft_jax.config import Config
 from loft_jax.cost import RoundBill, data_bytes
 from loft_jax.data import AnyDataset, Facts, load_dataset
 from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
+from loft_jax.errors import UserError
 from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images, starting_state
 from loft_jax.methods import check_data, check_method, make_method
 from loft_jax.models import Network, make_model, needs_images, training_flops
@@ -34,6 +35,7 @@ class Experiment:
     estimate_norms: NormEstimator
     evaluate: Evaluator
     validate: Evaluator | None
+    pruned: bool = False
 
     @classmethod
     def build(
@@ -42,16 +44,20 @@ class Experiment:
         *,
         dataset: AnyDataset | None = None,
         widths: Mapping[str, int] | None = None,
+        pruned: bool = False,
     ) -> "Experiment":
         """Load and build all parts.
 
         Args:
           dataset: a data set that is loaded already, to use instead of the config's.
           widths: filter group -> number of filters, for groups that have fewer than the model declares (of a ticket).
+          pruned: whether states say which weights there are (`State.kept`).
 
         Raises:
           UserError: model, data or devices do not fit the config.
         """
+        if pruned and config.gpipe.stages is not None:
+            raise UserError(f"gpipe.stages={config.gpipe.stages}: GPipe trains no pruned weights; leave it out")
         # Errors that the model alone shows are reported before devices and data are looked at.
         if not needs_images(config):
             check_method(make_model(config, 1), config)
@@ -75,6 +81,7 @@ class Experiment:
             validate=Evaluator(config, model, dataset, mesh, images, split="validation")
             if dataset.validation_examples
             else None,
+            pruned=pruned,
         )
 
     def initial_state(self) -> State:
@@ -132,4 +139,5 @@ class Experiment:
         return None if peak is None else peak * 1e12 * self.mesh.size
 
     def _initialise(self) -> State:
-        return initial_state(self.model, self.config, self.dataset.image_shape)
+        state = initial_state(self.model, self.config, self.dataset.image_shape)
+        return state.with_all_kept() if self.pruned else state

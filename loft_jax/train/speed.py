@@ -33,7 +33,8 @@ class StepLoop:
         # Zeros take as long as other numbers, and initialisers take long to compile.
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
         step = replace(step, model=model, data_shards=1)
-        self._state = jax.device_put(step.pack(State.from_collections(filled).with_zero_momentum()), device)
+        state = State.from_collections(filled).with_zero_moments(step.rule.moments)
+        self._state = jax.device_put(step.pack(state), device)
         images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
         data = jax.device_put(images, device)
         self._arguments = (*data, jax.random.key(0), jnp.int32(0))

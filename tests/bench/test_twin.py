@@ -140,7 +140,8 @@ def test_three_updates_are_equal():
             out_specs=jax.sharding.PartitionSpec(),
         )
     )
-    state = step.pack(State.from_collections(jax.tree.map(jnp.asarray, variables)).with_zero_momentum())
+    state = State.from_collections(jax.tree.map(jnp.asarray, variables)).with_zero_moments(step.rule.moments)
+    state = step.pack(state)
     for number in range(3):
         chosen = np.arange(8) + 8 * number
         images, labels, key = DATASET.train_images[chosen], DATASET.train_labels[chosen], jax.random.key(number)

@@ -119,6 +119,7 @@ WRONG_TEXTS = {
         [3],
         LONG,
     ],
+    "optimizer.milestones": ["two", "0", "2,", ",", "-1", "2;3", "2,2", "3,2", "1.5", "\u0661", [], [2.5], LONG],
     "train.profile_rounds": [
         "two",
         "0",

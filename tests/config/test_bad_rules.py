@@ -51,6 +51,27 @@ RULES = {
         "--train.rounds 10 --train.profile_rounds 2,11",
         "train.profile_rounds=2,11: the run has no round 11, because train.rounds=10; try 2",
     ),
+    "momentum of Adam": (
+        "--optimizer.name adam --optimizer.momentum 0.5",
+        "optimizer.momentum=0.5: has no effect, because optimizer.name=adam has optimizer.beta1; leave it out",
+    ),
+    "a second moment of SGD": (
+        "--optimizer.beta2 0.99",
+        "optimizer.beta2=0.99: has no effect, because optimizer.name=sgd has no second moment; leave it out",
+    ),
+    "milestones without steps": (
+        "--optimizer.milestones 10",
+        "optimizer.milestones=10: has no effect with optimizer.schedule=cosine; use step, or leave it out",
+    ),
+    "a milestone in the warm-up": (
+        "--optimizer.schedule step --optimizer.milestones 5,900 --optimizer.warmup_steps 5",
+        "optimizer.milestones=5,900: must lie between the end of warm-up, after local step 5, and the end of the run, "
+        "after 1600 (train.rounds * loft.local_steps); 5 does not",
+    ),
+    "a milestone after the end": (
+        "--optimizer.schedule step --optimizer.milestones 1600",
+        "optimizer.milestones=1600: must lie between",
+    ),
     "workers over devices": ("--mesh.worker 3", "mesh.worker=3: must divide loft.workers=4; try 2"),
     "stop that never holds": (
         "--train.stop_when 1 --train.rounds 10",
@@ -126,6 +147,7 @@ TESTED_ELSEWHERE = (
 TESTED_ELSEWHERE += ("which cannot be mirrored", "takes images, and")
 TESTED_ELSEWHERE += ("is streamed, which decides about it", "is streamed, and images are held out only")
 TESTED_ELSEWHERE += ("cannot be spread evenly", "cannot be taken evenly", "GPipe trains on data that are kept")
+TESTED_ELSEWHERE += ("trains no pruned weights", "must be a Config, not ")
 TESTED_ELSEWHERE += ("is not a sequence of blocks", "must be a block with another one after it")
 THEORY_RULES = {
     "channels of digits": ("--theory.channels 4", "theory.channels=4: must be 8 for theory.data=digits"),

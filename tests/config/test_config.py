@@ -71,10 +71,16 @@ OTHER_VALUES = {
     "loft.partition": "all",
     "loft.momentum": "reset",
     "loft.rescale": True,
+    "optimizer.name": "adam",
     "optimizer.learning_rate": 0.2,
     "optimizer.momentum": 0.5,
+    "optimizer.beta1": 0.8,
+    "optimizer.beta2": 0.99,
+    "optimizer.epsilon": 1e-6,
     "optimizer.weight_decay": 0.0,
     "optimizer.schedule": "step",
+    "optimizer.milestones": "100,200",
+    "optimizer.decay": 0.5,
     "optimizer.warmup_steps": 5,
     "optimizer.label_smoothing": 0.1,
     "train.rounds": 7,
@@ -144,6 +150,8 @@ def test_the_hash_changes_with_every_field_that_can_change_the_result_and_no_oth
     # Digits are read from no directory and not streamed.
     base = {"data.name": "cifar10"} if key in ("data.data_dir", "data.loading") else {}
     base |= {"model.name": "nets.py:Net"} if key == "model.options" else {}
+    base |= {"optimizer.name": "adamw"} if key in ("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon") else {}
+    base |= {"optimizer.schedule": "step"} if key in ("optimizer.milestones", "optimizer.decay") else {}
     one, other = (parse(*(f"--{k}={v}" for k, v in settings.items())) for settings in (base, base | given))
     assert flatten(other)[key] == OTHER_VALUES[key] != flatten(one)[key]
     assert (one.hash() == other.hash()) == (key in CHANGES_NO_RESULT)

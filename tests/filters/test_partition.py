@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from loft_jax import FilterGroup, draw_partition, extract, merge, prune
-from loft_jax.filters.groups import with_momentum
+from loft_jax.filters.groups import with_moments
 from loft_jax.filters.partition import deal_partition, owned_indices
 
 # An MLP of two hidden layers: "b" holds outputs of group one and inputs of group two.
@@ -85,7 +85,7 @@ def test_prune_is_extract():
 def test_an_absent_collection_is_passed_over_and_momentum_is_sliced_like_its_parameter():
     groups = (FilterGroup("one", 4, {"params/a/bias": 0, "batch_stats/n/mean": 0}, partitioned=True),)
     variables = {"params": {"a": {"bias": np.arange(4.0)}}, "momentum": {"a": {"bias": np.arange(4.0) * 10}}}
-    compact = extract(variables, with_momentum(groups), {"one": np.array([1, 2])})
+    compact = extract(variables, with_moments(groups), {"one": np.array([1, 2])})
     np.testing.assert_array_equal(compact["params"]["a"]["bias"], [1, 2])
     np.testing.assert_array_equal(compact["momentum"]["a"]["bias"], [10, 20])
 

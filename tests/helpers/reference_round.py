@@ -1,4 +1,4 @@
-"""A round by other means: plain SGD from optax, and a loop over separate sub-CNNs merged with numpy."""
+"""A round by other means: plain steps from optax, and a loop over separate sub-CNNs merged with numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from loft_jax.data.batches import Augmentation, normalise, worker_order
 from loft_jax.loft.optimizer import learning_rate_schedule
 from loft_jax.loft.split import split_groups
 from loft_jax.randomness import Purpose, key_for
+
+OPTAX_NAMES = {"sgd": ["trace"], "adam": ["mu", "nu"], "adamw": ["mu", "nu"]}
 
 
 def batches_of(config, worker, round_number, data=None):
@@ -36,16 +38,21 @@ def batches_of(config, worker, round_number, data=None):
         yield normalise(images, mean, std), jnp.asarray(data.train_labels)[indices]
 
 
-def sgd_programs(config, model):
-    """Plain SGD from optax's own parts: (initialise the optimizer, one jitted step)."""
+def step_programs(config, model):
+    """A plain step from optax's own parts: (initialise the optimizer, one jitted step)."""
     kernels = lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)  # noqa: E731
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay, mask=kernels),
-        optax.sgd(learning_rate_schedule(config), momentum=config.optimizer.momentum),
-    )
+    settings, rate = config.optimizer, learning_rate_schedule(config)
+    decay = optax.add_decayed_weights(settings.weight_decay, mask=kernels)
+    optimizer = {
+        "sgd": lambda: optax.chain(decay, optax.sgd(rate, momentum=settings.momentum)),
+        "adam": lambda: optax.chain(decay, optax.adam(rate, settings.beta1, settings.beta2, settings.epsilon)),
+        "adamw": lambda: optax.adamw(
+            rate, settings.beta1, settings.beta2, settings.epsilon, weight_decay=settings.weight_decay, mask=kernels
+        ),
+    }[settings.name]()
 
     @jax.jit
-    def step(params, batch_stats, optimizer_state, images, labels):
+    def step(params, batch_stats, optimizer_state, images, labels, kept=None):
         def loss_of(params):
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
@@ -53,6 +60,8 @@ def sgd_programs(config, model):
             return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, 3)).mean(), updated["batch_stats"]
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        if kept is not None:
+            gradients = jax.tree.map(jnp.multiply, gradients, kept)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         return optax.apply_updates(params, updates), stats, optimizer_state, loss
 
@@ -69,30 +78,35 @@ def round_by_a_loop(config, state, round_number, model=MODEL, data=None):
     masks = draw_partition(key_for(config.seed, Purpose.PARTITION, round_number), groups, config.loft.workers)
     workers = config.loft.workers
     model = model.with_widths({group.name: group.width // workers for group in split})
-    initialise, step = sgd_programs(config, model)
-    state = {name: jax.device_get(state[name]) for name in ("params", "batch_stats", "momentum") if state.get(name)}
+    initialise, step = step_programs(config, model)
+    names = ["params", "batch_stats", *config.optimizer.moments]
+    all_kept = jax.device_get(state.get("kept"))
+    state = {name: jax.device_get(state[name]) for name in names if state.get(name)}
     total, holders = jax.tree.map(np.zeros_like, state), jax.tree.map(np.zeros_like, state)
     losses = []
     for worker in range(workers):
         owned = {name: np.flatnonzero(mask[worker]) for name, mask in masks.items()}
 
         def held(key_path, leaf, owned=owned):
-            path = "/".join(key.key for key in key_path).replace("momentum/", "params/")
+            path = "/".join(key.key for key in key_path)
+            path = path.replace("momentum/", "params/").replace("second_moment/", "params/")
             return np.ix_(*_kept_entries(split, path, leaf.shape, owned))
 
         index = jax.tree_util.tree_map_with_path(held, state)
         compact = jax.tree.map(lambda leaf, rows: leaf[rows], state, index)
+        kept = None if all_kept is None else jax.tree.map(lambda leaf, rows: leaf[rows], all_kept, index["params"])
+        optimizer_names = dict(zip(config.optimizer.moments, OPTAX_NAMES[config.optimizer.name], strict=True))
         optimizer_state = optax.tree_utils.tree_set(
             initialise(compact["params"]),
-            trace=compact["momentum"],
             count=jnp.int32(round_number * config.loft.local_steps),
+            **{own: compact[name] for name, own in optimizer_names.items()},
         )
         params, stats = compact["params"], compact.get("batch_stats", {})
         for images, labels in batches_of(config, worker, round_number, data):
-            params, stats, optimizer_state, loss = step(params, stats, optimizer_state, images, labels)
+            params, stats, optimizer_state, loss = step(params, stats, optimizer_state, images, labels, kept)
             losses.append(float(loss))
         trained = {"params": params, "batch_stats": stats}
-        trained["momentum"] = optax.tree_utils.tree_get(optimizer_state, "trace")
+        trained |= {name: optax.tree_utils.tree_get(optimizer_state, own) for name, own in optimizer_names.items()}
         for name in state:
             jax.tree.map(_add_at, total[name], index[name], trained[name])
             jax.tree.map(_add_at, holders[name], index[name], jax.tree.map(jnp.ones_like, trained[name]))

@@ -1,6 +1,6 @@
 """A network and a data set small enough that a round compiles in seconds."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -57,6 +57,7 @@ class Run:
     fused: bool | None = None
     model: nn.Module = MODEL
     dataset: Dataset | StreamedDataset | None = None
+    pruned: bool = False
 
     def __post_init__(self) -> None:
         self.dataset, self.mesh = self.dataset or dataset(), make_mesh(self.config)
@@ -70,7 +71,16 @@ class Run:
         self.state = self.round.place(replicate(self.full, self.mesh))
 
     def _start(self) -> State:
-        return initial_state(self.model, self.config, self.dataset.image_shape)
+        state = initial_state(self.model, self.config, self.dataset.image_shape)
+        if self.pruned:
+            # About a third of the kernels' weights.
+            kept = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.abs(leaf) > 0.1 if path[-1].key == "kernel" else jnp.ones(leaf.shape, bool),
+                state.params,
+            )
+            params = jax.tree.map(lambda here, leaf: jnp.where(here, leaf, 0), kept, state.params)
+            state = replace(state, kept=kept, params=params)
+        return state
 
     def rounds(self, count: int) -> dict[str, Any]:
         """The full state after so many further rounds, as a dict of numpy arrays."""

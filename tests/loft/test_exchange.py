@@ -10,10 +10,12 @@ from jax.sharding import NamedSharding
 
 from loft_jax import FilterGroup, deal_partition, draw_partition
 from loft_jax.devices.mesh import PER_WORKER, WORKER, replicate
+from loft_jax.filters import MOMENTS
 from loft_jax.loft.state import State
 from loft_jax.storage.checkpoints import read_state
 from loft_jax.train.__main__ import run
 
+ADAM = {"optimizer__name": "adam", "optimizer__learning_rate": 0.01}
 GROUPS = [FilterGroup(name, width, {}, True) for name, width in (("a", 16), ("b", 32))]
 
 
@@ -68,12 +70,17 @@ def test_what_is_no_partition_in_equal_parts_is_not_dealt(masks):
         pytest.param(4, 4, True, {"loft__partition": "all"}, marks=pytest.mark.full),
         pytest.param(4, 2, False, {"loft__momentum": "reset"}, marks=pytest.mark.full),
         pytest.param(4, 1, False, {"loft__partition": "all"}, marks=pytest.mark.full),
+        pytest.param(2, 2, False, ADAM, marks=pytest.mark.full),
     ],
 )
 def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, fused, settings):
-    """S = 2 exchanges shares of 2 filters; S = 4 fewer filters than there are workers, so shares are padded."""
+    """S = 2 exchanges shares of 2 filters; S = 4 fewer filters than there are workers, so shares are padded.
+
+    With Adam, weights are pruned too.
+    """
     mesh = {"mesh__worker": devices, "loft__workers": workers}
-    one, other = Run(exchange(**mesh, **settings), fused=fused), Run(config(**mesh, **settings), fused=fused)
+    pruned = settings is ADAM
+    one, other = (Run(make(**mesh, **settings), fused=fused, pruned=pruned) for make in (exchange, config))
     split = {path for group in one.round.groups if group.partitioned for path in group.axes}
     for _ in range(3):
         owners = jax.device_get(one.round.sync.partition(one.state))
@@ -86,7 +93,8 @@ def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, 
         got = flat({name: part for name, part in state.items() if name != "owners"})
         assert got.keys() == expected.keys()
         for path in got:
-            if path.strip("[']").replace("']['", "/").replace("momentum", "params") in split:
+            collection, *names = path.strip("[']").split("']['")
+            if "/".join(["params" if collection in MOMENTS else collection, *names]) in split:
                 np.testing.assert_array_equal(got[path], expected[path], err_msg=path)
             else:
                 np.testing.assert_allclose(got[path], expected[path], rtol=0, atol=1e-6, err_msg=path)

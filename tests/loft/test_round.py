@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.reference_round import assert_close, batches_of, round_by_a_loop, sgd_programs
+from helpers.reference_round import assert_close, batches_of, round_by_a_loop, step_programs
 from helpers.tiny import MODEL, Run, config, flat
 from helpers.two_layers import TwoLayers
 
@@ -24,13 +24,34 @@ def test_a_round_equals_a_plain_loop_over_separate_sub_cnns(fused):
     np.testing.assert_allclose(float(run.loss), loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pruned", "settings"),
+    [
+        (True, {"optimizer__name": "adamw", "optimizer__learning_rate": 0.01}),
+        pytest.param(True, {}, marks=pytest.mark.full),
+        pytest.param(False, {"optimizer__name": "adam", "optimizer__learning_rate": 0.01}, marks=pytest.mark.full),
+    ],
+)
+def test_rounds_with_other_optimizers_and_of_pruned_weights_equal_the_loop(pruned, settings):
+    settings = config(**settings)
+    run = Run(settings, pruned=pruned)
+    start = run.rounds(1)
+    expected, _ = round_by_a_loop(settings, start, 1)
+    after = run.rounds(1)
+    assert_close(after, expected, rtol=1e-4, atol=1e-5)
+    if pruned:
+        assert any(not leaf.all() for leaf in jax.tree.leaves(after["kept"]))
+        for kept, leaf in zip(*(jax.tree.leaves(after[name]) for name in ("kept", "params")), strict=True):
+            assert not leaf[~kept].any()
+
+
 @pytest.mark.compat
 def test_one_worker_is_bit_equal_to_plain_sgd():
     settings = config(loft__workers=1)
     run = Run(settings)
     params, stats = jax.device_get((run.state.params, run.state.batch_stats))
     after = run.rounds(3)
-    initialise, step = sgd_programs(settings, MODEL)
+    initialise, step = step_programs(settings, MODEL)
     optimizer_state = initialise(params)
     for round_number in range(3):
         for images, labels in batches_of(settings, 0, round_number):
