@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Section, Train
 from loft_jax.config.optimizer import Optimizer
-from loft_jax.errors import format_literal
 
 
 class Config(Section):
@@ -59,11 +58,7 @@ class Config(Section):
                 f"data.batch_size={self.data.batch_size}: must be a multiple of mesh.data={self.mesh.data}; "
                 f"try {nearest_multiple(self.data.batch_size, self.mesh.data)}"
             )
-        if self.model.options and not self.model.own:
-            raise ValueError(
-                f"model.options={format_literal(self.model.options)}: {self.model.name} takes none; only a network of "
-                "your own (model.name=module:callable) does"
-            )
+        self.model.check_options()
         if self.model.own and self.model.width is not None:
             raise ValueError(
                 f"model.width={self.model.width}: a network of your own has its width in model.options; leave it out"
@@ -167,15 +162,21 @@ class Config(Section):
 
     @property
     def method(self) -> str:
-        """Name of the training method in tables: LoFT-4, GPipe-2, local SGD-4, plain SGD."""
+        """Name of the training method in tables: LoFT-4, IST-4, GPipe-2, local SGD-4, plain SGD."""
         if self.loft.workers == 1:
             # If momentum is reset every round, it is not the usual plain SGD or GPipe, and the name says so.
             name = "plain SGD" if self.gpipe.stages is None else f"GPipe-{self.gpipe.stages}"
-            return name if self.loft.momentum == "carry" else f"{name}, momentum reset"
+            is_usual = self.loft.momentum == "carry" or self.optimizer.momentum == 0
+            return name if is_usual else f"{name}, momentum reset"
         if self.loft.partition == "none":
             return f"local SGD-{self.loft.workers}"
         differing = ["exchange"] * (self.loft.sync == "exchange") + ["all groups"] * (self.loft.partition == "all")
-        return ", ".join([f"LoFT-{self.loft.workers}", *differing])
+        return ", ".join([f"{self.splitting}-{self.loft.workers}", *differing])
+
+    @property
+    def splitting(self) -> str:
+        """Name of the method that splits the network: LoFT; for perceptrons IST, independent subnet training."""
+        return "IST" if self.model.is_perceptron else "LoFT"
 
     @property
     def total_steps(self) -> int:
@@ -209,6 +210,8 @@ class Config(Section):
     def resumable_keys(self) -> frozenset[str]:
         """Dotted keys that may change between the first start of a run and a resume: they do not affect the result."""
         keys = RESUMABLE if self.train.stop_when is None else RESUMABLE - SNAPSHOT_CADENCE
+        if self.model.norms_by_the_batch:
+            keys -= {"train.eval_batch_size"}
         return keys | {"gpipe.microbatches"} if self.gpipe.stages is None else keys
 
     def epochs(self, rounds: int, examples: int) -> float:

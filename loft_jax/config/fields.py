@@ -4,12 +4,13 @@ Imports neither JAX nor NumPy, so a typo is reported before either is loaded.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from loft_jax.errors import did_you_mean, format_value, path_problem
+from loft_jax.errors import did_you_mean, format_literal, format_value, path_problem
 
 MOST = 2**31 - 1  # the largest int32, the type of counters
 _NO_MINUS_ZERO = AfterValidator(lambda value: value + 0.0)  # -0.0 becomes 0.0: equal configs need equal hashes
@@ -49,6 +50,11 @@ MODELS = (
     *("vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet56", "resnet50", "resnet101", "wideresnet28_10"),
     *("mobilenetv2", "densenet121", "mlp", "lenet300", "conv2", "conv4", "conv6"),
 )
+_PERCEPTRONS = ("mlp", "lenet300")
+# Options of networks of the package in `model.options`: name -> option -> its values.
+FAMILY_OPTIONS: dict[str, dict[str, Sequence[Any]]] = {
+    "mlp": {"hidden_layers": range(1, 33), "norm": ("running", "batch"), "head_norm": (False, True)},
+}
 
 
 class Model(Section):
@@ -58,7 +64,10 @@ class Model(Section):
         "path/to/file.py:callable",
     )
     options: dict[str, Any] = Field(
-        {}, description="keyword arguments of a network of your own; on the command line as '{depth: 3, wide: true}'"
+        {},
+        description="keyword arguments of a network of your own; on the command line as '{depth: 3, wide: true}'. "
+        "mlp has hidden_layers (2), norm: running (statistics that are estimated again before an evaluation) or batch "
+        "(those of the batch, in evaluation too), and head_norm: true (a norm in place of the head's bias)",
     )
     weights: str | None = Field(
         None,
@@ -107,10 +116,42 @@ class Model(Section):
             raise ValueError("must be a mapping of names to values, as '{depth: 3}'")
         return value
 
+    def check_options(self) -> None:
+        """Raise ValueError unless a network of the package has these options, and they these values."""
+        if self.own:
+            return
+        known = FAMILY_OPTIONS.get(self.name, {})
+        label = f"model.options={format_literal(self.options)}: {self.name}"
+        if not known and self.options:
+            raise ValueError(
+                f"{label} takes none; only {', '.join(FAMILY_OPTIONS)} and networks of your own "
+                "(model.name=module:callable) do"
+            )
+        hint = ", ".join(known)
+        for option, value in self.options.items():
+            if option not in known:
+                raise ValueError(f"{label} has no option {option}{did_you_mean(option, known, f'it has {hint}')}")
+            values = known[option]
+            # Of equal numbers and booleans one is no value of the option.
+            if not any(type(value) is type(allowed) and value == allowed for allowed in values):
+                texts = [format_literal(allowed) for allowed in values]
+                texts = texts if len(texts) < 4 else [f"{texts[0]} to {texts[-1]}"]
+                raise ValueError(f"{label} has {option}={format_literal(value)}, which must be {' or '.join(texts)}")
+
     @property
     def own(self) -> bool:
         """Whether the network is the user's."""
         return ":" in self.name
+
+    @property
+    def is_perceptron(self) -> bool:
+        """Whether the network is a perceptron of the package."""
+        return self.name in _PERCEPTRONS
+
+    @property
+    def norms_by_the_batch(self) -> bool:
+        """Whether the network's norms use the statistics of the batch in evaluation too."""
+        return not self.own and self.options.get("norm") == "batch"
 
 
 class Data(Section):

@@ -125,15 +125,15 @@ class Costs:
         if workers == 1:
             return [("plain SGD", partial(self._make_round_rows, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
         named: dict[str, Callable[[], list[Cost]]] = {}
-        own = self._config.loft.momentum
+        own, split = self._config.loft.momentum, self._config.splitting
         splits = self._config.loft.partition != "none"
         if splits:
-            named[f"LoFT-{workers}, server"] = partial(self._make_server_rows, workers)
+            named[f"{split}-{workers}, server"] = partial(self._make_server_rows, workers)
         for sync in ("psum", "exchange") if splits else ():
             for momentum in (own, *({"carry", "reset"} - {own})):
                 loft = {"workers": workers, "sync": sync, "momentum": momentum}
-                make_rows = partial(self._make_round_rows, f"LoFT-{workers}, {sync}", workers, loft=loft)
-                named[f"LoFT-{workers}, {sync}, momentum {momentum}"] = make_rows
+                make_rows = partial(self._make_round_rows, f"{split}-{workers}, {sync}", workers, loft=loft)
+                named[f"{split}-{workers}, {sync}, momentum {momentum}"] = make_rows
         name, loft = f"local SGD-{workers}", {"workers": workers, "sync": "psum", "partition": "none"}
         named[name] = partial(self._make_round_rows, name, workers, loft=loft)
         name, loft = f"data-parallel SGD-{workers}", {"workers": 1, "sync": "psum"}
@@ -156,7 +156,8 @@ class Costs:
         rounds = config.train.rounds
         down, total = up + BYTES_OF_FLOAT * split.rest, rounds * split.server_bytes(workers)
         moved = Bytes("the paper's server", "sync", up, down, rounds, total)
-        return [self._make_row(f"LoFT-{workers}, server", config, workers, sub_cnn(self._model, groups, config), moved)]
+        name = f"{config.splitting}-{workers}, server"
+        return [self._make_row(name, config, workers, sub_cnn(self._model, groups, config), moved)]
 
     def _make_round_rows(self, name: str, workers: int, **sections: dict[str, Any]) -> list[Cost]:
         """Make the rows of a method that trains in rounds: training, evaluation, and assembly if there is one."""

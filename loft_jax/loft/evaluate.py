@@ -64,7 +64,12 @@ class NormEstimator:
         self._combine = jax.jit(_statistics, out_shardings=NamedSharding(mesh, REPLICATED))
 
     def __call__(self, variables: Tree) -> Tree:
-        """Re-estimate "batch_stats": {"params", "batch_stats"} on the mesh -> the same with new "batch_stats"."""
+        """Re-estimate "batch_stats": {"params", "batch_stats"} on the mesh -> the same with new "batch_stats".
+
+        A network whose norms keep no statistics, or that has none, is returned as it is.
+        """
+        if not variables["batch_stats"]:
+            return variables
         with self._batches.feed() as feed:
             carry = wait_for_collective(self._loop(variables, *self._batches.arguments, feed=feed), self._mesh)
         return {

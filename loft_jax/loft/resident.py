@@ -65,7 +65,8 @@ class ResidentImages:
             count = len(labels) + padding
             shapes = ((count, *images.shape[1:]), images.dtype), ((count,), np.int32)
             return _SlicedBatches(tuple(jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes), batch)
-        images = np.pad(images, ((0, padding), *((0, 0),) * (images.ndim - 1)))
+        # With images that there are: norms may use the statistics of the batch.
+        images = np.pad(images, ((0, padding), *((0, 0),) * (images.ndim - 1)), mode="wrap")
         labels = np.pad(labels, (0, padding), constant_values=-1)
         return _SlicedBatches((distribute(images, sharding), distribute(labels, sharding)), batch)
 

@@ -42,6 +42,8 @@ def _explain_whole(model: Network, groups: Sequence[FilterGroup], workers: int) 
     if groups:
         widths = ", ".join(f"{group.name} {group.width}" for group in groups[:_SHOWN])
         reason = f"{workers} workers divide the width of none of its filter groups ({widths})"
+        fitting = [s for s in range(2, groups[0].width + 1) if groups[0].width % s == 0]
+        reason += f"; try {min(fitting, key=lambda s: (abs(s - workers), s))}" if fitting else ""
     else:
         whole = list(model.left_whole().items())
         reason = "; ".join(f"{name}: {why}" for name, why in whole[:_SHOWN]) or "it has no convolution or dense layer"

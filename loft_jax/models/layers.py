@@ -37,9 +37,20 @@ def conv(
     )
 
 
-def norm(train: bool, dtype: Any, name: str, *, relu: bool = True) -> BatchNorm:
-    """Make a batch norm, with a ReLU after it unless told otherwise."""
-    return BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, relu=relu, name=name)
+def norm(
+    train: bool, dtype: Any, name: str, *, relu: bool = True, running: bool = True, affine: bool = True
+) -> BatchNorm:
+    """Make a batch norm, with a ReLU after it, running statistics and parameters unless told otherwise."""
+    return BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        relu=relu,
+        running=running,
+        affine=affine,
+        name=name,
+    )
 
 
 def downsample(x: Any) -> Any:

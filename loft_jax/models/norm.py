@@ -26,12 +26,15 @@ class BatchNorm(nn.Module):
     Its parameters are `scale` and `bias`, its running statistics are `mean` and `var`, each float32 [channels].
 
     Attributes:
-      use_running_average: normalise by the running statistics instead of those of the batch, and do not update them.
+      use_running_average: normalise by the running statistics, if it keeps any, instead of those of the batch, and do
+        not update them.
       momentum: weight of the old running statistics in an update.
       epsilon: is added to the variance.
       dtype: dtype of the result; statistics and arithmetic are float32.
       axis_name: mesh axis over whose devices a batch is spread, inside shard_map; None where one device has all of it.
       relu: whether a ReLU follows.
+      running: whether it keeps running statistics; if not, it normalises by those of the batch in evaluation too.
+      affine: whether it scales and shifts, and so has parameters.
     """
 
     use_running_average: bool
@@ -40,13 +43,20 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype
     axis_name: str | None = None
     relu: bool = False
+    running: bool = True
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise x, [..., channels], of the same shape as the result."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        else:
+            scale, bias = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
+        if not self.running:
+            return normalise_batch(x, scale, bias, self.epsilon, self.axis_name, self.relu)[0].astype(self.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if self.use_running_average:

@@ -73,7 +73,14 @@ def make_model(config: Config, num_classes: int, image_shape: tuple[int, ...] | 
     else:
         from loft_jax.models.families import create_family
 
-        module = create_family(settings.name, num_classes, width=settings.width, stem=settings.stem, dtype=dtype)
+        module = create_family(
+            settings.name,
+            num_classes,
+            width=settings.width,
+            stem=settings.stem,
+            dtype=dtype,
+            options=settings.options,
+        )
         source = LinenSource(module)
     try:
         network = make_network(source, tuple(image_shape), dtype)

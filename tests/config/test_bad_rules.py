@@ -24,7 +24,23 @@ RULES = {
     ),
     "options of a network of the package": (
         '--model.options {"depth":3}',
-        "model.options={'depth': 3}: preresnet20 takes none; only a network of",
+        "model.options={'depth': 3}: preresnet20 takes none; only mlp and networks of your own",
+    ),
+    "an option that a perceptron does not have": (
+        '--model.name mlp --model.options {"hidden_layer":3}',
+        "model.options={'hidden_layer': 3}: mlp has no option hidden_layer; did you mean hidden_layers?",
+    ),
+    "a perceptron without hidden layers": (
+        '--model.name mlp --model.options {"hidden_layers":0}',
+        "model.options={'hidden_layers': 0}: mlp has hidden_layers=0, which must be 1 to 32",
+    ),
+    "a boolean as a number of layers": (
+        '--model.name mlp --model.options {"hidden_layers":true}',
+        "model.options={'hidden_layers': True}: mlp has hidden_layers=true, which must be 1 to 32",
+    ),
+    "norms of a perceptron": (
+        '--model.name mlp --model.options {"norm":"bach"}',
+        "model.options={'norm': 'bach'}: mlp has norm='bach', which must be 'running' or 'batch'",
     ),
     "width of a network of one's own": (
         "--model.name nets.py:Net --model.width 8",
@@ -114,6 +130,11 @@ RULES = {
 # The same, once model, devices (four, here) and data are seen.
 LATER_RULES = {
     "workers over widths": ("--loft.workers 3", "loft.workers=3: must divide every partitioned width"),
+    "IST over neurons": (
+        "--model.name mlp --model.width 64 --loft.workers 3",
+        "loft.workers=3: nothing of the network can be split (3 workers divide the width of none of its filter groups "
+        "(dense1 64, dense2 64); try 2)",
+    ),
     "many workers": ("--loft.workers 2147483647", "loft.workers=2147483647: must divide every partitioned width"),
     "stages over blocks": ("--gpipe.stages 10", "gpipe.stages=10: must be at most the 9 blocks"),
     "cuts of the paper": ("--gpipe.stages 2 --gpipe.cuts paper", "gpipe.cuts=paper: the paper cuts"),

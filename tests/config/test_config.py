@@ -185,3 +185,23 @@ def test_a_config_cannot_be_changed():
 def test_a_method_says_what_differs_from_the_papers():
     assert Config(loft={"partition": "all"}).method == "LoFT-4, all groups"
     assert Config(loft={"partition": "all", "sync": "exchange"}).method == "LoFT-4, exchange, all groups"
+
+
+def test_a_perceptron_that_is_split_is_independent_subnet_training():
+    assert [Config(model={"name": name}).method for name in ("mlp", "lenet300", "conv2")] == [
+        "IST-4",
+        "IST-4",
+        "LoFT-4",
+    ]
+    assert Config(model={"name": "mlp"}, loft={"partition": "none"}).method == "local SGD-4"
+    reset = {"workers": 1, "momentum": "reset"}
+    assert Config(loft=reset).method == "plain SGD, momentum reset"
+    assert Config(loft=reset, optimizer={"momentum": 0}).method == "plain SGD"
+
+
+def test_norms_by_the_batch_make_the_size_of_evaluated_batches_part_of_the_result():
+    one, other = (Config(model={"name": "mlp"}, train={"eval_batch_size": size}) for size in (250, 500))
+    assert one.hash() == other.hash()
+    batch = {"name": "mlp", "options": {"norm": "batch"}}
+    one, other = (Config(model=batch, train={"eval_batch_size": size}) for size in (250, 500))
+    assert one.hash() != other.hash()

@@ -26,6 +26,10 @@ HASHES = {
     "imagenet_preresnet18_loft2": "04ceb266f031",
     "imagenet_preresnet18_loft4": "720fd9f24c31",
     "imagenet_preresnet18_sgd": "9ab062e89e5a",
+    "ist_fashion_2layer": "1aaadf719add",
+    "ist_fashion_3layer": "30b235772e68",
+    "ist_speech_2layer": "14b5f0b9b553",
+    "ist_speech_3layer": "bcbef3701537",
 }
 
 

@@ -118,3 +118,21 @@ def test_sums_in_parts_are_the_sums(shape):
     a, b = drawn(*shape), -drawn(*shape)
     for one, other in zip(_sum_in_parts(a, b), _sum_directly(a, b), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_without_running_statistics_it_is_the_same_in_evaluation_as_in_training():
+    x, variables = drawn(8, 3, 3, 5), variables_of(5)
+    options = {"dtype": jnp.float32, "relu": True, **SETTINGS}
+    expected, _ = BatchNorm(use_running_average=False, **options).apply(variables, x, mutable=["batch_stats"])
+    for average in (False, True):
+        own = BatchNorm(use_running_average=average, running=False, **options)
+        assert set(own.init(jax.random.key(0), x)) == {"params"}
+        np.testing.assert_array_equal(own.apply({"params": variables["params"]}, x), expected)
+
+
+def test_without_parameters_it_only_normalises():
+    x, options = drawn(8, 5), {"use_running_average": False, "dtype": jnp.float32, "running": False, **SETTINGS}
+    own = BatchNorm(affine=False, **options)
+    assert own.init(jax.random.key(0), x) == {}
+    plain = {"params": {"scale": jnp.ones(5), "bias": jnp.zeros(5)}}
+    np.testing.assert_array_equal(own.apply({}, x), BatchNorm(**options).apply(plain, x))

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from loft_jax.errors import UserError, format_value
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ class Family:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
-        self, num_classes: int, *, width: int | None = None, stem: str = "cifar", dtype: Any = jnp.float32
+        self,
+        num_classes: int,
+        *,
+        width: int | None = None,
+        stem: str = "cifar",
+        dtype: Any = jnp.float32,
+        options: Mapping[str, Any] = _NONE,
     ) -> nn.Module:
         """Make the Linen module; it maps images to float32 logits. `width=None` is the published one."""
         factory = getattr(import_module(f"{__package__}.{self.module}"), self.factory)
-        fields = {**self.fields, "width": self.width if width is None else width}
+        fields = {**self.fields, **options, "width": self.width if width is None else width}
         if len(self.stems) > 1:
             fields["stem"] = stem
         return factory(num_classes=num_classes, dtype=dtype, **fields)
@@ -61,7 +70,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def create_family(
-    name: str, num_classes: int, *, width: int | None = None, stem: str = "cifar", dtype: Any = jnp.float32
+    name: str,
+    num_classes: int,
+    *,
+    width: int | None = None,
+    stem: str = "cifar",
+    dtype: Any = jnp.float32,
+    options: Mapping[str, Any] = _NONE,
 ) -> nn.Module:
     """Create a Linen module of a family: `init(key, x)`, `apply(variables, x, train=False)`.
 
@@ -71,6 +86,7 @@ def create_family(
       width: channels of the first stage (neurons of the first layer); None for the published width.
       stem: "cifar" or "imagenet".
       dtype: dtype of the computation; variables and logits are float32.
+      options: `model.options` of a config, which has checked them.
 
     Raises:
       UserError: unknown name, a stem that the family does not have, or a width or class count below 1.
@@ -82,4 +98,4 @@ def create_family(
         raise UserError(f"model.stem={format_value(stem)}: must be {' or '.join(family.stems)} for {name}")
     if num_classes < 1 or (width is not None and width < 1):
         raise UserError(f"model.width={width} and {num_classes} classes: both must be at least 1")
-    return family(num_classes, width=width, stem=stem, dtype=dtype)
+    return family(num_classes, width=width, stem=stem, dtype=dtype, options=options)

@@ -1,6 +1,6 @@
 """Multilayer perceptrons: with batch norm, and LeNet-300-100 as in the lottery ticket hypothesis (arXiv 1803.03635)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,11 +20,15 @@ class MLP(nn.Module):
       num_classes: number of logits.
       hidden: number of neurons of each hidden layer.
       dtype: dtype of the computation; variables and logits are float32.
+      running: whether norms keep running statistics; if not, they use those of the batch in evaluation too.
+      head_norm: whether the head has, instead of a bias, a norm without parameters behind it.
     """
 
     num_classes: int
     hidden: tuple[int, ...]
     dtype: Any = jnp.float32
+    running: bool = True
+    head_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -32,13 +36,23 @@ class MLP(nn.Module):
         x = x.reshape(len(x), -1).astype(self.dtype)
         for layer, neurons in enumerate(self.hidden, 1):
             x = nn.Dense(neurons, use_bias=False, dtype=self.dtype, name=f"dense{layer}")(x)
-            x = norm(train, self.dtype, f"norm{layer}")(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+            x = norm(train, self.dtype, f"norm{layer}", running=self.running)(x)
+        x = nn.Dense(self.num_classes, use_bias=not self.head_norm, dtype=self.dtype, name="head")(x)
+        if self.head_norm:
+            x = norm(train, self.dtype, "head_norm", relu=False, running=self.running, affine=False)(x)
+        return x.astype(jnp.float32)
 
 
-def make_mlp(num_classes: int, width: int, dtype: Any = jnp.float32) -> MLP:
-    """Make a perceptron of two hidden layers of this width."""
-    return MLP(num_classes, (width, width), dtype)
+def make_mlp(
+    num_classes: int,
+    width: int,
+    dtype: Any = jnp.float32,
+    hidden_layers: int = 2,
+    norm: Literal["running", "batch"] = "running",
+    head_norm: bool = False,
+) -> MLP:
+    """Make a perceptron with this number of hidden layers of this width; the options are those of the config."""
+    return MLP(num_classes, (width,) * hidden_layers, dtype, running=norm == "running", head_norm=head_norm)
 
 
 class LeNet300(nn.Module):

@@ -70,6 +70,15 @@ WIDE = (
 )
 
 
+@pytest.mark.parametrize(("hidden_layers", "count"), [(1, 0), (2, 8192 * 8192 + norm(8192))])
+def test_perceptrons_of_independent_subnet_training_have_their_authors_sizes(hidden_layers, count):
+    options = {"hidden_layers": hidden_layers, "norm": "batch", "head_norm": True}
+    module = create_family("mlp", 35, width=8192, options=options)
+    found = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 4096)))
+    assert set(found) == {"params"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(found)) == count + 4096 * 8192 + norm(8192) + 8192 * 35
+
+
 @pytest.mark.parametrize(
     ("name", "stem", "num_classes", "count"),
     [
