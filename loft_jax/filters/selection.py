@@ -71,6 +71,16 @@ class Rules:
             parts.append(hashlib.sha256(text.encode()).hexdigest()[:6])
         return "-".join(parts)
 
+    @property
+    def description(self) -> str:
+        """The rules in words: "stage1/* loses 0.3; head stays whole; at least 4 stay; multiples of 8"."""
+        parts = [f"{pattern} loses {ratio:g}" for pattern, ratio in self.ratios]
+        parts += [f"{pattern} stays whole" for pattern in self.keep_whole]
+        parts += [f"at least {self.at_least} stay"] if self.at_least > 1 else []
+        parts += [f"multiples of {self.round_to}"] if self.round_to > 1 else []
+        parts += [f"scored on {self.score_batches} batches"] if self.score_batches != Rules.score_batches else []
+        return "; ".join(parts)
+
     def check(self, groups: Iterable[str]) -> None:
         """Raise ValueError, naming the pattern, unless each pattern matches the name of a group."""
         groups = list(groups)

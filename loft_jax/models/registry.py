@@ -5,14 +5,20 @@ A new architecture is one module, one line here or in `families`, and its name i
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError, format_value
+from loft_jax.filters import filter_scores, flatten_paths
 from loft_jax.models.declared import DeclarationError, make_network
 from loft_jax.models.linen import LinenSource
 from loft_jax.models.network import Network
 from loft_jax.models.resnet import ResNet
+from loft_jax.models.sizes import variable_shapes
+
+# What a norm keeps of its batches.
+_STATISTICS = ("mean", "var")
 
 _DECLARED = {
     "preresnet18": (partial(ResNet, blocks=(2, 2, 2, 2), preactivation=True), 64),
@@ -98,7 +104,23 @@ def make_model(config: Config, num_classes: int, image_shape: tuple[int, ...] | 
             f"model.name={format_value(settings.name)}: cannot be called with a batch of {shape} images of "
             f"{config.data.name}: {type(error).__name__}: {reason}"
         ) from error
+    _check_later_use(network, tuple(image_shape), settings.name)
     return network
+
+
+def _check_later_use(network: Network, image_shape: tuple[int, ...], name: str) -> None:
+    """Raise UserError unless norms can be estimated again for an evaluation, and filters be ranked for tickets."""
+    variables = variable_shapes(network, image_shape)
+    for path in flatten_paths(variables.get("batch_stats", {})):
+        if path.rpartition("/")[2] not in _STATISTICS:
+            raise UserError(
+                f"model.name={format_value(name)}: keeps {path} in batch_stats, which cannot be estimated again on the "
+                f"full network before an evaluation; only {' and '.join(_STATISTICS)} can"
+            )
+    try:
+        jax.eval_shape(partial(filter_scores, groups=network.filter_groups()), variables)
+    except ValueError as error:
+        raise UserError(f"model.name={format_value(name)}: its filters cannot be ranked: {error}") from None
 
 
 def needs_images(config: Config) -> bool:

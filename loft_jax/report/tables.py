@@ -12,6 +12,8 @@ from loft_jax.tickets import Pruning
 
 Row = dict[str, Any]
 
+_SHOWN_CLASSES = 10
+
 
 def percent(row: Row | None) -> str | None:
     """Format a retraining's accuracy in percent, with its deviation if there are several seeds; None for None."""
@@ -78,6 +80,7 @@ def overview_table(comparison: Comparison) -> list[Row]:
             {
                 "run": name,
                 "directory": str(run.directory.path),
+                "classes": _classes(run),
                 "state": _state(run),
                 "rounds": run.rows[-1]["round"] if run.rows else 0,
                 "epochs": round(max(run.epochs.values(), default=0.0), 2),
@@ -124,6 +127,16 @@ def messages(comparison: Comparison) -> list[str]:
             text = f"{name}: with {pruning.share} of the filters removed the ticket reaches {reached} %"
             sentences.append(text + (f", random filters {percent(against)} %" if against else ""))
     return sentences
+
+
+def _classes(run: RunFiles) -> str | None:
+    """Name the first classes of a run's data, as its data.json has them; their number alone if they have no names."""
+    identity = run.directory.data_identity() or {}
+    names, count = identity.get("class_names"), identity.get("classes")
+    if not isinstance(names, list) or not names:
+        return None if count is None else str(count)
+    more = ", ..." if len(names) > _SHOWN_CLASSES else ""
+    return f"{len(names)}: {', '.join(map(str, names[:_SHOWN_CLASSES]))}{more}"
 
 
 def _unpruned(tickets: Mapping[Pruning, Row]) -> Row | None:

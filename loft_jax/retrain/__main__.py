@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         job.check()
     with Preemption() as preemption:
         stops = complete(run, config, jobs, preemption, timed=not options.untimed)
-    print_results(run, [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}])
+    rows = [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}]
+    print_results(run, rows, [ticket.rules for ticket in tickets])
     if stops:
         raise RunStopped("\n       ".join(stops))
 

@@ -1,14 +1,17 @@
 """All finished retrainings of a run in one table: mean and deviation over seeds. Imports neither JAX nor NumPy."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from loft_jax.console import console
 from loft_jax.files import write_table
 from loft_jax.storage import RESULTS, RunDirectory
+
+if TYPE_CHECKING:
+    from loft_jax.filters import Rules
 
 _FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm", "rounds", "settings")
 _COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
@@ -61,8 +64,12 @@ def write_results(run: RunDirectory) -> list[Row]:
     return rows
 
 
-def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
-    """Print rows of a run's results as a table; costs are shares of the unpruned network's."""
+def print_results(run: RunDirectory, rows: Sequence[Row], rules: Iterable["Rules"] = ()) -> None:
+    """Print rows of a run's results as a table; costs are shares of the unpruned network's.
+
+    Args:
+      rules: of the tickets in the rows; each is explained by a line under the table, and those without rules by none.
+    """
     table = Table(title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's")
     for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", "parameters", "FLOPs", "images/s"):
         table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
@@ -74,6 +81,9 @@ def print_results(run: RunDirectory, rows: Sequence[Row]) -> None:
         accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
         table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *shares)
     console().print(table)
+    for each in dict.fromkeys(rules):
+        if each.name:
+            print(f"rules     {each.name}: {each.description}")
     if summary := run.summary():
         print(f"unpruned  {summary['test/accuracy']:.2%}: the run itself, after its {summary['round']} rounds")
     if len({row["settings"] for row in rows}) > 1:

@@ -56,8 +56,9 @@ def _describe_groups(experiment: Experiment) -> dict[str, str]:
     if undivided := [f"{g.name} ({g.width})" for g in groups if g.width % workers]:
         text += f"; {workers} workers do not divide {', '.join(undivided[:_SHOWN])}"
         text += f" and {len(undivided) - _SHOWN} more" if len(undivided) > _SHOWN else ""
-    whole = len(experiment.model.left_whole())
-    return {"groups": f"{text}; {whole} left whole (outputs, streams, ...), see python -m loft_jax.groups"}
+    whole = list(experiment.model.left_whole())
+    names = ", ".join(whole[:_SHOWN]) + (", ..." if len(whole) > _SHOWN else "")
+    return {"groups": f"{text}; {len(whole)} left whole ({names}): python -m loft_jax.groups says why"}
 
 
 def print_programs(compiled: CompiledRound) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
 
-from loft_jax import FilterGroup
+from loft_jax import FilterGroup, Place
 from loft_jax.models.resnet import ResNet
 
 
@@ -157,6 +157,28 @@ class Unfinished(Plain):
 
 class Unhashable(Declared):
     sizes: Any = dataclasses.field(default_factory=list)
+
+
+class Unranked(Declared):
+    """Two kernels of its first group could be the one that computes it."""
+
+    def filter_groups(self):
+        first, second = super().filter_groups()
+        axes = {"params/first/kernel": 1, "params/first/bias": 0, "params/second/kernel": (Place(0),)}
+        return (dataclasses.replace(first, axes=axes, kernel="params/first/weight"), second)
+
+
+class Averaged(nn.Module):
+    """Keeps an average of its inputs among the statistics of norms."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        seen = self.variable("batch_stats", "average", jnp.zeros, (1,))
+        if train and not self.is_initializing():
+            seen.value = 0.9 * seen.value + 0.1 * x.mean()
+        return nn.Dense(self.num_classes)(nn.relu(nn.Dense(16)(x.reshape(len(x), -1))))
 
 
 class Untyped(Declared):

@@ -81,6 +81,12 @@ def test_dropout_draws_in_training_alone_and_by_its_key(name):
         (f"{FILE}:without_rngs", {}, "returns an NNX module, so it must take rngs"),
         (f"{FILE}:failing", {}, "called with num_classes=10 it fails: RuntimeError: the disk is on fire"),
         (f"{FILE}:TwoInputs", {}, "cannot be called with a batch of 8x8x1 images of digits: TypeError: .*'y'"),
+        (
+            f"{FILE}:Averaged",
+            {},
+            "keeps average in batch_stats, which cannot be estimated again .* only mean and var can",
+        ),
+        (f"{FILE}:Unranked", {}, "its filters cannot be ranked: filter group 'first' declares 'params/first/weight'"),
         (f"{FILE}:feature_maps", {}, r"returns an array of shape \(2, 8, 8, 10\) for 2 examples"),
     ],
 )

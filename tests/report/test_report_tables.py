@@ -1,5 +1,7 @@
 """What reports say in numbers, on literal values."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
@@ -185,13 +187,25 @@ def test_a_ticket_rewound_to_a_later_round_is_not_the_papers(tmp_path):
 
 def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     runs = [read(fake_run(tmp_path / "a")), read(fake_run(tmp_path / "b", finished=False, loft={"workers": 2}, seed=3))]
+    (tmp_path / "b/data.json").write_text(json.dumps({"classes": 3, "class_names": ["cat", "cow", "dog"]}))
     first, second = overview_table(group_comparable_runs(runs)[0])
     expected = {
-        **{"run": "LoFT-2", "directory": str(tmp_path / "b"), "state": "unfinished", "rounds": 6, "epochs": 3.0},
+        **{
+            "run": "LoFT-2",
+            "directory": str(tmp_path / "b"),
+            "classes": "3: cat, cow, dog",
+            "state": "unfinished",
+            "rounds": 6,
+            "epochs": 3.0,
+        },
         **{"test accuracy, %": 83.98, "train loss": 0.2026, "images": 6 * 2 * 16 * 32, "GB moved": 0.006},
         **{"seconds": 7.2, "seed": 3, "config": runs[1].config.hash()},
     }
     assert second == expected
+    assert first["classes"] is None
+    for names, said in ((list(map(str, range(12))), "12: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..."), (None, "12")):
+        (tmp_path / "a/data.json").write_text(json.dumps({"classes": 12, "class_names": names}))
+        assert overview_table(group_comparable_runs(runs)[0])[0]["classes"] == said
     assert (first["state"], first["images"], first["seconds"]) == ("finished", 12 * 4 * 16 * 32, 14.4)
 
 

@@ -6,6 +6,7 @@ import pytest
 from helpers.fake_runs import fake_retraining, fake_run, fake_summary, read
 from helpers.runs import TICKET
 
+from loft_jax.filters import Rules
 from loft_jax.retrain.results import print_results, write_results
 from loft_jax.storage.run_directory import RunDirectory
 
@@ -51,6 +52,19 @@ def test_costs_are_said_as_shares_of_the_unpruned_networks(tmp_path, capsys, mon
     print_results(directory, read(directory).retrained)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "r12-group-l2-0.5" in line]
     assert re.findall(r"\d\.\d\d(?!%)(?= )", line)[-3:] == ["0.50"] * 3
+
+
+def test_the_rules_of_tickets_are_said_once_under_the_table(tmp_path, capsys):
+    directory = fake_run(tmp_path / "run")
+    fake_retraining(directory, 0.5, [0.9])
+    rules = Rules((("stage1/*", 0.3),), ("head", "stem"), at_least=4, round_to=8, score_batches=16)
+    print_results(directory, write_results(directory), [Rules(), rules, Rules(round_to=8), rules])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rules")]
+    assert said == [
+        f"rules     {rules.name}: stage1/* loses 0.3; head stays whole; stem stays whole; at least 4 stay; multiples "
+        "of 8; scored on 16 batches",
+        "rules     by8: multiples of 8",
+    ]
 
 
 def test_a_later_round_rewound_to_is_said_beside_the_mode(tmp_path, capsys, monkeypatch):

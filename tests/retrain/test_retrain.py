@@ -288,7 +288,8 @@ def test_seeds_share_their_settings_and_only_the_tickets_asked_for_are_printed(r
     )
     monkeypatch.setattr("loft_jax.retrain.retraining._costs", lambda *_, **__: costs)
     monkeypatch.setattr(
-        "loft_jax.retrain.__main__.print_results", lambda run, rows: printed.append([row["ticket"] for row in rows])
+        "loft_jax.retrain.__main__.print_results",
+        lambda run, rows, rules: printed.append([row["ticket"] for row in rows]),
     )
     retrain(run, "--ticket", TICKET, "--seeds", 0, 1)
     retrain(run, "--ticket", "r6-group-l2-0")

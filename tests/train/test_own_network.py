@@ -81,9 +81,9 @@ def test_widths_that_the_workers_do_not_divide_are_left_whole_and_named(tmp_path
     options = {"name": f"{FILE}:Small", "width": None, "options": {"width": 6}}
     config = config_of(model=options)
     run(config, opened(tmp_path / "run", config))
-    assert "groups    3 found by tracing, 2 split over the workers; 4 workers do not divide Conv_0 (6)" in (
-        capsys.readouterr().out
-    )
+    said = "groups    3 found by tracing, 2 split over the workers; 4 workers do not divide Conv_0 (6); 1 left "
+    said += "whole (Dense_1): python -m loft_jax.groups says why\n"
+    assert said in capsys.readouterr().out
     refused = config_of(model=options, loft={"partition": "all"})
     with pytest.raises(UserError, match=r"loft\.workers=4: must divide every partitioned width \(6, 12, 16\); try 2"):
         run(refused, opened(tmp_path / "refused", refused))
