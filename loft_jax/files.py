@@ -2,18 +2,24 @@
 
 import contextlib
 import csv
+import fcntl
+import glob
 import io
-import logging
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from loft_jax.errors import RunStopped, UserError
 
 Row = dict[str, Any]
+
+# End of the names of what is not complete yet.
+ASIDE = ".tmp"
 
 
 @contextmanager
@@ -44,18 +50,84 @@ def ensure_writable(directory: Path, label: str) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file completely or not at all, replacing an existing one. Raises RunStopped if it cannot be written."""
-    # The name contains the process id, because two retrainings of one run may collect their results at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with stop_on_write_error(path):
+    with stop_on_write_error(path), replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[BinaryIO]:
+    """Open a file aside, which takes the place of `path` when all of it is on disk; after an error it is removed.
+
+    What processes that have died have left of such files is removed first.
+    """
+    clear_leftovers(path.parent, f".{glob.escape(path.name)}.*{ASIDE}")
+    handle, aside = claim_new(path.parent, f".{path.name}.", ASIDE)
+    try:
+        with open(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(handle)
+            os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextmanager
+def directory_aside(parent: Path, name: str) -> Generator[Path]:
+    """Make a directory in `parent` for what is moved elsewhere when it is complete; it is removed at the end.
+
+    What processes that have died have left of such directories is removed first.
+    """
+    clear_leftovers(parent, f".{name}.*{ASIDE}")
+    handle, path = claim_new(parent, f".{name}.", ASIDE, directory=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def claim_new(parent: Path, prefix: str, suffix: str = "", *, directory: bool = False) -> tuple[int, Path]:
+    """Make a file, or a directory, of a name that is new on all hosts and in all containers that share the disk.
+
+    Returns:
+      A handle, and the path. As long as the handle is open, in this process, the file is no leftover to others.
+    """
+    while True:
+        path = parent / f"{prefix}{uuid.uuid4().hex}{suffix}"
+        if directory:
+            path.mkdir()
+        handle = os.open(path, os.O_RDONLY if directory else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):  # Some file systems have no locks: nothing is a leftover there.
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():
+            return handle, path
+        os.close(handle)  # Somebody took it for a leftover before it was locked.
+
+
+def clear_leftovers(directory: Path, pattern: str) -> None:
+    """Remove files and directories of this pattern that no process has claimed: those that made them have died."""
+    for path in directory.glob(pattern):
+        with contextlib.suppress(OSError):
+            is_directory = path.is_dir()
+            handle = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if is_directory else path.unlink()
+            finally:
+                os.close(handle)
+
+
+def _sync_directory(path: Path) -> None:
+    """Write to disk which names a directory has: without it, a file that was renamed may have its old name again."""
+    with contextlib.suppress(OSError):  # Some file systems refuse it, and need it as little.
+        handle = os.open(path, os.O_RDONLY)
         try:
-            with open(temporary, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
@@ -65,24 +137,3 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-def cache_directory() -> Path:
-    """Return the cache directory: $LOFT_JAX_CACHE, or ~/.cache/loft_jax."""
-    return Path(os.environ.get("LOFT_JAX_CACHE") or "~/.cache/loft_jax").expanduser()
-
-
-def cache_array(path: Path, array: Any) -> None:
-    """Write a NumPy array to a file of the cache, completely or not at all; if that fails, warn and continue."""
-    import numpy as np
-
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        logging.getLogger(__name__).warning("%s is not cached: %s", path.name, error)

@@ -18,11 +18,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from loft_jax.cache import cached_arrays
 from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar
 from loft_jax.data.memory import ALPHA_DROPPED, BITS_SCALED, check_fits
 from loft_jax.data.streaming.decode import middle_crop
 from loft_jax.errors import UserError, format_value
-from loft_jax.files import cache_array, cache_directory
 
 _GREY = ("1", "L", "LA", "La", "I")
 _GREY_TO_RGB = "grey became RGB"
@@ -59,10 +59,12 @@ def read_images(files: Sequence[Path], root: Path, size: int | None) -> tuple[np
     Raises:
       UserError: an image cannot be decoded, their sizes differ, or they do not fit on a device.
     """
-    stem = cache_directory() / "decoded" / f"folder-{_digest(files, root, size)}"
-    paths = [Path(f"{stem}-{part}.npy") for part in ("images", "notes")]
-    if all(path.exists() for path in paths):
-        return np.load(paths[0], mmap_mode="r"), tuple(np.load(paths[1]).tolist())
+    name = f"folder-{_digest(files, root, size)}"
+    images, notes = cached_arrays(name, ("images", "notes"), lambda: _decode_all(files, root, size))
+    return images, tuple(notes.tolist())
+
+
+def _decode_all(files: Sequence[Path], root: Path, size: int | None) -> tuple[np.ndarray, np.ndarray]:
     headers = list(_in_threads(lambda path: _read_header(path, root), files, "looked at"))
     channels = 1 if all(header.grey for header in headers) else 3
     width, height = (size, size) if size else _only_size(files, headers, root)
@@ -74,10 +76,7 @@ def read_images(files: Sequence[Path], root: Path, size: int | None) -> tuple[np
     decoded = _in_threads(lambda path: _decode(path, root, size, channels), files, "decoded")
     for i, pixels in enumerate(decoded):
         images[i] = pixels
-    notes = _count_notes(headers, channels)
-    for path, array in zip(paths, (images, np.array(notes, str)), strict=True):
-        cache_array(path, array)
-    return images, notes
+    return images, np.array(_count_notes(headers, channels), str)
 
 
 def _digest(files: Sequence[Path], root: Path, size: int | None) -> str:

@@ -10,8 +10,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from loft_jax.cache import cached_arrays
 from loft_jax.errors import UserError
-from loft_jax.files import cache_array, cache_directory
 
 
 def decode_files(data: np.ndarray, ends: np.ndarray, count: int, name: str) -> np.ndarray:
@@ -37,14 +37,15 @@ def decode_files(data: np.ndarray, ends: np.ndarray, count: int, name: str) -> n
     if (np.diff(bounds) <= 0).any() or bounds[-1] != len(data):
         raise UserError(f"the ends of {name} must ascend from file to file, up to its {len(data)} bytes")
     digest = hashlib.sha256(data.tobytes() + bounds.tobytes()).hexdigest()[:16]
-    path = cache_directory() / "decoded" / f"files-{digest}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    (images,) = cached_arrays(f"files-{digest}", ("images",), lambda: (_decode_all(data, bounds, name),))
+    return images
+
+
+def _decode_all(data: np.ndarray, bounds: np.ndarray, name: str) -> np.ndarray:
     first = _decode(data[: bounds[1]], None, 0, name)
-    images = np.empty((count, *first.shape), np.uint8)
-    for i in range(count):
+    images = np.empty((len(bounds) - 1, *first.shape), np.uint8)
+    for i in range(len(images)):
         images[i] = _decode(data[bounds[i] : bounds[i + 1]], first.shape, i, name)
-    cache_array(path, images)
     return images
 
 

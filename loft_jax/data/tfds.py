@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from loft_jax.cache import cached_arrays
 from loft_jax.config import Data
 from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.streaming.dataset import CROP_PADDING, AnyDataset, StreamedDataset
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.errors import UserError, did_you_mean
-from loft_jax.files import cache_array, cache_directory
 
 _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")
@@ -159,14 +159,14 @@ def _fingerprint(builder: Any, split: str) -> str:
 
 def _decode(stored: StoredImages, examples: int, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
     """Decode all images and labels of a split whose images have one size, or read them from the cache directory."""
-    stem = cache_directory() / "decoded" / f"{stored.name}-{stored.split}-{fingerprint}"
-    paths = [Path(f"{stem}-{part}.npy") for part in ("images", "labels")]
-    if all(path.exists() for path in paths):
-        return np.load(paths[0], mmap_mode="r"), np.load(paths[1])
+    name = f"{stored.name}-{stored.split}-{fingerprint}"
+    images, labels = cached_arrays(name, ("images", "labels"), lambda: _decode_all(stored, examples))
+    return images, labels
+
+
+def _decode_all(stored: StoredImages, examples: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = np.empty((examples, *stored.image_shape), np.uint8), np.empty(examples, np.int32)
     for start in range(0, examples, _DECODE_CHUNK):
         chunk = slice(start, min(start + _DECODE_CHUNK, examples))
         stored.read(range(chunk.start, chunk.stop), images[chunk], labels[chunk])
-    for path, array in zip(paths, (images, labels), strict=True):
-        cache_array(path, array)
     return images, labels

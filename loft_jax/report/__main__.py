@@ -15,12 +15,13 @@ from pathlib import Path
 from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import megabytes
 from loft_jax.errors import UserError, format_value, path_problem
-from loft_jax.files import ensure_writable, stop_on_write_error
+from loft_jax.files import ASIDE, directory_aside, ensure_writable, stop_on_write_error
 from loft_jax.storage import RunDirectory
 
 # Modules that import JAX, NumPy or matplotlib are imported where they are needed: a typo is reported before that.
 
 REPORT, FIGURES, TABLES = "report.html", "figures", "tables"
+_ASIDE = "report"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,8 +50,10 @@ def open_out(path: str) -> Path:
     if problem := path_problem(path):
         raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
     out = Path(path)
+    # A report that was killed while it was put in place has its page there still.
+    killed = any(out.glob(f".{_ASIDE}.*{ASIDE}/{REPORT}"))
     for name in (FIGURES, TABLES):
-        if (out / name).exists() and not (out / REPORT).exists():
+        if (out / name).exists() and not (out / REPORT).exists() and not killed:
             raise UserError(
                 f"--out {path}: holds {name} but no {REPORT}; use another directory, because {name} would be replaced"
             )
@@ -72,19 +75,15 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
     from loft_jax.report.run_files import RunFiles
 
     runs = [RunFiles.read(directory, config) for directory, config in zip(directories, configs, strict=True)]
-    aside = out / f".report.{os.getpid()}.tmp"
-    try:
-        with stop_on_write_error(out / REPORT):
-            for name in (FIGURES, TABLES):
-                (aside / name).mkdir(parents=True)
-            parts = parts_of(runs, aside / FIGURES)
-            write_tables(parts, aside / TABLES)
-            title = "LoFT: report of " + (f"{len(runs)} runs" if len(runs) > 1 else "a run")
-            page = render(title, parts).encode()
-            (aside / REPORT).write_bytes(page)
-            _replace(out, aside)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with stop_on_write_error(out / REPORT), directory_aside(out, _ASIDE) as aside:
+        for name in (FIGURES, TABLES):
+            (aside / name).mkdir()
+        parts = parts_of(runs, aside / FIGURES)
+        write_tables(parts, aside / TABLES)
+        title = "LoFT: report of " + (f"{len(runs)} runs" if len(runs) > 1 else "a run")
+        page = render(title, parts).encode()
+        (aside / REPORT).write_bytes(page)
+        _replace(out, aside)
     for part in parts:
         for message in part.messages:
             print(f"result    {message}")

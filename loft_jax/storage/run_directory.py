@@ -19,9 +19,9 @@ import yaml
 
 from loft_jax.config import Config, apply_overrides, flatten, read_yaml, validate_settings
 from loft_jax.errors import UserError, format_value, path_problem
-from loft_jax.files import ensure_writable, stop_on_write_error, write_atomically
+from loft_jax.files import ASIDE, clear_leftovers, ensure_writable, stop_on_write_error, write_atomically
 from loft_jax.storage.metrics import JsonLines, Row
-from loft_jax.storage.trackers import EVENTS, Tracker, check_installed, create_trackers
+from loft_jax.storage.trackers import Tracker, check_installed, create_trackers
 
 if TYPE_CHECKING:
     import filelock
@@ -91,10 +91,7 @@ class RunDirectory:
         if not finished:
             check_installed(config.train)
         self._claim()
-        for name in (CONFIG, DATA, METRICS, SUMMARY, EVENTS):
-            for left_by_a_crash in self.path.glob(f".{name}.*.tmp"):
-                with stop_on_write_error(left_by_a_crash):
-                    left_by_a_crash.unlink()
+        clear_leftovers(self.path, f".*{ASIDE}")
         if not finished:
             write_atomically(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
         if self._close_trackers is None:

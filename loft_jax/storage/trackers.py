@@ -5,6 +5,7 @@ Imports neither JAX nor NumPy, nor any tracker's library before it is used.
 
 import os
 import time
+import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from loft_jax.config import Config, Train
 from loft_jax.errors import UserError
-from loft_jax.files import stop_on_write_error
+from loft_jax.files import ASIDE, stop_on_write_error
 from loft_jax.storage.metrics import Row, scalars, with_times
 from loft_jax.storage.services import MlflowRun, WandbRun
 
@@ -81,7 +82,7 @@ class TensorBoardEvents:
         before = list(self._directory.glob(EVENTS))
         # TensorBoard continues with the file whose name comes last.
         self._path = self._directory / EVENTS.replace("*", f"{time.time_ns() // 1000:017d}.loft_jax")
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        aside = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}{ASIDE}")
         with stop_on_write_error(self._path), self._closed_on_error(unfinished=aside):
             self._writer = RecordWriter(str(aside))
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

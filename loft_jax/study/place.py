@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Place:
 
     def start(self, facts: Row) -> Path:
         """Write down a start, with what is known of it. Returns the file whose age says how long it has taken."""
-        path = self.path / "starts" / f"{time.time_ns()}-{os.getpid()}.json"
+        path = self.path / "starts" / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
         start_clock(path, facts)
         return path
 

@@ -1,7 +1,6 @@
 """Works on the jobs of a study in order of worth, as long as time is left."""
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -279,8 +278,6 @@ class Queue:
         files = self.place.files("report")
         if not files.claim():
             return
-        for left_by_a_kill in self.place.report.glob(".report.*.tmp"):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         process, began = None, time.monotonic()
         try:
             process = Process(report_command(runs, self.place.report), files.log)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from loft_jax.cache import cached_arrays
 from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, compute_statistics, count_levels
 from loft_jax.data.streaming.schedule import FixedSchedule, Schedule
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
-from loft_jax.files import cache_array, cache_directory
 
 # Zero padding before the random crop, which is made on the device, of a TFDS data set whose images have one size.
 CROP_PADDING = 4
@@ -97,19 +97,19 @@ class StreamedDataset:
         fits = not self.train.mixed and self.examples * int(np.prod(self.image_shape)) <= FITS_ON_DEVICE_BYTES
         count = self.examples if fits else min(self.examples, _STATISTICS_IMAGES)
         shape = "x".join(map(str, self.image_shape))
-        name = f"{Path(self.name).name}-train-{self.fingerprint}-levels-{count}-{shape}.npy"
-        path = cache_directory() / "decoded" / name
-        if path.exists():
-            return compute_statistics(np.load(path))
+        name = f"{Path(self.name).name}-train-{self.fingerprint}-{count}-{shape}"
+        (counts,) = cached_arrays(name, ("levels",), lambda: (self._count_levels(count),))
+        return compute_statistics(counts)
+
+    def _count_levels(self, count: int) -> np.ndarray:
+        """Count the levels of evenly spaced training images, as `count_levels` does."""
         order = np.arange(count) * self.examples // count
         schedule = FixedSchedule(order, np.arange(count)[None, None], chunk_size(count, self.image_shape))
         images = np.empty((schedule.chunk_size, *self.image_shape), np.uint8)
         labels = np.empty(schedule.chunk_size, np.int32)
         with self.stream("train", schedule) as stream:
             found = [count_levels(images[: stream.fill(images, labels)]) for _ in range(len(schedule))]
-        counts = np.sum(found, axis=0)
-        cache_array(path, counts)
-        return compute_statistics(counts)
+        return np.sum(found, axis=0)
 
 
 # A data set that a run can use: kept on the devices, or streamed.

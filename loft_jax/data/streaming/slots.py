@@ -5,6 +5,7 @@ it is closed early. Here Grain sends only the number of images in a chunk.
 """
 
 import contextlib
+import multiprocessing
 import os
 import tempfile
 import time
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from loft_jax.errors import UserError
+from loft_jax.files import claim_new, clear_leftovers
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "loft_jax_"
 _POLL_SECONDS = 0.001
 
 
@@ -38,26 +41,30 @@ class Slots:
     def __init__(self, readers: int, depth: int, chunk_size: int, image_shape: tuple[int, ...]):
         self._readers, self.depth = readers, depth
         self._chunk = (chunk_size, *image_shape)
-        place = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
-        handle, self.path = tempfile.mkstemp(prefix="loft_jax_", dir=place)
+        place = _shared_memory(readers)
+        # A run that was killed together with its readers has left its memory.
+        clear_leftovers(place, f"{_PREFIX}*")
+        handle, self.path = claim_new(place, _PREFIX)
         try:
             # Reserve all of it now: otherwise a process that writes where memory is missing would be killed.
             os.posix_fallocate(handle, 0, self._layout[-1])
         except OSError as error:
-            os.unlink(self.path)
+            _remove(self.path, handle)
             raise UserError(
                 f"data.readers={readers}: they need {self._layout[-1] / 2**20:.0f} MiB of shared memory in "
-                f"{Path(self.path).parent} ({error.strerror}); use fewer (0: threads, which need none), or make it "
+                f"{place} ({error.strerror}); use fewer (0: threads, which need none), or make it "
                 "larger (docker run --shm-size)"
             ) from None
-        finally:
-            os.close(handle)
         # A process that ends without closing its stream leaves nothing either.
-        weakref.finalize(self, _remove, self.path)
+        self._remove = weakref.finalize(self, _remove, self.path, handle)
         self._map()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_header", "_images", "_labels")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_header", "_images", "_labels", "_remove")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -103,13 +110,39 @@ class Slots:
     def close(self) -> None:
         """Make readers stop waiting; the memory is freed when the last process no longer maps it."""
         self._header[0] = 1
-        self.unlink()
+        self._remove()
 
     def unlink(self) -> None:
         """Remove the file of the memory, if it still exists."""
-        _remove(self.path)
+        self.path.unlink(missing_ok=True)
 
 
-def _remove(path: str) -> None:
+def can_share_memory() -> bool:
+    """Whether processes can share memory here: locks too, which the system keeps in a place of its own."""
+    try:
+        multiprocessing.get_context("spawn").Lock()
+        return _find_place() is not None
+    except (ImportError, OSError):
+        return False
+
+
+def _shared_memory(readers: int) -> Path:
+    place = _find_place() if can_share_memory() else None
+    if place is None:
+        raise UserError(
+            f"data.readers={readers}: processes cannot share memory here, because {_SHARED_MEMORY} is missing or "
+            "cannot be written; use data.readers=0: threads, which need none"
+        )
+    return place
+
+
+def _find_place() -> Path | None:
+    """Return where files of shared memory go: in memory, or where temporary files are."""
+    places = (_SHARED_MEMORY, Path(tempfile.gettempdir()))
+    return next((place for place in places if place.is_dir() and os.access(place, os.W_OK | os.X_OK)), None)
+
+
+def _remove(path: Path, handle: int) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
+    os.close(handle)

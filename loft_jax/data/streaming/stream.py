@@ -17,7 +17,7 @@ import numpy as np
 
 from loft_jax.arithmetic import fix_arithmetic
 from loft_jax.data.streaming.schedule import Schedule
-from loft_jax.data.streaming.slots import Slots
+from loft_jax.data.streaming.slots import Slots, can_share_memory
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.errors import RunStopped
 
@@ -32,7 +32,11 @@ def chunk_size(part: int, image_shape: tuple[int, ...]) -> int:
 
 
 def default_readers() -> int:
-    """Return the default number of readers: one for each core that this process may use."""
+    """Return the default number of readers: one for each core; 0, for threads, where processes share no memory."""
+    return _usable_cores() if can_share_memory() else 0
+
+
+def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -110,7 +114,7 @@ class Stream:
         remaining = len(reading) - start
         self._readers = readers = min(readers, remaining)
         if not readers:
-            threads = min(default_readers(), remaining)
+            threads = min(_usable_cores(), remaining)
             options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
             self._iterator = iter(grain.MapDataset.source(reading)[start:].to_iter_dataset(options))
             return
@@ -170,7 +174,7 @@ class Stream:
 
 @contextmanager
 def _children_without_signals() -> Generator[None]:
-    """Block Ctrl-C and SIGTERM in the processes that are started in this block.
+    """Block Ctrl-C, SIGTERM and SIGHUP in the processes that are started in this block.
 
     Such a signal goes to all processes of a terminal or of a job. Only the run should react to it; it ends its readers
     itself, and they also end when it has ended. Signals are blocked here, because a reader takes seconds to start and
@@ -178,7 +182,7 @@ def _children_without_signals() -> Generator[None]:
     """
     # Start the resource tracker first: if it started inside the block, it would unblock the signals.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
     finally:

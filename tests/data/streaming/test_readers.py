@@ -9,6 +9,7 @@ import time
 from itertools import count, islice
 from multiprocessing import active_children
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from helpers.prepared import load, photographs, prepare
 
 from loft_jax.data.streaming.schedule import FixedSchedule, TrainingSchedule
 from loft_jax.data.streaming.slots import Slots
+from loft_jax.data.streaming.stream import default_readers
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.randomness import Purpose
 
@@ -224,6 +226,26 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_read(monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(UserError, match=r"data\.readers=3: they need 7 MiB of shared memory in .*No space left"):
         Slots(readers=3, depth=4, chunk_size=4, image_shape=(224, 224, 3))
+
+
+def test_where_processes_share_no_memory_threads_read_and_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("loft_jax.data.streaming.slots._SHARED_MEMORY", tmp_path / "none")
+    Slots(readers=1, depth=2, chunk_size=3, image_shape=(4, 5, 1)).close()
+    monkeypatch.setattr("multiprocessing.context.BaseContext.Lock", mock.Mock(side_effect=PermissionError))
+    assert default_readers() == 0
+    with pytest.raises(UserError, match=r"data\.readers=3: processes cannot share memory here.*use data\.readers=0"):
+        Slots(readers=3, depth=2, chunk_size=3, image_shape=(4, 5, 1))
+
+
+def test_memory_that_killed_processes_have_left_is_freed_and_that_of_others_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("loft_jax.data.streaming.slots._SHARED_MEMORY", tmp_path)
+    (tmp_path / "loft_jax_left").write_bytes(bytes(10))
+    (tmp_path / "of somebody else").write_bytes(bytes(10))
+    first = Slots(readers=1, depth=2, chunk_size=3, image_shape=(4, 5, 1))
+    second = Slots(readers=1, depth=2, chunk_size=3, image_shape=(4, 5, 1))
+    assert sorted(tmp_path.iterdir()) == sorted([first.path, second.path, tmp_path / "of somebody else"])
+    for slots in (first, second):
+        slots.close()
 
 
 def test_statistics_are_exact_where_images_are_of_one_size(tmp_path, monkeypatch):
