@@ -139,6 +139,59 @@ def test_pytorch_files_give_the_same_and_are_read_as_weights_only(tmp_path, monk
         )
 
 
+def test_snapshots_of_a_resnet_of_pytorch_have_the_distances_of_the_same_weights_here(tmp_path, monkeypatch):
+    """Of a network that PyTorch trains, saved as its users do: against functions on its kernels."""
+    torch = pytest.importorskip("torch", reason="files of PyTorch need torch")
+    monkeypatch.setattr("loft_jax.distances.results.figures_of", lambda *arguments: iter(()))
+    network, nn = _torch_resnet(torch), torch.nn
+    descent = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9)
+    paths, states = [tmp_path / f"{step}.pt" for step in STEPS], []
+    for path in paths:
+        torch.save({"state_dict": network.state_dict(), "optimizer": descent.state_dict()}, path)
+        states.append({name: tensor.numpy().copy() for name, tensor in network.state_dict().items()})
+        descent.zero_grad()
+        nn.functional.cross_entropy(network(torch.randn(8, 3, 8, 8)), torch.arange(8)).backward()
+        descent.step()
+    compare(*paths, "--out", tmp_path / "out")
+    layers_there = [name.removesuffix(".weight") for name, array in states[0].items() if array.ndim > 1]
+    found, rows = np.load(tmp_path / "out/rankings.npz"), rows_of(tmp_path / "out")
+    assert len(layers_there) == 7
+    assert set(found) == {*(name.replace(".", "/") for name in layers_there), "rounds"}
+    for name in layers_there:
+        kernels_here = [
+            state[f"{name}.weight"].transpose(*range(2, state[f"{name}.weight"].ndim), 1, 0) for state in states
+        ]
+        path, kernel = "params/layer/kernel", kernels_here[0]
+        group = FilterGroup(name, kernel.shape[-1], {path: kernel.ndim - 1}, partitioned=True)
+        scores = [filter_scores({"params": {"layer": {"kernel": one}}}, [group])[name] for one in kernels_here]
+        ranks = [np.asarray(rank_filters(values)) for values in scores]
+        np.testing.assert_array_equal(found[name.replace(".", "/")], ranks)
+        for t, of_step in enumerate(ranks):
+            distance = float(rows[t, name.replace(".", "/")]["to_reference"])
+            np.testing.assert_allclose(distance, footrule(ranks[-1], of_step), rtol=1e-5)
+
+
+def _torch_resnet(torch):
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, inside, outside, stride):
+            super().__init__()
+            self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+            self.bn1, self.bn2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
+            self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+            self.downsample = nn.Conv2d(inside, outside, 1, stride, bias=False) if stride > 1 else nn.Identity()
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+            return (y + self.downsample(x)).relu()
+
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 8, 3, 1, 1, bias=False)
+    parts = [stem, nn.BatchNorm2d(8), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2)]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))
+
+
 def test_a_pytorch_file_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "net.pt").write_bytes(b"")
