@@ -65,12 +65,18 @@ def run(name, **settings):
     return Run(settings, model=network(name), dataset=dataset())
 
 
-def slow_unless(*quick):
-    names = (*FAMILIES, *FOREIGN)
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.full) for name in names]
+def marked(quick=(), full=(*FAMILIES, *FOREIGN)):
+    """All networks: those that are quick by default, those of the full run, and the others of campaigns."""
+    marks = dict.fromkeys((*FAMILIES, *FOREIGN), (pytest.mark.campaign,))
+    marks |= dict.fromkeys(full, (pytest.mark.full,)) | dict.fromkeys(quick, ())
+    return [pytest.param(name, marks=some) for name, some in marks.items()]
 
 
-@pytest.mark.parametrize("name", slow_unless("lenet300"))
+# One of each kind: with a flatten, with concatenations, with depthwise convolutions.
+_KINDS = ("NnxVGG", "densenet", "SqueezeExcite")
+
+
+@pytest.mark.parametrize("name", marked(quick=["lenet300"]))
 def test_a_round_equals_a_loop_over_separate_sub_networks(name):
     first = run(name)
     model = first.model
@@ -81,14 +87,14 @@ def test_a_round_equals_a_loop_over_separate_sub_networks(name):
     np.testing.assert_allclose(float(first.loss), loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_unless("lenet300"))
+@pytest.mark.parametrize("name", marked(quick=["lenet300"], full=_KINDS))
 def test_psum_equals_exchange(name):
     one, other = (run(name, loft__sync=sync).rounds(1) for sync in ("psum", "exchange"))
     for path, leaf in flat(one).items():
         np.testing.assert_allclose(leaf, flat(other)[path], rtol=0, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("name", slow_unless())
+@pytest.mark.parametrize("name", marked(full=("lenet300", *_KINDS)))
 def test_a_round_is_the_same_on_one_two_and_four_devices(name):
     states = {devices: flat(run(name, mesh__worker=devices).rounds(1)) for devices in (1, 2, 4)}
     for devices in (1, 2):
