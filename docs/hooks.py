@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from loft_jax.__main__ import COMMANDS
-from loft_jax.config import Config, Parser, Section
+from loft_jax.config import Config, Parser, Section, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 2**31 - 1
@@ -104,10 +104,11 @@ def command_page(name: str) -> str:
     for action in own:
         label = ", ".join(f"`{option}`" for option in action.option_strings) or f"`{action.metavar or action.dest}`"
         lines.append(f"| {label} | {_value(action)} | {_cell(_help(action, parser))} |")
-    settings = [action for action in parser._actions if _is_setting(action)]
-    if settings and settings[0].dest == "seed":
+    settings, of_a_run = [action for action in parser._actions if _is_setting(action)], flatten(Config())
+    if of_a_run.keys() <= {action.dest for action in settings}:
         lines += ["", "It also takes every [setting](../settings.md) as an option, as in `--loft.workers 2`."]
-    elif settings:
+        settings = [action for action in settings if action.dest not in of_a_run]
+    if settings:
         lines += ["", "## Its settings", "", "| setting | type | default and meaning |", "|---|---|---|"]
         lines += [f"| `{a.dest}` | {_choices(a.metavar)} | {_cell(_help(a, parser))} |" for a in settings]
     with mock.patch.dict(os.environ, {"COLUMNS": "100"}):

@@ -13,7 +13,10 @@ from loft_jax.config import Parser, run_command
 from loft_jax.errors import UserError, did_you_mean, format_value
 
 # In the order in which a study uses them.
-COMMANDS = ("train", "tickets", "retrain", "report", "study", "groups", "distances", "cost", "plan", "theory", "bench")
+COMMANDS = (
+    *("train", "tickets", "retrain", "lottery", "report", "study"),
+    *("groups", "distances", "cost", "plan", "theory", "bench"),
+)
 
 
 def main() -> None:

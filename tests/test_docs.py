@@ -26,6 +26,7 @@ import loft_jax
 from loft_jax.__main__ import COMMANDS
 from loft_jax.config import Config, Parser, apply_overrides, read_config
 from loft_jax.config.loading import iterate_fields
+from loft_jax.lottery import LotteryConfig
 from loft_jax.storage import Store
 from loft_jax.study.study import Study
 from loft_jax.theory.config import TheoryConfig
@@ -43,6 +44,8 @@ PROGRAMS = (
     *("sbatch", "launch/local.sh", "launch/tpu_pod.sh", "launch/pack.sh", "launch/packed.sh", "docker"),
 )
 END = "\x1e"
+# Commands with settings of their own.
+SETTINGS = {"theory": TheoryConfig, "lottery": LotteryConfig}
 # What a user chooses.
 STANDS_FOR = {"K": "0", "S": "4", "D": "1", "C": "digits", "T": "cpu:4"}
 
@@ -145,7 +148,7 @@ def parse(command, arguments):
         if (ROOT / "configs/studies" / f"{options.config}.yaml").exists():
             Study.read(options.config, {})
         return
-    settings = TheoryConfig if command == "theory" else Config
+    settings = SETTINGS.get(command, Config)
     known = dict(iterate_fields(settings))
     given = {key: value for key, value in vars(options).items() if key in known}
     apply_overrides(config_named(getattr(options, "config", None)), given, "documentation", settings)
@@ -230,19 +233,25 @@ def spans(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_and_setting_in_the_text_exists(page):
-    known = {key for settings in (Config, TheoryConfig) for key, _ in iterate_fields(settings)}
+    known = {key for settings in SETTINGS.values() for key, _ in iterate_fields(settings)}
     sections = "|".join(sorted({key.split(".")[0] for key in known if "." in key}))
     for span in spans(page):
         if re.match(r"--\w+\.\w+ \S", span):
-            command = "theory" if span.startswith("--theory.") else "cost" if "--workers " in span else "train"
-            parse(command, shlex.split(span))
+            command = "cost" if "--workers " in span else "train"
+            check_settings(span.split(".")[0].removeprefix("--"), shlex.split(span), command)
         # data.json is a file of a run.
         for key in re.findall(rf"(?:--|^)((?:{sections})\.(?!json$)\w+)", span):
             assert key in known, f"{page}: {span}"
         if named := re.fullmatch(rf"((?:{sections})\.\w+): (\w+)", span):
-            parse("theory" if span.startswith("theory.") else "train", [f"--{named[1]}", named[2]])
+            check_settings(span.split(".")[0], [f"--{named[1]}", named[2]])
         if re.match(r"python -m loft_jax\.\w+ -", span):
             check(shlex.split(span.split(" > ")[0].replace("[RUN ...] ", "")))
+
+
+def check_settings(section, words, otherwise="train"):
+    """Check options of a section against the command that has it."""
+    held = ["--data.validation", "0.1"] if section == "lottery" else []
+    parse(section if section in SETTINGS else otherwise, [*words, *held])
 
 
 # Links, and what must be on the pages

@@ -1,7 +1,8 @@
 """Figures and tables of runs: python -m loft_jax.report RUN [RUN ...] --out DIR
 
-Reads the files of the runs (of train, tickets, retrain, and RUN/cost.csv of loft_jax.cost --format csv). It trains
-nothing and changes nothing in a run, so it can be used during a run. Writes into DIR, and replaces an earlier report:
+Reads the files of the runs (of train, tickets, retrain, lottery, and RUN/cost.csv of loft_jax.cost --format csv). It
+trains nothing and changes nothing in a run, so it can be used during a run. Writes into DIR, and replaces an earlier
+report:
   report.html      everything, in one file that needs no network
   figures/         each figure as PNG and SVG
   tables/          each table as CSV and Markdown
@@ -16,6 +17,7 @@ from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import megabytes
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import ASIDE, directory_aside, ensure_writable, stop_on_write_error
+from loft_jax.lottery import is_lottery
 from loft_jax.storage import RunDirectory
 
 # Modules that import JAX, NumPy or matplotlib are imported where they are needed: a typo is reported before that.
@@ -70,17 +72,21 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
     # A report needs no accelerator, and runs may be using those of this machine.
     jax.config.update("jax_platforms", "cpu")
     fix_arithmetic()
+    from loft_jax.report.levels import LotteryFiles
     from loft_jax.report.page import render
     from loft_jax.report.parts import parts_of, write_tables
     from loft_jax.report.run_files import RunFiles
 
-    runs = [RunFiles.read(directory, config) for directory, config in zip(directories, configs, strict=True)]
+    of_lotteries = [is_lottery(directory.path) for directory in directories]
+    both = list(zip(directories, configs, of_lotteries, strict=True))
+    runs = [RunFiles.read(directory, config) for directory, config, lottery in both if not lottery]
+    lotteries = [LotteryFiles.read(directory, config) for directory, config, lottery in both if lottery]
     with stop_on_write_error(out / REPORT), directory_aside(out, _ASIDE) as aside:
         for name in (FIGURES, TABLES):
             (aside / name).mkdir()
-        parts = parts_of(runs, aside / FIGURES)
+        parts = parts_of(runs, lotteries, aside / FIGURES)
         write_tables(parts, aside / TABLES)
-        title = "LoFT: report of " + (f"{len(runs)} runs" if len(runs) > 1 else "a run")
+        title = "LoFT: report of " + (f"{len(both)} runs" if len(both) > 1 else "a run")
         page = render(title, parts).encode()
         (aside / REPORT).write_bytes(page)
         _replace(out, aside)

@@ -1,4 +1,4 @@
-"""The parts of a report: figures and tables of each comparison, then the paper's table."""
+"""The parts of a report: figures and tables of each comparison, the paper's table, then each lottery."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,33 @@ from loft_jax.report import heat, lines
 from loft_jax.report.chart import Chart, run_style, style
 from loft_jax.report.comparison import Comparison, group_comparable_runs
 from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, training_curve
+from loft_jax.report.levels import LotteryFiles, figures_of_levels, results_of_levels, tables_of_levels
 from loft_jax.report.page import Part, Picture, Table, markdown
 from loft_jax.report.run_files import RunFiles
 from loft_jax.report.tables import messages, overview_table, own_table, paper_table, settling_table
 
 
-def parts_of(runs: Sequence[RunFiles], figures: Path) -> list[Part]:
+def parts_of(runs: Sequence[RunFiles], lotteries: Sequence[LotteryFiles], figures: Path) -> list[Part]:
     """Make all parts of the report of these runs. Writes the files of figures, and shows progress."""
+    with style():
+        pruned = list(_parts_of_lotteries(lotteries, figures))
+    return [*(_parts_of_runs(runs, figures) if runs else ()), *pruned]
+
+
+def _parts_of_lotteries(lotteries: Sequence[LotteryFiles], figures: Path) -> Iterator[Part]:
+    for number, lottery in enumerate(lotteries, 1):
+        prefix = f"lottery{number}_" if len(lotteries) > 1 else ""
+        pictures = [make_picture(draw, figures) for draw in figures_of_levels(lottery, prefix)]
+        yield Part(
+            title=f"Iterative pruning, {lottery.name}",
+            messages=results_of_levels(lottery),
+            missing=[(lottery.name, lottery.missing)] if lottery.missing else [],
+            pictures=[picture for picture in pictures if picture],
+            tables=tables_of_levels(lottery, prefix),
+        )
+
+
+def _parts_of_runs(runs: Sequence[RunFiles], figures: Path) -> list[Part]:
     comparisons = group_comparable_runs(runs)
     several = len(comparisons) > 1
     prefixes = [f"s{i + 1}_" if several else "" for i in range(len(comparisons))]

@@ -8,6 +8,7 @@ from helpers import PACKAGE
 from helpers.refused import LONG, TICKET, AcceptedError, outcome, refusal, untrained
 
 # Command, arguments, and how the message begins or what it holds.
+HELD = "--data.validation 0.1"
 COMMANDS = [
     ("distances", "nowhere.npz --out out", "nowhere.npz: "),
     ("groups", "--figure groups.png", "--figure groups.png: must end in .svg; try groups.svg"),
@@ -150,6 +151,20 @@ COMMANDS = [
     ("report", "run --out out --data.batch_size 0", "data.batch_size"),
     ("report", "run --out out --loft.wrokers 2", "unknown option --loft.wrokers; did you mean --loft.workers?"),
     ("report", "run --ou out", "the following arguments are required: --out"),
+    ("lottery", "", "data.validation=0.0: the step of least validation loss is sought, and no images are held out for"),
+    ("lottery", "--config nowhere.yaml", "--config nowhere.yaml: no such file"),
+    ("lottery", f"{HELD} --workdir file", "--workdir file: cannot be written"),
+    ("lottery", f"{HELD} --workdir /proc/x", "--workdir /proc/x: cannot be written"),
+    ("lottery", f"{HELD} --workdir foreign", "--workdir foreign: is not empty and holds no run; use another"),
+    ("lottery", f"{HELD} --workdir run", "--workdir run: holds a run of another command; use another directory"),
+    ("lottery", [*HELD.split(), "--workdir", ""], "--workdir '': is empty"),
+    ("lottery", [*HELD.split(), "--workdir", "a\0b"], r"--workdir 'a\x00b': has a control character"),
+    ("lottery", [*HELD.split(), "--workdir", LONG], "is too long"),
+    ("lottery", f"{HELD} --workdri x", "unknown option --workdri; did you mean --workdir?"),
+    ("lottery", f"{HELD} --lottery.level 2", "unknown option --lottery.level; did you mean --lottery.levels?"),
+    ("lottery", f"{HELD} --seeds", "argument --seeds: expected at least one argument"),
+    ("lottery", f"{HELD} run", "argument 'run' is not expected here"),
+    ("train", "--lottery.levels 2", "unknown option --lottery.levels"),
     ("theory", "--config nowhere.yaml", "--config nowhere.yaml: no such file"),
     ("theory", ["--config", ""], "--config '': is empty"),
     ("theory", "--out", "argument --out: expected one argument"),
@@ -208,6 +223,7 @@ WHOLE_NUMBERS = {
     ("retrain", f"run --ticket {TICKET} --rewind_to"): 0,
     ("retrain", f"run --ticket {TICKET} --seeds"): 0,
     ("retrain", "run --ratio 0.5 --every"): 1,
+    ("lottery", "--data.validation 0.1 --seeds"): 0,
     ("cost", "--config c.yaml --workers"): 1,
     ("bench", "--pairs"): 1,
     ("study", "--config study.yaml --budget"): 1,
@@ -290,6 +306,7 @@ def test_every_command_is_in_the_matrix():
 def test_every_command_reads_the_settings_alike(command, place):
     required = {"tickets": ["run"], "retrain": ["run", "--ticket", TICKET], "cost": ["--config", "c.yaml"]}
     required |= {"plan": ["--config", "c.yaml", "--topology", "cpu:4"], "report": ["run", "--out", "out"]}
+    required["lottery"] = HELD.split()
     arguments = required.get(command, [])
     assert "train.eval_every='two': must be a valid integer" in refusal(
         command, *arguments, "--train.eval_every", "two"
@@ -316,6 +333,7 @@ def test_a_summary_that_is_none_is_not_taken_for_a_finished_run(content, place):
         ("cost", "--config c.yaml --workers 0"),
         ("plan", "--config c.yaml --topology cpu:0"),
         ("report", "nowhere --out out"),
+        ("lottery", "--data.validation 0.1 --lottery.rates *=2"),
         ("theory", "--theory.sweep_filters 16777216 --theory.rounds 100000"),
         ("bench", "--pairs 0"),
         ("study", "--config study.yaml --budget 1"),

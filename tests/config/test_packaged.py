@@ -6,6 +6,7 @@ from helpers.settings_helpers import parse, refusal
 
 from loft_jax.config.config import Config
 from loft_jax.config.loading import packaged_configs, read_config, validate_settings
+from loft_jax.lottery import LotteryConfig
 
 # A run directory says by this hash whether it was made with the same settings, so none may ever change.
 HASHES = {
@@ -32,9 +33,19 @@ HASHES = {
     "ist_speech_3layer": "bcbef3701537",
 }
 
+# Of the trainings of a lottery, with seed 0.
+LOTTERIES = {"lottery_conv2_cifar10": "3e9ac3ca6733", "lottery_lenet300_fashion": "ad61e7b910b8"}
+
 
 def test_every_config_is_packaged():
-    assert packaged_configs().keys() == {path.stem for path in CONFIGS.glob("*.yaml")} == {*HASHES, "theory"}
+    assert (
+        packaged_configs().keys() == {path.stem for path in CONFIGS.glob("*.yaml")} == {*HASHES, *LOTTERIES, "theory"}
+    )
+
+
+@pytest.mark.parametrize("name", LOTTERIES)
+def test_a_packaged_lottery_has_the_trainings_it_had(name):
+    assert validate_settings(read_config(name), name, LotteryConfig).training(0).hash() == LOTTERIES[name]
 
 
 @pytest.mark.parametrize("name", HASHES)

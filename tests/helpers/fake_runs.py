@@ -105,6 +105,40 @@ def complete_run(path, **options):
     return directory
 
 
+def fake_levels(path, accuracies, losses=(1.0, 0.5, 0.25, 0.5)):
+    """A lottery, finished.
+
+    `accuracies`: control -> for each seed a list by level, None where nothing was trained: the test accuracy where the
+    validation loss is least; it is 0.1 less elsewhere. A level leaves 80 % of the weights. Rounds have ten steps.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    config = Config.model_validate({"data": {"validation": 0.1}, "train": {"rounds": len(losses) - 1}})
+    (path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), allow_unicode=True))
+    (path / "lottery.yaml").write_text("levels: 2\n")
+    for control, seeds in accuracies.items():
+        for seed, levels in enumerate(seeds):
+            for level, accuracy in enumerate(levels):
+                if accuracy is not None:
+                    _fake_level(path / f"seed{seed}/level{level}/{control}", control, seed, level, accuracy, losses)
+    return RunDirectory(path)
+
+
+def _fake_level(path, control, seed, level, accuracy, losses):
+    path.mkdir(parents=True)
+    directory = RunDirectory(path)
+    for number, loss in enumerate(losses):
+        found = accuracy if number == losses.index(min(losses)) else round(accuracy - 0.1, 10)
+        directory.append(
+            {
+                **{"round": number, "step": 10 * number, "epoch": number / 2},
+                **{"validation/loss": loss, "validation/accuracy": found, "test/loss": loss, "test/accuracy": found},
+            }
+        )
+    weights = {"weights": 1000, "weights_left": round(1000 * 0.8**level)}
+    facts = {"seed": seed, "level": level, "control": control, "rewind_to": 0, **weights}
+    directory.write_summary(fake_summary() | facts)
+
+
 def read(directory):
     """All that a report reads of it."""
     return RunFiles.read(directory, directory.read_config())

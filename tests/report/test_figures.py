@@ -1,8 +1,8 @@
 """What the figures of curves say at their points."""
 
-from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
+from helpers.fake_runs import complete_run, fake_levels, fake_retraining, fake_run, fake_search, read
 
-from loft_jax.report import lines
+from loft_jax.report import levels, lines
 from loft_jax.report.comparison import group_comparable_runs
 from loft_jax.report.curves import seconds_a_round
 
@@ -70,3 +70,23 @@ def test_the_overlaps_curves_say_how_their_tickets_are_drawn(tmp_path):
     directory.search.write_text(directory.search.read_text().replace('"group"', '"global"'))
     texts = said(lines.kept_overlap("x", group_comparable_runs([read(directory)])[0]))
     assert texts[-1] == "LoFT-4, 50% removed (global), epoch 6.00: 1.00"
+
+
+def test_levels_are_drawn_against_the_share_of_weights_left(tmp_path):
+    directory = fake_levels(tmp_path / "run", {"reinit": [[None, 0.7]] * 2, "ticket": [[0.8, 0.9], [0.6, 0.8]]})
+    found = levels.LotteryFiles.read(directory, directory.read_config())
+    assert (found.name, found.missing) == ("run: preresnet20 on digits, LoFT-4", [])
+    drawn = {draw().name: draw() for draw in levels.figures_of_levels(found, "")}
+    assert list(drawn) == ["levels_accuracy", "levels_end", "levels_steps"]
+    assert said(drawn["levels_accuracy"]) == [
+        "ticket, 100.00 % left: 70.00 ± 14.14 (seeds 0 1)",
+        "ticket, 80.00 % left: 85.00 ± 7.07 (seeds 0 1)",
+        "reinit, 80.00 % left: 70.00 (seeds 0 1)",
+    ]
+    assert said(drawn["levels_end"])[0] == "ticket, 100.00 % left: 60.00 ± 14.14 (seeds 0 1)"
+    assert said(drawn["levels_steps"])[0] == "ticket, 100.00 % left: 20.00 (seeds 0 1)"
+    (ax,) = drawn["levels_accuracy"].figure.axes
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim()[0] > ax.get_xlim()[1], "weights are removed from left to right"
+    (table,) = levels.tables_of_levels(found, "")
+    assert [row["early test accuracy, %"] for row in table.rows] == [70.0, 85.0, 70.0]

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from helpers.fake_runs import complete_run, fake_run, fake_search
+from helpers.fake_runs import complete_run, fake_levels, fake_run, fake_search
 from playwright.sync_api import sync_playwright
 
 from loft_jax.report.__main__ import main
@@ -249,3 +249,20 @@ def test_a_report_of_four_runs_of_a_hundred_snapshots_takes_half_a_minute_and_te
     print(f"\n{seconds:.1f} s, {size / 1e6:.2f} MB")
     assert seconds < 30
     assert size < 10e6
+
+
+def test_a_lottery_is_a_part_of_its_own_beside_runs_or_alone(report, tmp_path, capsys):
+    lottery = fake_levels(tmp_path / "lottery", {"ticket": [[0.8, 0.9]], "random": [[None, 0.7]]})
+    figures = {f"levels_{what}" for what in ("accuracy", "end", "steps")}
+    out = report(lottery)
+    assert {p.stem for p in (out / "figures").iterdir()} == figures
+    assert {p.stem for p in (out / "tables").iterdir()} == {"levels"}
+    said = capsys.readouterr().out
+    assert "result    the ticket is ahead of random down to 80.00% of the weights, the last level" in said
+    assert "missing" not in said
+    empty = fake_levels(tmp_path / "empty", {})
+    out = report(fake_run(tmp_path / "run"), lottery, empty, out=tmp_path / "several")
+    assert {f"lottery1_{name}" for name in figures} <= {p.stem for p in (out / "figures").iterdir()}
+    assert {"runs", "paper", "lottery1_levels"} <= {p.stem for p in (out / "tables").iterdir()}
+    said = capsys.readouterr().out
+    assert "missing   empty: preresnet20 on digits, LoFT-4: no training has been finished yet" in said
