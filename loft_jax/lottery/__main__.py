@@ -24,11 +24,11 @@ import yaml
 from loft_jax.config import CommandLine, read_yaml, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.devices import Preemption
-from loft_jax.errors import Preempted, UserError, format_value
+from loft_jax.errors import Preempted, RunStopped, UserError, format_value
 from loft_jax.files import write_atomically
 from loft_jax.lottery.results import LEVELS, SETTINGS, print_levels, write_levels
 from loft_jax.lottery.settings import LotteryConfig
-from loft_jax.lottery.training import Training, trainings
+from loft_jax.lottery.training import TICKET, Training, trainings
 from loft_jax.storage import CONFIG, RunDirectory, check_installed
 
 # Modules that import JAX are imported where they are needed: a typo or a finished lottery is reported before that.
@@ -45,9 +45,11 @@ def main() -> None:
     directory = RunDirectory(Path("runs") / name if options.workdir is None else options.workdir, "--workdir")
     open_lottery(directory, config)
     with Preemption() as preemption:
-        complete(directory.path, config, list(dict.fromkeys(options.seeds or [config.seed])), preemption)
+        stops = complete(directory.path, config, list(dict.fromkeys(options.seeds or [config.seed])), preemption)
     print_levels(write_levels(directory.path))
     print(f"written   {directory.path / LEVELS}", flush=True)
+    if stops:
+        raise RunStopped("\n       ".join(stops))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -86,37 +88,46 @@ def _agree_on_levels(directory: RunDirectory, config: LotteryConfig, file: Path)
     write_atomically(file, yaml.safe_dump(now, sort_keys=False))
 
 
-def complete(run: Path, config: LotteryConfig, seeds: Sequence[int], preemption: Preemption | None = None) -> None:
+def complete(run: Path, config: LotteryConfig, seeds: Sequence[int], preemption: Preemption | None = None) -> list[str]:
     """Do the trainings that are not finished.
+
+    Returns:
+      A message for each training that stopped before its end. A seed ends with its ticket; without a control, the
+      others are still trained.
 
     Raises:
       UserError: settings, network and data do not fit each other.
-      RunStopped: a training cannot continue.
       Preempted: a stop was requested through `preemption`.
     """
     unfinished = [training for training in trainings(run, config, seeds) if training.directory.summary() is None]
     if not unfinished:
         print(f"{run}: already complete")
-        return
+        return []
     check_installed(config.train)
     from loft_jax.devices import configure_jax
 
     configure_jax(config)
     from loft_jax.lottery.chain import Chain
 
-    start, done = time.perf_counter(), itertools.count()
-    for seed, some in itertools.groupby(unfinished, key=lambda training: training.config.seed):
+    start, stops = time.perf_counter(), []
+    for seed, some in itertools.groupby(enumerate(unfinished), key=lambda pair: pair[1].config.seed):
         chain = Chain(run, config, seed)
-        for training in some:
-            number = next(done)
+        for number, training in some:
             _announce(training, number, len(unfinished), time.perf_counter() - start)
             if preemption and preemption.requested:
                 left = len(unfinished) - number
                 raise Preempted(f"stopped   by SIGTERM, {left} trainings left; run the same command again to resume")
-            with closing(training.directory) as directory:
-                directory.open(training.config)
-                directory.write_summary(chain.run(training, preemption))
+            try:
+                with closing(training.directory) as directory:
+                    directory.open(training.config)
+                    directory.write_summary(chain.run(training, preemption))
+            except RunStopped as stop:
+                stops.append(f"{training.directory.path}: {stop}")
+                print(f"stopped   {stop}", flush=True)
+                if training.control == TICKET:
+                    break  # Further levels would be made from this one.
             write_levels(run)
+    return stops
 
 
 def _announce(training: Training, number: int, count: int, spent: float) -> None:

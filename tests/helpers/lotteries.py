@@ -10,7 +10,7 @@ SETTINGS = {
     "data": {"batch_size": 16, "validation": 0.2},
     "loft": {"workers": 1, "local_steps": 4},
     "optimizer": {"learning_rate": 0.05},
-    "train": {"rounds": 4, "eval_every": 1, "checkpoint_every": 2, "norm_batches": 2, "trackers": "none"},
+    "train": {"rounds": 4, "eval_every": 1, "checkpoint_every": 2, "keep_checkpoints": 5, "norm_batches": 2},
     "lottery": {"levels": 2, "controls": "random,reinit,init"},
 }
 

@@ -12,18 +12,19 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from helpers.fake_runs import fake_summary
 from helpers.lotteries import SETTINGS, lottery_of, training_of
 from helpers.runs import assert_same_state, opened
 from helpers.tiny import flat
 
 from loft_jax.devices import replicate
-from loft_jax.errors import UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.filters import prune
 from loft_jax.lottery import __main__ as command
 from loft_jax.lottery.chain import Chain
 from loft_jax.lottery.masks import read_masks
 from loft_jax.lottery.targets import Filters, Weights
-from loft_jax.storage import RunDirectory, load_checkpoint
+from loft_jax.storage import RunDirectory, load_checkpoint, saved_rounds
 from loft_jax.train import __main__ as train
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.trainer import Trainer
@@ -91,6 +92,29 @@ def test_removed_weights_are_exactly_zero_and_the_others_are_trained(training, l
         assert (np.median(moved) > 0.1 * np.abs(first[name]["kernel"]).mean()) == ("reinit" in training)
 
 
+@pytest.mark.parametrize("training", ["level2/ticket", "level1/random", "level2/init"])
+def test_what_is_left_begins_where_the_whole_network_began(training, lottery):
+    began, masks = params_of(lottery / "seed0" / training, 0), masks_of(lottery, training)
+    first = params_of(lottery / "seed0/level0/ticket", 0)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(began[name]["kernel"], np.where(mask, first[name]["kernel"], 0))
+        np.testing.assert_array_equal(began[name]["bias"], first[name]["bias"])
+
+
+def test_what_is_left_is_set_back_to_the_round_asked_for(tmp_path):
+    start(tmp_path / "run", lottery={"levels": 1, "controls": "reinit", "rewind_to": "12 steps"})
+    whole, ticket, reinit = (
+        tmp_path / "run/seed0" / name for name in ("level0/ticket", "level1/ticket", "level1/reinit")
+    )
+    assert saved_rounds(whole / "snapshots") == [0, 3]
+    began, then, anew = params_of(ticket, 0), params_of(whole, 3), params_of(reinit, 0)
+    for name, mask in masks_of(tmp_path / "run", "level1/ticket").items():
+        np.testing.assert_array_equal(began[name]["kernel"], np.where(mask, then[name]["kernel"], 0))
+        np.testing.assert_array_equal(began[name]["bias"], then[name]["bias"])
+        assert (anew[name]["kernel"][mask] != then[name]["kernel"][mask]).all()
+        assert (anew[name]["kernel"][~mask] == 0).all()
+
+
 def test_controls_keep_as_many_weights_of_each_layer(lottery):
     first = params_of(lottery / "seed0/level0/ticket", 0)
     for level in (1, 2):
@@ -144,6 +168,29 @@ def test_a_finished_lottery_is_not_trained_again_and_grows_by_levels_and_seeds(l
     rows = start(tmp_path / "run", lottery={"levels": 3, "controls": "none"})
     assert [(row["level"], row["control"]) for row in rows][len(TRAININGS) :] == [(3, "ticket")]
     assert "training  1/1: seed 0, level 3, ticket" in capsys.readouterr().out
+
+
+def test_a_control_that_stops_leaves_the_others_and_a_ticket_ends_its_seed(tmp_path, monkeypatch, capsys):
+    class Stopping:
+        def __init__(self, run, config, seed):
+            self.seed = seed
+
+        def run(self, training, preemption):
+            if (self.seed, training.level, training.control) in ((0, 1, "random"), (1, 1, "ticket")):
+                raise RunStopped("the loss is nan")
+            facts = {"level": training.level, "control": training.control, "rewind_to": 0}
+            return fake_summary() | facts | {"weights": 4, "weights_left": 3}
+
+    monkeypatch.setattr("loft_jax.lottery.chain.Chain", Stopping)
+    config = lottery_of(lottery={"controls": "random"})
+    command.open_lottery(RunDirectory(tmp_path / "run"), config)
+    stops = command.complete(tmp_path / "run", config, [0, 1, 2])
+    assert stops == [
+        f"{tmp_path / 'run/seed0/level1/random'}: the loss is nan",
+        f"{tmp_path / 'run/seed1/level1/ticket'}: the loss is nan",
+    ]
+    assert len(list((tmp_path / "run").glob("seed*/*/*/summary.json"))) == 4 + 1 + 5
+    assert "training  15/15: seed 2, level 2, random" in capsys.readouterr().out
 
 
 class _KilledError(BaseException):

@@ -224,7 +224,7 @@ def test_a_retraining_reads_the_runs_data_as_its_own_settings_say(run, retrain, 
         loaded.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loft_jax.retrain.retraining.load_dataset", load)
+    monkeypatch.setattr("loft_jax.tickets.snapshots.load_dataset", load)
     with pytest.raises(KeyboardInterrupt):
         retrain(run, "--ticket", TICKET, "--seeds", 1, "--data.readers", 3, "--data.image_size", 17)
     ((readers, size, seed),) = [(config.data.readers, config.data.image_size, config.seed) for config in loaded]
