@@ -30,6 +30,7 @@ from .scores import gate_derivatives as gate_derivatives, score_filters as score
 from .selection import (
     NO_RULES as NO_RULES,
     NORMS as NORMS,
+    PRUNED as PRUNED,
     SCOPES as SCOPES,
     Norm as Norm,
     Rules as Rules,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +12,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 Scope, Norm = Literal["group", "global"], Literal["l2", "l1", "bn_scale", "fpgm", "whole_group", "taylor"]
-SCOPES, NORMS = get_args(Scope), get_args(Norm)
+Pruned = Literal["all", "paper"]
+SCOPES, NORMS, PRUNED = get_args(Scope), get_args(Norm), get_args(Pruned)
+
+# Of declared groups, "stage2/block1", and of traced ones, "stage2_block1/conv1".
+_BLOCK = re.compile(r"(?:^|/)stage[0-9]+[/_]block([0-9]+)(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Rules:
       at_least: the fewest filters that stay in a group that has so many.
       round_to: the number that stays is rounded up to a multiple of this, or to the whole group.
       score_batches: training batches on which scores that need some are measured.
+      groups: "all", or "paper": the first block of every stage loses no filter, as in the code that LoFT's authors
+        released.
 
     Raises ValueError if one of them is out of range or of another type.
     """
@@ -36,6 +43,7 @@ class Rules:
     at_least: int = 1
     round_to: int = 1
     score_batches: int = 8
+    groups: Pruned = "all"
 
     def __post_init__(self) -> None:
         for pattern, ratio in self.ratios:
@@ -48,6 +56,8 @@ class Rules:
         for name in ("at_least", "round_to", "score_batches"):
             if type(number := getattr(self, name)) is not int or number < 1:
                 raise ValueError(f"rules: {name}={number!r} must be an integer of at least 1")
+        if self.groups not in PRUNED:
+            raise ValueError(f"rules: groups={self.groups!r} must be one of {', '.join(PRUNED)}")
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Rules":
@@ -63,7 +73,8 @@ class Rules:
     @property
     def name(self) -> str:
         """What distinguishes tickets of these rules in names: "" for none, "least4-by8", "by8-1f0c9a" with patterns."""
-        parts = [f"least{self.at_least}"] if self.at_least > 1 else []
+        parts = [] if self.groups == "all" else [self.groups]
+        parts += [f"least{self.at_least}"] if self.at_least > 1 else []
         parts += [f"by{self.round_to}"] if self.round_to > 1 else []
         parts += [f"on{self.score_batches}"] if self.score_batches != Rules.score_batches else []
         if self.ratios or self.keep_whole:
@@ -74,7 +85,8 @@ class Rules:
     @property
     def description(self) -> str:
         """The rules in words: "stage1/* loses 0.3; head stays whole; at least 4 stay; multiples of 8"."""
-        parts = [f"{pattern} loses {ratio:g}" for pattern, ratio in self.ratios]
+        parts = [] if self.groups == "all" else ["the first block of each stage stays whole"]
+        parts += [f"{pattern} loses {ratio:g}" for pattern, ratio in self.ratios]
         parts += [f"{pattern} stays whole" for pattern in self.keep_whole]
         parts += [f"at least {self.at_least} stay"] if self.at_least > 1 else []
         parts += [f"multiples of {self.round_to}"] if self.round_to > 1 else []
@@ -82,8 +94,19 @@ class Rules:
         return "; ".join(parts)
 
     def check(self, groups: Iterable[str]) -> None:
-        """Raise ValueError, naming the pattern, unless each pattern matches the name of a group."""
+        """Raise ValueError, naming the pattern, unless each pattern matches the name of a group.
+
+        Also if `groups` is "paper", and no group is in a block, or all are in the first one of a stage.
+        """
         groups = list(groups)
+        if self.groups == "paper":
+            later = [group for group in groups if (block := _BLOCK.search(group)) and int(block[1]) > 1]
+            if not later:
+                few = ", ".join(groups[:12]) + (", ..." if len(groups) > 12 else "")
+                raise ValueError(
+                    "--groups paper: keeps the first block of every stage whole, and no filter group is of a later "
+                    f"one, as stage1/block2; there are {few}; use --keep_whole PATTERN for what is to stay whole"
+                )
         for pattern in (*self.keep_whole, *(pattern for pattern, _ in self.ratios)):
             if not any(fnmatchcase(group, pattern) for group in groups):
                 few = ", ".join(groups[:12]) + (", ..." if len(groups) > 12 else "")
@@ -91,7 +114,8 @@ class Rules:
 
     def own_ratio(self, group: str) -> float | None:
         """Return the share that a group loses by a rule of its own; None if it has none."""
-        if any(fnmatchcase(group, pattern) for pattern in self.keep_whole):
+        block = _BLOCK.search(group) if self.groups == "paper" else None
+        if (block and block[1] == "1") or any(fnmatchcase(group, pattern) for pattern in self.keep_whole):
             return 0.0
         return next((ratio for pattern, ratio in reversed(self.ratios) if fnmatchcase(group, pattern)), None)
 

@@ -46,7 +46,8 @@ def comparison_key(run: RunFiles) -> tuple[Any, ...]:
     """Return what two runs must share so that their accuracies and filter groups can be compared."""
     model = run.config.model
     width = None if model.width == published_width(model.name) else model.width
-    return (model.name, width, model.stem, format_literal(model.options) if model.own else None, run.data_name)
+    options = format_literal(model.options) if model.own or model.options else None
+    return (model.name, width, model.stem, options, run.data_name)
 
 
 def _name_runs(runs: Sequence[RunFiles]) -> list[str]:

@@ -85,6 +85,7 @@ def overview_table(comparison: Comparison) -> list[Row]:
                 "rounds": run.rows[-1]["round"] if run.rows else 0,
                 "epochs": round(max(run.epochs.values(), default=0.0), 2),
                 "test accuracy, %": round(100 * float(accuracies[-1]), 2) if len(accuracies) else None,
+                "best round, %": round(100 * float(max(accuracies)), 2) if len(accuracies) else None,
                 "train loss": round(float(losses[-1]), 4) if len(losses) else None,
                 "images": (run.rows[-1]["round"] if run.rows else 0) * run.config.images_per_round,
                 "GB moved": round(moved_bytes(run) / 1e9, 4),

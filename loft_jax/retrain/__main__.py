@@ -6,6 +6,7 @@ finished retrainings are skipped, interrupted ones resume. RUN/retrain/results.c
 
   rewind      the ticket, with the weights that its filters had at the start (or at --rewind_to ROUND)
   finetune    the ticket, with the weights of the snapshot it was drawn from
+  lr_rewind   the same, with the learning rates of the run from --rewind_to ROUND on, and for the rounds that are left
 controls:
   reinit      the ticket, with new initial weights
   random      as many filters of each group, drawn at random, with the weights they had at the start
@@ -14,11 +15,17 @@ controls:
 To see when the winning ticket appears, retrain the ticket of every k-th snapshot at one ratio (missing ones are drawn):
 
   python -m loft_jax.retrain RUN --every 2 --ratio 0.5
+
+To train a ticket's trained weights on, with a schedule of their own:
+
+  python -m loft_jax.retrain RUN --ticket r40-group-l2-0.5 --mode finetune --epochs 90 --optimizer.learning_rate 0.1 \
+    --optimizer.schedule step --optimizer.milestones 11700,23400,31200
 """
 
 import argparse
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
@@ -40,9 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     add_options(command.parser)
     options, overrides = command.parse_overrides(argv)
     run = RunDirectory(options.run)
+    overrides |= rounds_of(options.epochs, overrides, run)
     config = retrain_config(run.read_config(), overrides)
     saved = run.snapshot_rounds()
-    check_options(options, saved)
+    check_options(options, saved, config)
     names = draw_missing(run, config, options, saved) if options.every else dict.fromkeys(options.ticket)
     tickets = [load_ticket(run.tickets, name.rstrip("/")) for name in names]
     jobs = [
@@ -70,13 +78,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "options about tickets below")  # fmt: skip
     add_ticket_options(parser)
     add("--mode", choices=MODES, nargs="+", default=["rewind"], help="one or more, see above (default: rewind)")
-    add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="round of the weights (default: 0)")
+    add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="round of the weights, or with lr_rewind "
+        "of the\nlearning rate (default: 0)")  # fmt: skip
+    add("--epochs", metavar="N", type=whole_number(1), help="instead of --train.rounds: as many rounds as N passes "
+        "over the\ntraining images need")  # fmt: skip
     add("--untimed", action="store_true", help="do not time a step of ticket and unpruned network, which compiles both")
     add("--seeds", metavar="K", type=whole_number(0), nargs="+", help="a retraining for each (default: the run's seed)")
 
 
-def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
-    """Raise UserError if the options do not fit together, or do not fit the run's saved rounds."""
+def rounds_of(epochs: int | None, overrides: Mapping[str, str], run: RunDirectory) -> dict[str, str]:
+    """Return the setting of --epochs, {} without it. Raises UserError if rounds are given too, or data not known."""
+    if epochs is None:
+        return {}
+    if "train.rounds" in overrides:
+        raise UserError(f"--epochs {epochs}: is another way to give --train.rounds; leave one of them out")
+    examples = (run.data_identity() or {}).get("training_images")
+    if examples is None:
+        raise UserError(f"--epochs {epochs}: {run.path} does not say how many images it has; use --train.rounds")
+    # The others may not fit the run's own rounds.
+    length = {key: overrides[key] for key in ("loft.local_steps", "data.batch_size") if key in overrides}
+    one_round = retrain_config(run.read_config(), length).epochs(1, examples)
+    return {"train.rounds": str(math.ceil(epochs / one_round - 1e-9))}
+
+
+def check_options(options: argparse.Namespace, saved: Sequence[int], config: Config) -> None:
+    """Raise UserError if the options do not fit together, or do not fit the run's saved rounds or the settings."""
     if bool(options.ticket) == bool(options.every):
         raise UserError("give either --ticket NAME (python -m loft_jax.tickets RUN draws them) or --every K --ratio R")
     if bool(options.every) != (options.ratio is not None):
@@ -85,12 +111,30 @@ def check_options(options: argparse.Namespace, saved: Sequence[int]) -> None:
         )
     if options.ticket and (options.scope or options.norm or rules_of(options) != NO_RULES):
         raise UserError("--scope and --norm go with --every, as do rules; a ticket's NAME already contains them")
-    check_saved("--rewind_to", [options.rewind_to], saved)
+    if any(mode in REWINDING for mode in options.mode):
+        check_saved("--rewind_to", [options.rewind_to], saved)
     for mode in options.mode:
-        if options.rewind_to and mode not in REWINDING:
+        if mode == "lr_rewind":
+            check_learning_rates(options.rewind_to, config)
+        elif options.rewind_to and mode not in REWINDING:
             raise UserError(f"--rewind_to {options.rewind_to}: {mode} does not rewind; leave it out")
         if options.every and (mode == "init" or (mode == "random" and options.scope != "global")):
             raise UserError(f"--mode {mode}: is the same network for every snapshot; retrain it once, with --ticket")
+
+
+def check_learning_rates(rewind_to: int, config: Config) -> None:
+    """Raise UserError if no training can begin with the learning rate of this round."""
+    if rewind_to >= config.train.rounds:
+        raise UserError(
+            f"--rewind_to {rewind_to}: lr_rewind trains the rounds that are left after it, and the schedule has "
+            f"train.rounds={config.train.rounds}; try {config.train.rounds - 1}"
+        )
+    if rewind_to and config.optimizer.name != "sgd":
+        raise UserError(
+            f"--mode lr_rewind: begins in the middle of the run with moments that are zero, which "
+            f"optimizer.name={config.optimizer.name} corrects at the beginning only; use finetune, or "
+            "--optimizer.name sgd"
+        )
 
 
 def draw_missing(run: RunDirectory, config: Config, options: argparse.Namespace, saved: Sequence[int]) -> list[str]:

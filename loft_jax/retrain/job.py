@@ -10,7 +10,9 @@ from loft_jax.errors import UserError
 from loft_jax.storage import METRICS, TICKET, RunDirectory
 from loft_jax.tickets import Ticket, read_ticket
 
-MODES = ("rewind", "finetune", "reinit", "random", "init")
+MODES = ("rewind", "finetune", "lr_rewind", "reinit", "random", "init")
+# Those that start from the weights of the snapshot that the ticket was drawn from.
+TRAINED = ("finetune", "lr_rewind")
 REWINDING = ("rewind", "random", "init")
 LABEL = "retraining"
 
@@ -22,7 +24,8 @@ class Job:
     Attributes:
       ticket: ticket to retrain.
       mode: one of `MODES`.
-      rewind_to: round whose weights it starts from, in a mode of `REWINDING`.
+      rewind_to: round whose weights it starts from, in a mode of `REWINDING`; in lr_rewind the completed rounds with
+        which it starts, and so the learning rate.
       config: config of the retraining, with its seed.
       directory: RUN/retrain/TICKET/MODE/seedK, MODE with the round where it is not 0.
     """
@@ -39,6 +42,11 @@ class Job:
         name = mode if not rewind_to else f"{mode}-r{rewind_to}"
         directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}", LABEL)
         return cls(ticket, mode, rewind_to, config, directory)
+
+    @property
+    def first_round(self) -> int:
+        """Completed rounds with which it starts."""
+        return self.rewind_to if self.mode == "lr_rewind" else 0
 
     def check(self) -> None:
         """Raise UserError if this job, or another seed of it, was trained with other settings or filters before."""

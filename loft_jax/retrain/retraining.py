@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.config import Config, Data
@@ -15,7 +16,7 @@ from loft_jax.filters import prune
 from loft_jax.loft import State
 from loft_jax.models import Network, parameter_count, training_flops
 from loft_jax.randomness import Purpose, key_for
-from loft_jax.retrain.job import Job
+from loft_jax.retrain.job import TRAINED, Job
 from loft_jax.retrain.results import cost_share
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets import Snapshots, Ticket, check_fits, load_own_data
@@ -70,7 +71,9 @@ class Retraining:
         start = partial(self._start, experiment, job, ticket)
         summary = train_to_the_end(experiment, job.directory, start, snapshots=(), preemption=preemption)
         facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
-        facts |= {"ticket_round": job.ticket.round, "rounds": config.train.rounds}
+        rounds = config.train.rounds - job.first_round
+        facts |= {"ticket_round": job.ticket.round, "rounds": rounds}
+        facts |= {"epochs": config.epochs(rounds, self._dataset.examples)}
         facts |= {"settings": config.model_copy(update={"seed": 0}).hash()}
         facts |= {"rules": ticket.rules.name} if ticket.rules.name else {}
         return summary | facts | {"ratio": ticket.ratio, "scope": ticket.scope, "norm": ticket.norm} | costs
@@ -97,9 +100,10 @@ class Retraining:
             key = key_for(job.config.seed, Purpose.REINITIALISATION)
             params = experiment.initialise("params", key, self._full_widths)
         else:
-            source = ticket.round if job.mode == "finetune" else job.rewind_to
+            source = ticket.round if job.mode in TRAINED else job.rewind_to
             params = self.snapshots.variables(source)["params"]
         state = experiment.state_from(prune({"params": params}, self.snapshots.groups, ticket.kept)["params"])
+        state = replace(state, round=jnp.int32(job.first_round))
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, experiment.state_shapes))
         if shapes[0] != shapes[1]:
             raise UserError(f"{self.snapshots.path}: its snapshots are of another model or of data with other classes")

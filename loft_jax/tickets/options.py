@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from loft_jax.config import whole_number
 from loft_jax.errors import UserError, format_value
-from loft_jax.filters import NO_RULES, NORMS, SCOPES, Rules
+from loft_jax.filters import NO_RULES, NORMS, PRUNED, SCOPES, Rules
 from loft_jax.storage import saved_instead
 
 
@@ -33,6 +33,12 @@ def add_ticket_options(parser: argparse.ArgumentParser) -> None:
         help=f"with --norm taylor: on how many training batches it is measured (default: {NO_RULES.score_batches})",
     )
     add(
+        "--groups",
+        choices=PRUNED,
+        help="groups that lose filters. all: every one; paper: all but the first block of each stage, as in the code\n"
+        "that LoFT's authors released; for networks whose groups are of blocks, stage1/block1 (default: all)",
+    )
+    add(
         "--group_ratios",
         metavar="PATTERN=RATIO",
         type=_group_ratio,
@@ -55,7 +61,7 @@ def rules_of(options: argparse.Namespace) -> Rules:
         raise UserError(f"--score_batches {options.score_batches}: goes with --norm taylor; leave it out")
     ratios, whole = tuple(options.group_ratios or ()), tuple(options.keep_whole or ())
     batches = options.score_batches or NO_RULES.score_batches
-    return Rules(ratios, whole, options.at_least or 1, options.round_to or 1, batches)
+    return Rules(ratios, whole, options.at_least or 1, options.round_to or 1, batches, options.groups or PRUNED[0])
 
 
 def check_saved(option: str, rounds: Sequence[int], saved: Sequence[int]) -> None:

@@ -90,14 +90,21 @@ def describe_learning_rates(learning_rate: LearningRate, end: int, steps: int) -
 
 
 def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make the summary of a finished run from its rows of metrics; times are sums over all resumed starts."""
+    """Make the summary of a finished run from its rows of metrics; times are sums over all resumed starts.
+
+    Figures are those of the last round. The best of the evaluated test accuracies has a name of its own: it was chosen
+    by test images, and is too high.
+    """
     config, last = experiment.config, rows[-1]
     seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
-    images = config.images_per_round * last["round"]
+    images = config.images_per_round * (last["round"] - rows[0]["round"])
+    best = max((row for row in rows if "test/accuracy" in row), key=lambda row: row["test/accuracy"])
     images_per_second = images / (seconds["train"] + seconds["sync"])
     shape = experiment.dataset.image_shape
     return {
         **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
+        "test/accuracy_best": best["test/accuracy"],
+        "round_best": best["round"],
         **{key: last[key] for key in ("validation/accuracy", "validation/loss") if key in last},
         "images": images,
         "images_per_second": images_per_second,

@@ -52,7 +52,7 @@ def train_to_the_end(
     rounds = experiment.config.train.rounds
     with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption) as trainer:
         done = trainer.start(start_from)
-        print(f"workdir   {directory.path}" + (f", resumed after round {done}" if done else ""), flush=True)
+        print(f"workdir   {directory.path}" + (f", {trainer.origin} round {done}" if done else ""), flush=True)
         with TrainingProgress(rounds, done) as progress:
             while not (trainer.finished or trainer.stop_requested):
                 progress.update(trainer.train_one_round())
@@ -70,7 +70,12 @@ def train_to_the_end(
 
 
 class Trainer:
-    """Trains an experiment in an opened run directory, round by round. Use as a context manager."""
+    """Trains an experiment in an opened run directory, round by round. Use as a context manager.
+
+    Attributes:
+      done: completed rounds, those that a given start counts as completed included.
+      origin: how it came to the rounds that were done at its start: "resumed after" them, or "begins after" them.
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Trainer:
         self._watch = Stopwatch()
         self._stores: list[Store] = []
         self.done, self.finished, self.stop_requested = 0, False, False
+        self.origin = "resumed after"
 
     def __enter__(self) -> "Trainer":
         return self
@@ -123,7 +129,9 @@ class Trainer:
         self._snapshots = Store(directory.snapshots) if takes_snapshots else None
         self._stores = [store for store in (self._checkpoints, self._snapshots) if store]
         if found is None:
-            self._state = self._experiment.method.place((start_from or self._experiment.initial_state)())
+            state = (start_from or self._experiment.initial_state)()
+            self.done, self.origin = int(state.round), "begins after"
+            self._state = self._experiment.method.place(state)
             self._conclude({})
         else:
             self._state = self._place(found[1])

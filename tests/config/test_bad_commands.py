@@ -81,6 +81,23 @@ COMMANDS = [
     ("retrain", f"run --ticket {TICKET} --mode rewnd", "argument --mode: invalid choice: 'rewnd'"),
     ("retrain", f"run --ticket {TICKET} --rewind_to 3", "--rewind_to 3: no such snapshot; try 4; there are 0, 4"),
     ("retrain", f"run --ticket {TICKET} --rewind_to 4 --mode finetune", "--rewind_to 4: finetune does not rewind"),
+    (
+        "retrain",
+        f"run --ticket {TICKET} --rewind_to 6 --mode lr_rewind --train.rounds 6",
+        "--rewind_to 6: lr_rewind trains the rounds that",
+    ),
+    (
+        "retrain",
+        f"run --ticket {TICKET} --rewind_to 1 --mode lr_rewind --train.rounds 6 --optimizer.name adam",
+        "--mode lr_rewind: begins in the middle of the run with moments that are zero",
+    ),
+    (
+        "retrain",
+        f"run --ticket {TICKET} --epochs 2 --train.rounds 9",
+        "--epochs 2: is another way to give --train.rounds",
+    ),
+    ("retrain", f"run --ticket {TICKET} --groups paper", "--scope and --norm go with --every"),
+    ("tickets", "run --groups papers", "argument --groups: invalid choice: 'papers'"),
     ("retrain", f"run --ticket {TICKET} --loft.workers 2", "--loft.workers: cannot be changed for a retraining"),
     ("retrain", "run --ticket", "argument --ticket: expected at least one argument"),
     *(
@@ -222,6 +239,7 @@ WHOLE_NUMBERS = {
     ("tickets", "run --rounds"): 0,
     ("retrain", f"run --ticket {TICKET} --rewind_to"): 0,
     ("retrain", f"run --ticket {TICKET} --seeds"): 0,
+    ("retrain", f"run --ticket {TICKET} --epochs"): 1,
     ("retrain", "run --ratio 0.5 --every"): 1,
     ("lottery", "--data.validation 0.1 --seeds"): 0,
     ("cost", "--config c.yaml --workers"): 1,

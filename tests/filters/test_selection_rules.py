@@ -59,6 +59,8 @@ def test_in_scope_global_a_group_with_a_rule_is_drawn_by_itself():
         ({"round_to": 8}, "by8"),
         ({"at_least": 4, "round_to": 8}, "least4-by8"),
         ({"round_to": 8, "score_batches": 16}, "by8-on16"),
+        ({"groups": "paper"}, "paper"),
+        ({"groups": "paper", "at_least": 4}, "paper-least4"),
     ],
 )
 def test_rules_have_names_and_come_back_from_json(rules, name):
@@ -79,6 +81,7 @@ def test_names_of_patterns_differ():
         ({"round_to": 2.0}, "round_to=2.0 must be"),
         ({"round_to": True}, "round_to=True must be"),
         ({"score_batches": 0}, "score_batches=0 must be"),
+        ({"groups": "papers"}, "groups='papers' must be one of all, paper"),
         ({"ratios": [["a", 1]]}, r"the ratio of 'a', 1, must be in \[0, 1\)"),
         ({"ratios": [[1, 0.5]]}, "1 must be the pattern"),
         ({"ratios": [["a"]]}, "not enough values"),
@@ -96,6 +99,36 @@ def test_a_pattern_that_matches_no_group_is_refused():
     for rules in (Rules(keep_whole=("stage9/*",)), Rules((("stage9/*", 0.5),))):
         with pytest.raises(ValueError, match=r"pattern 'stage9/\*': matches no filter group; there are stage1/a, "):
             draw_kept(SCORES, 0.5, "group", rules)
+
+
+BLOCKS = {
+    name: np.arange(8.0)
+    for name in (
+        "stage1/block1",
+        "stage1/block2",
+        "stage2/block1",
+        "stage2/block11",
+        "stage1_block1/conv1",
+        "stage3_block2/conv1",
+    )
+}
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+def test_the_papers_groups_are_all_but_the_first_block_of_a_stage(scope):
+    paper = draw_kept(BLOCKS, 0.5, scope, Rules(groups="paper"))
+    first = {name for name in BLOCKS if name.replace("_", "/").split("/")[1] == "block1"}
+    assert {name for name, kept in paper.items() if len(kept) == 8} == first
+    patterns = draw_kept(BLOCKS, 0.5, scope, Rules(keep_whole=("*/block1", "*_block1/*")))
+    assert paper == patterns
+
+
+@pytest.mark.parametrize("groups", [SCORES, {"stage1/block1": np.arange(4.0), "stage2/block1": np.arange(4.0)}])
+def test_without_a_later_block_there_are_no_groups_of_the_paper(groups):
+    with pytest.raises(
+        ValueError, match=r"--groups paper: keeps the first block .* there are stage1/.*; use --keep_whole"
+    ):
+        draw_kept(groups, 0.5, "group", Rules(groups="paper"))
 
 
 # Scores

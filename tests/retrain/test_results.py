@@ -34,6 +34,24 @@ def test_results_are_mean_and_sample_deviation_over_seeds(run, capsys):
     assert f"unpruned  {RunDirectory(run).summary()['test/accuracy']:.2%}: the run itself, after its 6 rounds" in said
 
 
+def test_the_best_round_stands_beside_the_last_and_says_what_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    directory = fake_run(tmp_path / "run")
+    fake_retraining(directory, 0.5, [0.9, 0.8])
+    (row,) = write_results(directory)
+    assert row["test_accuracy_best_mean"] is None, "these do not record it"
+    for seed, best in enumerate((0.95, 0.85)):
+        path = directory.retrain / f"r12-group-l2-0.5/rewind/seed{seed}/summary.json"
+        path.write_text(path.read_text().replace('"test/loss"', f'"test/accuracy_best": {best}, "test/loss"'))
+    (row,) = write_results(directory)
+    assert (row["test_accuracy_mean"], row["test_accuracy_best_mean"]) == (pytest.approx(0.85), pytest.approx(0.9))
+    print_results(directory, [row])
+    said = capsys.readouterr().out
+    assert "85.00%" in said
+    assert "90.00%" in said
+    assert "best round: mean over seeds; chosen by test images, and so too high" in said
+
+
 def test_results_are_in_order_and_their_loss_is_the_mean_over_seeds(tmp_path):
     directory = fake_run(tmp_path / "run")
     for ticket_round, ratio in ((12, 0.5), (4, 0.5), (0, 0.8), (4, 0.3)):

@@ -47,6 +47,24 @@ def test_a_ticket_of_all_filters_rewound_to_the_start_is_plain_sgd_to_the_bit(ru
         assert [row.get(key) for row in rows[0]] == [row.get(key) for row in rows[1]], key
 
 
+@pytest.mark.full
+def test_the_learning_rate_rewound_to_the_tickets_own_round_is_training_to_the_end(retrain, tmp_path):
+    """Without momentum, which a snapshot does not hold, and with all filters, nothing of the run is missing."""
+    settings = config_of(loft={"workers": 1}, optimizer={"momentum": 0.0})
+    train(settings, opened(tmp_path / "run", settings))
+    retrain(tmp_path / "run", "--every", 1, "--ratio", 0, "--mode", "lr_rewind", "--rewind_to", 4, "--untimed")
+    retrained = RunDirectory(tmp_path / "run/retrain/r4-group-l2-0/lr_rewind-r4/seed0")
+    end, own = (read_state(path / "checkpoints", 6) for path in (tmp_path / "run", retrained.path))
+    assert_same_state(own["variables"]["params"], end["variables"]["params"])
+    whole, part = RunDirectory(tmp_path / "run").rows(), retrained.rows()
+    assert [row["round"] for row in part] == [4, 5, 6]
+    for key in ("train/loss", "learning_rate", "test/accuracy"):
+        assert [row.get(key) for row in part[1:]] == [row.get(key) for row in whole[5:]], key
+    summary = retrained.summary()
+    assert (summary["rounds"], summary["images"]) == (2, 2 * settings.images_per_round)
+    assert summary["epochs"] == settings.epochs(2, 1437)
+
+
 @pytest.fixture(scope="module")
 def started(finished, tmp_path_factory):
     """A copy of the finished run with the tickets of its first and last snapshot retrained, all checkpoints kept."""
@@ -76,7 +94,8 @@ def starts(started, tmp_path_factory):
     patch.setattr("loft_jax.devices.configure_jax", lambda config: None)
     patch.setattr("loft_jax.retrain.retraining.train_to_the_end", start_only)
     patch.setattr("loft_jax.retrain.retraining._costs", lambda *_, **__: costs)
-    for arguments in (["--mode", *command.MODES, "--seeds", "0", "1"], ["--rewind_to", "4"]):
+    others = (["--rewind_to", "4"], ["--rewind_to", "3", "--mode", "lr_rewind"])
+    for arguments in (["--mode", *command.MODES, "--seeds", "0", "1"], *others):
         patch.setattr(sys, "argv", ["retrain", str(path), "--ticket", TICKET, *arguments])
         command.main()
     patch.undo()
@@ -85,7 +104,16 @@ def starts(started, tmp_path_factory):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("mode", "source"), [("rewind", 0), ("rewind-r4", 4), ("finetune", 6), ("random", 0), ("init", 0)]
+    ("mode", "source"),
+    [
+        ("rewind", 0),
+        ("rewind-r4", 4),
+        ("finetune", 6),
+        ("lr_rewind", 6),
+        ("lr_rewind-r3", 6),
+        ("random", 0),
+        ("init", 0),
+    ],
 )
 def test_the_weights_are_those_of_the_kept_filters_at_the_round_rewound_to(mode, source, started, starts):
     params, kept = starts[mode, 0]
@@ -100,7 +128,7 @@ def test_the_weights_are_those_of_the_kept_filters_at_the_round_rewound_to(mode,
 def test_a_ticket_is_kept_as_it_is_but_in_the_controls_that_draw_other_filters(started, starts):
     ticket = kept_of(started / "tickets" / TICKET)
     kept = {mode: starts[mode, 0][1] for mode in command.MODES}
-    assert kept["rewind"] == kept["finetune"] == kept["reinit"] == ticket
+    assert kept["rewind"] == kept["finetune"] == kept["lr_rewind"] == kept["reinit"] == ticket
     assert kept["init"] == kept_of(started / "tickets/r0-group-l2-0.5") != ticket
     sizes = [{group: len(filters) for group, filters in kept[mode].items()} for mode in ("random", "rewind")]
     assert sizes[0] == sizes[1]
@@ -270,7 +298,16 @@ def test_a_ticket_that_is_there_is_not_drawn_again(tmp_path, monkeypatch):
         (directory.tickets / name).mkdir(parents=True)
         (directory.tickets / name / "ticket.json").touch()
     options = Namespace(
-        every=1, ratio=0.5, scope=None, norm=None, group_ratios=[], keep_whole=[], at_least=1, round_to=1
+        every=1,
+        ratio=0.5,
+        scope=None,
+        norm=None,
+        group_ratios=[],
+        keep_whole=[],
+        at_least=1,
+        round_to=1,
+        score_batches=None,
+        groups=None,
     )
     assert draw_missing(directory, config_of(), options, [0, 4, 6]) == names
 
@@ -342,3 +379,19 @@ def test_untimed_retrainings_compile_no_step_and_state_the_same_parameters_and_f
     assert "times its speed" not in said
     (row,) = csv.DictReader((run / "retrain/results.csv").open())
     assert row["steps_images_per_second"] == ""
+
+
+def test_epochs_are_as_many_rounds_as_they_need(run):
+    directory = RunDirectory(run)
+    # A round of the retraining reads 2 batches of 8 of the 1,437 images.
+    assert command.rounds_of(1, {}, directory) == {"train.rounds": "90"}
+    assert command.rounds_of(2, {"loft.local_steps": "1437", "data.batch_size": "1"}, directory) == {
+        "train.rounds": "2"
+    }
+    # Of the schedule of its own, of which the run's rounds know nothing.
+    milestones = {"optimizer.schedule": "step", "optimizer.milestones": "100"}
+    assert command.rounds_of(1, milestones, directory) == {"train.rounds": "90"}
+    assert command.rounds_of(None, {}, directory) == {}
+    (run / "data.json").unlink()
+    with pytest.raises(UserError, match=r"--epochs 3: .*run does not say how many images it has; use --train.rounds"):
+        command.rounds_of(3, {}, directory)

@@ -122,9 +122,9 @@ def test_a_retraining_takes_no_snapshots():
 
 def test_random_filters_of_global_tickets_differ_between_snapshots():
     given = {"ticket": None, "every": 2, "ratio": 0.5, "norm": None, "rewind_to": 0, "mode": ["random"]}
-    check_options(Namespace(**given, scope="global"), [0])
+    check_options(Namespace(**given, scope="global"), [0], Config())
     assert "--mode random: is the same network for every snapshot" in refusal(
-        check_options, Namespace(**given, scope=None), [0]
+        check_options, Namespace(**given, scope=None), [0], Config()
     )
 
 

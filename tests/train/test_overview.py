@@ -27,6 +27,14 @@ def test_speeds_are_of_training_and_sync_and_the_sub_cnn_is_counted_by_itself(fi
     assert summary["parameters"] == parameter_count(model, (8, 8, 1))
 
 
+def test_the_best_accuracy_has_a_name_of_its_own(finished):
+    path, summary = finished
+    rows = [row for row in RunDirectory(path).rows() if "test/accuracy" in row]
+    assert summary["test/accuracy"] == rows[-1]["test/accuracy"]
+    assert summary["test/accuracy_best"] == max(row["test/accuracy"] for row in rows)
+    assert summary["round_best"] in [r["round"] for r in rows if r["test/accuracy"] == summary["test/accuracy_best"]]
+
+
 def test_the_learning_rate_of_a_row_is_that_of_its_last_step(finished):
     rate = learning_rate_schedule(config_of())
     for row in RunDirectory(finished[0]).rows()[1:]:
