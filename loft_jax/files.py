@@ -130,10 +130,27 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows as CSV, completely or not at all; None is an empty cell."""
+def put_aside(path: Path) -> Path:
+    """Rename what cannot be read to NAME.damaged, in place of what has that name. Raises RunStopped on failure."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with stop_on_write_error(aside):
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        elif os.path.lexists(aside):
+            aside.unlink()
+        path.rename(aside)
+    return aside
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return rows as CSV; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write rows as CSV, completely or not at all; None is an empty cell."""
+    write_atomically(path, table_text(columns, rows))

@@ -54,6 +54,7 @@ class Checkpoints:
         progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
     ):
         self.paths, self.path, self.directory = list(paths), out, RunDirectory(out, "--out")
+        self.config_hash: str | None = None
         self.names, self.rounds = short_names(paths), list(range(len(paths)))
         self.layouts: list[Layout] = []
         layers: list[list[Layer]] = []

@@ -12,13 +12,12 @@ from loft_jax.report import (
     DASHES,
     INK,
     Chart,
-    SearchFiles,
     distance_maps,
     distance_to_ticket,
     kept_filters,
     kept_ratio,
 )
-from loft_jax.tickets import Ticket, ratio_text
+from loft_jax.tickets import SearchFiles, Ticket, ratio_text
 
 _TITLE = "checkpoints"
 # Layers with a line of their own colour; more could not be told apart.

@@ -7,8 +7,8 @@ from loft_jax.distances.checkpoints import Checkpoints
 from loft_jax.distances.figures import figures_of
 from loft_jax.files import stop_on_write_error, write_atomically
 from loft_jax.filters import Rules, Scope
-from loft_jax.report import Part, SearchFiles, Table, make_picture, render, style, write_tables
-from loft_jax.tickets import Reference, TicketSearch
+from loft_jax.report import Part, Table, make_picture, render, style, write_tables
+from loft_jax.tickets import Reference, SearchFiles, TicketSearch
 
 _PAGE, _FIGURES, _TABLES = "report.html", "figures", "tables"
 
@@ -50,6 +50,7 @@ def write_page(checkpoints: Checkpoints, found: TicketSearch) -> tuple[int, int]
     """
     out = checkpoints.path
     search = SearchFiles.read(checkpoints.directory)
+    assert search is not None, "the results are written before their page"
     with stop_on_write_error(out / _PAGE):
         for name in (_FIGURES, _TABLES):
             (out / name).mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import megabytes
 from loft_jax.errors import UserError, format_value, path_problem
-from loft_jax.files import ASIDE, directory_aside, ensure_writable, stop_on_write_error
+from loft_jax.files import directory_aside, ensure_writable, stop_on_write_error
 from loft_jax.lottery import is_lottery
 from loft_jax.storage import RunDirectory
 
@@ -24,6 +24,8 @@ from loft_jax.storage import RunDirectory
 
 REPORT, FIGURES, TABLES = "report.html", "figures", "tables"
 _ASIDE = "report"
+# There while a report is put in the place of another one: what a killed process leaves is then known as its own half.
+HALF = ".report.half"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,10 +54,8 @@ def open_out(path: str) -> Path:
     if problem := path_problem(path):
         raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
     out = Path(path)
-    # A report that was killed while it was put in place has its page there still.
-    killed = any(out.glob(f".{_ASIDE}.*{ASIDE}/{REPORT}"))
     for name in (FIGURES, TABLES):
-        if (out / name).exists() and not (out / REPORT).exists() and not killed:
+        if (out / name).exists() and not ((out / REPORT).exists() or (out / HALF).exists()):
             raise UserError(
                 f"--out {path}: holds {name} but no {REPORT}; use another directory, because {name} would be replaced"
             )
@@ -101,11 +101,12 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
 
 
 def _replace(out: Path, aside: Path) -> None:
+    (out / HALF).touch()
     for name in (FIGURES, TABLES):
         shutil.rmtree(out / name, ignore_errors=True)
         os.replace(aside / name, out / name)
-    # Last, because this file marks a complete report.
     os.replace(aside / REPORT, out / REPORT)
+    (out / HALF).unlink()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from loft_jax.report.run_files import RunFiles, SearchFiles
+from loft_jax.report.run_files import RunFiles
 from loft_jax.storage import PHASES
+from loft_jax.tickets import SearchFiles
 
 Row = dict[str, Any]
 SETTLED_WITHIN = 0.1
@@ -49,15 +50,19 @@ def training_curve(run: RunFiles, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accuracy_by_cost(run: RunFiles) -> list[Row]:
-    """A row for each evaluation: accuracy, and the images, bytes and seconds of training until then."""
+    """A row for each evaluation: accuracy, and the images, bytes and seconds of training until then.
+
+    Bytes and seconds are None behind a round whose row is lost.
+    """
     rows: list[Row] = []
     moved = seconds = 0.0
-    for row in run.rows:
+    for number, row in enumerate(run.rows):
         moved += row.get("bytes_on_the_wire", 0.0)
         seconds += sum(row.get(f"seconds/{phase}", 0.0) for phase in ("train", "sync"))
         if row.get("test/accuracy") is not None:
-            images = row["round"] * run.config.images_per_round
-            rows.append({"accuracy": row["test/accuracy"], "images": images, "bytes": moved, "seconds": seconds})
+            images, known = row["round"] * run.config.images_per_round, row["round"] == number
+            sums = {"bytes": moved if known else None, "seconds": seconds if known else None}
+            rows.append({"accuracy": row["test/accuracy"], "images": images, **sums})
     return rows
 
 
@@ -73,6 +78,12 @@ def seconds_a_round(run: RunFiles) -> dict[str, float]:
     }
 
 
-def moved_bytes(run: RunFiles) -> float:
-    """Bytes that all devices together have sent in training so far."""
-    return sum(row.get("bytes_on_the_wire", 0.0) for row in run.rows)
+def moved_bytes(run: RunFiles) -> float | None:
+    """Bytes that all devices together have sent in training so far; None if rows are lost."""
+    return sum(row.get("bytes_on_the_wire", 0.0) for row in run.rows) if run.has_all_rows else None
+
+
+def measured_seconds(run: RunFiles) -> float | None:
+    """Seconds of all phases so far; None if rows are lost."""
+    seconds = (value for row in run.rows for key, value in row.items() if key.startswith("seconds/"))
+    return sum(seconds) if run.has_all_rows else None

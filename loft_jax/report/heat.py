@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from loft_jax.filters import divide_by_chance, footrule_matrix
 from loft_jax.report.chart import COLOUR_MAP, COLOURS, Chart
-from loft_jax.report.run_files import SearchFiles
+from loft_jax.tickets import SearchFiles
 
 _CHANCE = 1.0
 
@@ -100,7 +100,8 @@ def _axis_of(search: SearchFiles) -> str:
 def _describe_reference(search: SearchFiles) -> str:
     if search.names:
         return search.names[search.options["reference_round"]]
-    return "its own last snapshot" if search.own_end else f"round {search.options['reference_round']} of another run"
+    whose = "its own" if search.options["reference"] == "." else "another run's"
+    return "its own last snapshot" if search.own_end else f"{whose} round {search.options['reference_round']}"
 
 
 def _panels(

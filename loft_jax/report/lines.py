@@ -80,7 +80,7 @@ def accuracy_against(name: str, comparison: Comparison, cost: str) -> Chart:
     chart = Chart(name, f"Accuracy against {title}", caption)
     ax = chart.figure.subplots()
     for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        rows = accuracy_by_cost(run)
+        rows = [row for row in accuracy_by_cost(run) if row[cost] is not None]
         x, y = [row[cost] for row in rows], [100 * row["accuracy"] for row in rows]
         show_with_run(k, *ax.plot(x, y, label=label, **run_style(k)))
         texts = [f"{label}: {b:.2f} % after {axis.format_data(a)}" for a, b in zip(x, y, strict=True)]

@@ -4,11 +4,8 @@ Only reads, so it can be used during the run. Imports neither JAX nor a plotting
 """
 
 import csv
-import json
+import io
 import shlex
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,70 +14,13 @@ from typing import Any
 import numpy as np
 
 from loft_jax.config import Config
-from loft_jax.errors import UserError
+from loft_jax.errors import UserError, format_value
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.retrain import collect_results
-from loft_jax.storage import CONFIG, COSTS, METRICS, RunDirectory
-from loft_jax.tickets import Pruning, ratio_text, read_ticket, ticket_name
+from loft_jax.storage import CONFIG, COSTS, METRICS, RunDirectory, UnsoundError, describe_rounds, missing_rounds
+from loft_jax.tickets import Pruning, SearchFiles, read_ticket, ticket_name
 
 Row = dict[str, Any]
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, csv.Error)
-# A flipped byte in a zip file can cause any of these.
-_DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True)
-class SearchFiles:
-    """The files of a ticket search over T snapshots.
-
-    Attributes:
-      options: the options of the search, from search.json: reference, ratios, scope, norm, and the name of its rules.
-      rounds, epochs: [T], of the snapshots, ascending; an epoch is NaN if the metrics did not have it.
-      rankings: group name -> int32 [T, n], 1 = highest score.
-      distances: group name -> float [T], normalised filter distance to the reference; 1 is chance.
-      overlaps: "{ratio}/{group}" and "{ratio}/all" -> float32 [T, T], intersection over union of the kept filters.
-      own_end: whether the reference is the run's own last snapshot.
-      names: of checkpoints that are no run's snapshots, which have no epochs; else empty.
-    """
-
-    options: Row
-    rounds: np.ndarray
-    epochs: np.ndarray
-    rankings: dict[str, np.ndarray]
-    distances: dict[str, np.ndarray]
-    overlaps: dict[str, np.ndarray]
-    own_end: bool
-    names: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, directory: RunDirectory) -> "SearchFiles":
-        """Read the files. Raises one of `_UNREADABLE` if one is missing or damaged, or of another search."""
-        options = json.loads(directory.search.read_text(encoding="utf-8"))
-        keys = ("reference", "reference_round", "ratios", "scope", "norm")
-        given, options = options, {key: options[key] for key in keys}
-        options["rules"] = given.get("rules", {}).get("name", "")
-        names = tuple(map(str, given.get("checkpoints", ())))
-        rankings, overlaps = _read_arrays(directory.rankings), _read_arrays(directory.overlaps)
-        rounds = rankings.pop("rounds")
-        with open(directory.distances, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        group_rows = {name: [row for row in rows if row["group"] == name] for name in rankings}
-        columns = [[int(row["round"]) for row in some] for some in group_rows.values()]
-        if any(found != rounds.tolist() for found in [*columns, overlaps.pop("rounds").tolist()]):
-            raise ValueError("its files are of different searches")
-        if not {f"{ratio_text(ratio)}/all" for ratio in options["ratios"]} <= overlaps.keys():
-            raise ValueError("its files are of different searches")
-        if len(names) not in (0, len(rounds)):
-            raise ValueError("its files are of different searches")
-        distances = {name: _floats(some, "to_reference_normalised") for name, some in group_rows.items()}
-        epochs = _floats(next(iter(group_rows.values())), "epoch")
-        own_end = options["reference_round"] == rounds[-1] and _is_same_path(options["reference"], directory.path)
-        return cls(options, rounds, epochs, rankings, distances, overlaps, own_end, names)
-
-    def pruning(self, ratio: float) -> Pruning:
-        """Return how the tickets of a ratio were drawn."""
-        return Pruning(ratio, self.options["scope"], self.options["norm"], self.options["rules"])
 
 
 @dataclass(frozen=True)
@@ -108,47 +48,35 @@ class RunFiles:
     @classmethod
     def read(cls, directory: RunDirectory, config: Config) -> "RunFiles":
         """Read all that can be read of a run, whatever its state."""
-        missing: list[str] = []
         path = shlex.quote(str(directory.path))
-        rows = directory.rows()
-        summary = directory.summary()
-        if not rows:
-            missing.append(f"{METRICS} has no rows yet; the run has not begun")
-        elif summary is None:
-            missing.append(
-                f"the run has not finished: {rows[-1]['round']} of {config.train.rounds} rounds are done; run the "
-                "same train command again to resume from its last checkpoint"
-            )
-        search: SearchFiles | None = None
+        rows, summary, search = directory.rows(), directory.summary(), None
+        missing = [f"{problem}; it is left out" for problem in directory.lost_rows()]
+        if problem := directory.summary_problem():
+            missing.append(f"{problem}; the same train command makes it again")
+        missing += _describe_rows(rows, summary, config.train.rounds)
         try:
-            search = SearchFiles.read(directory)
-        except FileNotFoundError:
-            missing.append(f"no tickets have been searched; python -m loft_jax.tickets {path}")
-        except _UNREADABLE as error:
+            search = SearchFiles.read(directory, config.hash())
+            if search is None:
+                missing.append(f"no tickets have been searched; python -m loft_jax.tickets {path}")
+        except UnsoundError as error:
             missing.append(
                 f"the ticket search cannot be read ({error}); search again: python -m loft_jax.tickets {path}"
             )
-        if search and rows and search.rounds[-1] < max(row["round"] for row in rows):
+        if search and rows and search.rounds[-1] < rows[-1]["round"]:
             missing.append(f"the ticket search ends at round {search.rounds[-1]}; search again for later snapshots")
-        retrained, unfinished = collect_results(directory)
+        retrained, unfinished, left_out = collect_results(directory)
         if not retrained:
             missing.append(f"no ticket has been retrained; python -m loft_jax.retrain {path} --ticket NAME")
         if unfinished:
             missing.append(f"{unfinished} retrainings have not finished, and are left out")
-        costs = []
+        missing += [f"left out: {line}" for line in left_out]
+        costs: list[Row] = []
         try:
-            with open(directory.path / COSTS, encoding="utf-8", newline="") as file:
-                costs = list(csv.DictReader(file, strict=True))
-            if any(None in (*row, *row.values()) for row in costs):
-                costs = []
-                raise ValueError("its rows differ in length")
-        except FileNotFoundError:
-            missing.append(
-                "no costs have been computed; python -m loft_jax.cost --format csv --config "
-                f"{shlex.quote(str(directory.path / CONFIG))} > {shlex.quote(str(directory.path / COSTS))}"
-            )
-        except _UNREADABLE as error:
-            missing.append(f"{COSTS} cannot be read ({error})")
+            costs = read_costs(directory.path / COSTS)
+        except UnsoundError as error:
+            missing.append(f"{error}; it is left out")
+        else:
+            missing += [] if costs else [f"no costs have been computed; {_cost_command(directory)}"]
         return cls(directory, config, rows, summary, search, retrained, costs, missing)
 
     @property
@@ -157,12 +85,20 @@ class RunFiles:
         return (self.directory.data_identity() or {}).get("name", self.config.data.name)
 
     @property
+    def has_all_rows(self) -> bool:
+        """Whether each round so far has its row."""
+        return not self.rows or not missing_rounds(self.rows, self.rows[-1]["round"])
+
+    @property
     def epochs(self) -> dict[int, float]:
         """Round -> epoch, from all rows."""
         return {row["round"]: row["epoch"] for row in self.rows if "epoch" in row}
 
     def kept(self, ratio: float) -> dict[str, np.ndarray]:
-        """Group name -> bool [T, n]: filters that the ticket of each snapshot keeps; {} if a ticket is missing."""
+        """Group name -> bool [T, n]: filters that the ticket of each snapshot keeps.
+
+        {} if a ticket is missing, or keeps other filters than the ranking has at the top.
+        """
         search = self.search
         if search is None:
             return {}
@@ -174,29 +110,67 @@ class RunFiles:
                 kept = read_ticket(self.directory.tickets / name).kept
                 for group, mask in masks.items():
                     mask[t, kept[group]] = True
+                    if search.rankings[group][t, kept[group]].max() != len(kept[group]):
+                        return {}
             except (UserError, KeyError, IndexError):
                 return {}
         return masks
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file: "rounds" and at least one more. Raises OSError or ValueError."""
+def _describe_rows(rows: Sequence[Row], summary: Row | None, rounds: int) -> list[str]:
+    if not rows:
+        lost = "has no rows, although the run is finished" if summary else "has no rows yet; the run has not begun"
+        return [f"{METRICS} {lost}"]
+    lines = []
+    if lost := missing_rounds(rows, rows[-1]["round"]):
+        lines.append(f"{METRICS} has no rows of rounds {describe_rounds(lost)}; sums over the run are not known")
+    if summary is not None and rows[-1]["round"] != summary["round"]:
+        lines.append(f"{METRICS} ends at round {rows[-1]['round']}, and the run has {summary['round']}")
+    if summary is None:
+        lines.append(
+            f"the run has not finished: {rows[-1]['round']} of {rounds} rounds are done; run the "
+            "same train command again to resume from its last checkpoint"
+        )
+    return lines
+
+
+def read_costs(path: Path) -> list[Row]:
+    """Read RUN/cost.csv, as `loft_jax.cost --format csv` prints it; [] if it is missing or empty.
+
+    Raises:
+      UnsoundError: it is no such table.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except _DAMAGED as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if not arrays.keys() > {"rounds"} or not arrays["rounds"].size:
-        raise ValueError(f"{path.name}: holds no snapshots")
-    return arrays
+        rows: list[Row] = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UnsoundError(f"{COSTS} cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UnsoundError(f"{COSTS} cannot be read ({error})") from None
+    for row in rows:
+        if None in (*row, *row.values()):
+            raise UnsoundError(f"{COSTS} cannot be read (its rows differ in length)")
+        for column, text in row.items():
+            if column not in _WORDS and not _is_number(text):
+                raise UnsoundError(f"{COSTS} cannot be read ({column}: {format_value(text)} must be a number)")
+    return rows
 
 
-def _floats(rows: Sequence[Row], column: str) -> np.ndarray:
-    return np.array([float(row[column] or "nan") for row in rows])
+# Columns of cost.csv that hold no numbers.
+_WORDS = ("method", "momentum", "bytes_counts", "bytes_event")
 
 
-def _is_same_path(one: str, other: Path) -> bool:
-    return Path(one).resolve() == other.resolve()
+def _is_number(text: str) -> bool:
+    try:
+        return not text or 0 <= float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def _cost_command(directory: RunDirectory) -> str:
+    config, costs = (shlex.quote(str(directory.path / name)) for name in (CONFIG, COSTS))
+    return f"python -m loft_jax.cost --format csv --config {config} > {costs}"
 
 
 def pruning_of(row: Row) -> Pruning:

@@ -6,7 +6,7 @@ from typing import Any
 
 from loft_jax.paper import PAPER_ROWS, RATIOS, PaperRow
 from loft_jax.report.comparison import Comparison, comparison_key
-from loft_jax.report.curves import moved_bytes, settled_at, stage_distances, training_curve
+from loft_jax.report.curves import measured_seconds, moved_bytes, settled_at, stage_distances, training_curve
 from loft_jax.report.run_files import RunFiles, last_ticket_results, most_pruned_first
 from loft_jax.tickets import Pruning
 
@@ -40,7 +40,7 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
                 cells[f"{pruning.removed}, published"] = published[pruning.ratio]
                 cells[f"{pruning.removed}, ours"] = percent(tickets.get(pruning))
             cells["GB moved, published"] = gigabytes
-            cells["GB moved, ours"] = round(moved_bytes(ours) / 1e9, 3) if ours else None
+            cells["GB moved, ours"] = _gigabytes(moved_bytes(ours), 3) if ours else None
             cells["improvement, published"] = paper.improvements.get(method)
             cells["run"] = _state(ours)
             rows.append(cells)
@@ -62,7 +62,7 @@ def own_table(comparison: Comparison) -> list[Row]:
                 "method": name,
                 "no-prune": percent(_unpruned(found)),
                 **{pruning.removed: percent(found.get(pruning)) for pruning in prunings},
-                "GB moved": round(moved / 1e9, 4),
+                "GB moved": _gigabytes(moved, 4),
                 "improvement": f"{against / moved:.2f}x" if against and moved else None,
                 "run": _state(run),
             }
@@ -75,7 +75,7 @@ def overview_table(comparison: Comparison) -> list[Row]:
     rows = []
     for run, name in zip(comparison.runs, comparison.names, strict=True):
         losses, accuracies = training_curve(run, "train/loss")[1], training_curve(run, "test/accuracy")[1]
-        seconds = sum(value for row in run.rows for key, value in row.items() if key.startswith("seconds/"))
+        seconds = measured_seconds(run)
         rows.append(
             {
                 "run": name,
@@ -88,8 +88,8 @@ def overview_table(comparison: Comparison) -> list[Row]:
                 "best round, %": round(100 * float(max(accuracies)), 2) if len(accuracies) else None,
                 "train loss": round(float(losses[-1]), 4) if len(losses) else None,
                 "images": (run.rows[-1]["round"] if run.rows else 0) * run.config.images_per_round,
-                "GB moved": round(moved_bytes(run) / 1e9, 4),
-                "seconds": round(seconds, 1),
+                "GB moved": _gigabytes(moved_bytes(run), 4),
+                "seconds": None if seconds is None else round(seconds, 1),
                 "seed": run.config.seed,
                 "config": run.config.hash(),
             }
@@ -142,6 +142,10 @@ def _classes(run: RunFiles) -> str | None:
 
 def _unpruned(tickets: Mapping[Pruning, Row]) -> Row | None:
     return next((row for pruning, row in tickets.items() if not pruning.ratio), None)
+
+
+def _gigabytes(size: float | None, digits: int) -> float | None:
+    return None if size is None else round(size / 1e9, digits)
 
 
 def _state(run: RunFiles | None) -> str:

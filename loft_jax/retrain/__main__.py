@@ -34,7 +34,7 @@ from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.filters import NO_RULES, NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
-from loft_jax.retrain.results import print_results, write_results
+from loft_jax.retrain.results import collect_results, print_results, write_results
 from loft_jax.retrain.settings import retrain_config
 from loft_jax.storage import TICKET, RunDirectory, check_installed
 from loft_jax.tickets import add_ticket_options, check_saved, load_ticket, ratio, rules_of, ticket_name
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         stops = complete(run, config, jobs, preemption, timed=not options.untimed)
     rows = [row for row in write_results(run) if row["ticket"] in {t.name for t in tickets}]
     print_results(run, rows, [ticket.rules for ticket in tickets])
+    for line in collect_results(run).left_out:
+        print(f"left out  {line}")
     if stops:
         raise RunStopped("\n       ".join(stops))
 
@@ -177,7 +179,7 @@ def complete(
       UserError: a ticket or a snapshot does not fit the model.
       Preempted: a stop was requested through `preemption`.
     """
-    unfinished = [job for job in jobs if job.directory.summary() is None]
+    unfinished = [job for job in jobs if not job.is_finished()]
     if not unfinished:
         print(f"{run.retrain}: already complete")
         return []
@@ -198,7 +200,7 @@ def complete(
         time_left = f", {duration(spent / number * remaining)} left in all" if number else ""
         what = f"{job.ticket.name}, {job.mode}, seed {job.config.seed}"
         print(f"job       {number + 1}/{len(unfinished)}: {what}{time_left}", flush=True)
-        job.directory.open(job.config)
+        job.directory.open(job.config, job.what)
         try:
             job.directory.write_summary(retraining.run(job, preemption))
         except RunStopped as stop:

@@ -3,10 +3,13 @@
 Imports no JAX: a finished campaign is reported at once.
 """
 
+import json
+import sys
 from dataclasses import dataclass
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError
+from loft_jax.retrain.summary import mode_name, read_retraining, seed_of
 from loft_jax.storage import METRICS, TICKET, RunDirectory
 from loft_jax.tickets import Ticket, read_ticket
 
@@ -39,9 +42,20 @@ class Job:
     @classmethod
     def of(cls, run: RunDirectory, ticket: Ticket, mode: str, rewind_to: int, config: Config) -> "Job":
         """Make a job, with its directory."""
-        name = mode if not rewind_to else f"{mode}-r{rewind_to}"
-        directory = RunDirectory(run.retrain / ticket.name / name / f"seed{config.seed}", LABEL)
-        return cls(ticket, mode, rewind_to, config, directory)
+        path = run.retrain / ticket.name / mode_name(mode, rewind_to) / f"seed{config.seed}"
+        return cls(ticket, mode, rewind_to, config, RunDirectory(path, LABEL))
+
+    @property
+    def what(self) -> str:
+        """What tells the rows and states of this retraining from those of others with the same settings."""
+        return json.dumps([self.ticket.name, self.mode, self.rewind_to, self.ticket.kept])
+
+    def is_finished(self) -> bool:
+        """Whether the directory holds the summary of this retraining; says so if it holds another."""
+        summary, problem = read_retraining(self.directory, self.ticket.config_hash)
+        if problem:
+            print(f"warning: {problem}; it is retrained again, from its last checkpoint", file=sys.stderr, flush=True)
+        return summary is not None
 
     @property
     def first_round(self) -> int:
@@ -51,12 +65,14 @@ class Job:
     def check(self) -> None:
         """Raise UserError if this job, or another seed of it, was trained with other settings or filters before."""
         for metrics in self.directory.path.parent.glob(f"*/{METRICS}"):
+            if seed_of(metrics.parent.name) is None:
+                continue  # A copy.
             there = RunDirectory(metrics.parent, LABEL)
             same_seed = self.config.model_copy(update={"seed": there.read_config().seed})
             there.check_same(same_seed)
         if not (self.directory.path / TICKET).exists():
             return
-        there = read_ticket(self.directory.path)
+        there = read_ticket(self.directory.path, "delete that directory to retrain it")
         same = there.widths == self.ticket.widths if self.mode == "random" else there.kept == self.ticket.kept
         if there.config_hash != self.ticket.config_hash or not (same or self.mode == "init"):
             raise UserError(

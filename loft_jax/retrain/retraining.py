@@ -69,7 +69,9 @@ class Retraining:
         kept, all_filters = (sum(widths.values()) for widths in (ticket.widths, self._full_widths))
         print(f"network   {kept:,} of {all_filters:,} filters, {_describe_costs(costs)}", flush=True)
         start = partial(self._start, experiment, job, ticket)
-        summary = train_to_the_end(experiment, job.directory, start, snapshots=(), preemption=preemption)
+        summary = train_to_the_end(
+            experiment, job.directory, start, snapshots=(), preemption=preemption, first_round=job.first_round
+        )
         facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
         rounds = config.train.rounds - job.first_round
         facts |= {"ticket_round": job.ticket.round, "rounds": rounds}

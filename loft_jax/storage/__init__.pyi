@@ -5,17 +5,29 @@ from .checkpoints import (
     newest_sound as newest_sound,
     read_state as read_state,
 )
+from .metrics import describe_rounds as describe_rounds, missing_rounds as missing_rounds
+from .records import (
+    Count as Count,
+    Hash as Hash,
+    NonNegative as NonNegative,
+    Schema as Schema,
+    Share as Share,
+    Text as Text,
+    UnsoundError as UnsoundError,
+    parse_object as parse_object,
+    read_object as read_object,
+    write_object as write_object,
+)
 from .run_directory import (
     CONFIG as CONFIG,
     COSTS as COSTS,
     METRICS as METRICS,
-    PHASES as PHASES,
     RESULTS as RESULTS,
     SUMMARY as SUMMARY,
     TICKET as TICKET,
     RunDirectory as RunDirectory,
-    saved_instead as saved_instead,
-    saved_rounds as saved_rounds,
 )
+from .saved import saved_instead as saved_instead, saved_rounds as saved_rounds
+from .summary import PHASES as PHASES
 from .trackers import Tracker as Tracker, check_installed as check_installed
 from .weights import load_weights as load_weights

@@ -22,7 +22,9 @@ import orbax.checkpoint as ocp
 
 from loft_jax.devices import reduce_over_processes
 from loft_jax.errors import RunStopped, UserError
-from loft_jax.storage.run_directory import CHECKPOINTS, SNAPSHOTS, RunDirectory, saved_instead, saved_rounds
+from loft_jax.storage.config_file import read_config_file
+from loft_jax.storage.run_directory import CHECKPOINTS, CONFIG, SNAPSHOTS, RunDirectory
+from loft_jax.storage.saved import saved_instead, saved_rounds
 from loft_jax.storage.services import error_reason
 
 Tree = dict[str, Any]
@@ -42,7 +44,7 @@ class Store:
 
     def __init__(self, directory: Path, keep: int | None = None):
         _ignore_late_ends()
-        self._directory = directory.resolve()
+        self._directory, self._owner = directory.resolve(), _owner_sum(directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -62,7 +64,8 @@ class Store:
         with self._named(f"round {round_number}"):
             # Of arrays on several devices, Orbax would cut and copy each by itself: ten times as long.
             tree = jax.device_get(tree)
-            self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: _checksums(tree)}))
+            sums = np.append(_checksums(tree), np.uint32(self._owner))
+            self._manager.save(round_number, args=ocp.args.PyTreeSave(tree | {_CHECKSUMS: sums}))
 
     def wait(self) -> None:
         """Return when everything saved is on disk. Raises RunStopped if it cannot be written."""
@@ -168,11 +171,34 @@ def read_state(directory: Path, round_number: int) -> Tree:
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
             tree = reader.restore(path / "default", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # Orbax and TensorStore raise errors of any type for truncated or missing files.
-        raise UserError(f"{path}: cannot be read ({error_reason(error)})") from error
+        raise UserError(f"{path}: cannot be read ({_reason(path, error)})") from error
     # Orbax restores array data with a flipped byte without noticing.
-    if not np.array_equal(tree.pop(_CHECKSUMS, None), _checksums(tree)):
+    given = np.atleast_1d(tree.pop(_CHECKSUMS, np.zeros(0, np.uint32)))
+    found = _checksums(tree)
+    if not np.array_equal(given[: len(found)], found):
         raise UserError(f"{path}: is damaged (its checksums do not match)")
+    owners = [_owner_sum(directory), *given[len(found) :].tolist()]
+    # What earlier versions saved names no owner, and outside of a run there is none.
+    if len(owners) == 2 and 0 not in owners and owners[0] != owners[1]:
+        raise UserError(f"{path}: is the state of another run than that of the config.yaml there")
+    if int(tree.get("round", round_number)) != round_number:
+        raise UserError(f"{path}: holds the state of round {int(tree['round'])}, and has the name of another")
     return tree
+
+
+def _reason(path: Path, error: Exception) -> str:
+    manifest = path / "default" / "_METADATA"
+    if not manifest.is_file():
+        return f"default/{manifest.name}, its manifest, is missing"
+    if isinstance(error, AttributeError | TypeError | KeyError | IndexError):
+        return "its manifest is damaged"  # The text of the error is about Orbax's own code.
+    return error_reason(error)
+
+
+def _owner_sum(directory: Path) -> int:
+    """Return a number for the owner of a run's states, as its config.yaml says; 0 where there is none."""
+    config = directory.parent / CONFIG
+    return zlib.crc32(read_config_file(config)[1].encode()) if config.exists() else 0
 
 
 @cache

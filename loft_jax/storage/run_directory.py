@@ -4,23 +4,25 @@ Imports neither JAX nor NumPy, so a finished or refused run says so at once.
 """
 
 import atexit
-import json
 import os
 import platform
 import shutil
 import sys
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from loft_jax.config import Config, apply_overrides, flatten, read_yaml, validate_settings
+from loft_jax.config import Config, apply_overrides, flatten
 from loft_jax.errors import UserError, format_value, path_problem
-from loft_jax.files import ASIDE, clear_leftovers, ensure_writable, stop_on_write_error, write_atomically
+from loft_jax.files import ASIDE, clear_leftovers, ensure_writable, put_aside, stop_on_write_error
+from loft_jax.storage.config_file import owner_of, read_config_file, write_config_file
+from loft_jax.storage.data_file import read_data, write_data
 from loft_jax.storage.metrics import JsonLines, Row
+from loft_jax.storage.records import UnsoundError
+from loft_jax.storage.saved import saved_rounds
+from loft_jax.storage.summary import check_belongs, read_summary, write_summary
 from loft_jax.storage.trackers import Tracker, check_installed, create_trackers
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ CHECKPOINTS, SNAPSHOTS, PROFILE = "checkpoints", "snapshots", "profile"
 RANKINGS, DISTANCES, OVERLAPS, SEARCH = "rankings.npz", "distances.csv", "overlaps.npz", "search.json"
 TICKETS, RETRAIN, RESULTS, COSTS = "tickets", "retrain", "results.csv", "cost.csv"
 TICKET = "ticket.json"
-
-_FEW = 20
 
 
 class RunDirectory:
@@ -51,6 +51,7 @@ class RunDirectory:
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {format_value(str(path))}: {problem}; use the name of a directory")
         self.path, self.writes, self._label = Path(path), True, label
+        self._rows_of: str | None = None
         self._lock: filelock.BaseFileLock | None = None
         self.checkpoints = self.path / CHECKPOINTS
         self.snapshots = self.path / SNAPSHOTS
@@ -61,7 +62,7 @@ class RunDirectory:
         self.search = self.path / SEARCH
         self.tickets = self.path / TICKETS
         self.retrain = self.path / RETRAIN
-        self._metrics = self.path / METRICS
+        self.metrics = self.path / METRICS
         self._trackers: list[Tracker] = []
         self._close_trackers: weakref.finalize | None = None
 
@@ -73,10 +74,14 @@ class RunDirectory:
             for path in self.path.iterdir()
         )
 
-    def open(self, config: Config) -> None:
+    def open(self, config: Config, what: str = "") -> None:
         """Make the directory, or check that it holds a run of the same config; write the config unless it is finished.
 
         The directory is locked for this process until `close`, or until the process ends.
+
+        Args:
+          config: of the run.
+          what: what else tells its rows and states from those of other runs of the same config.
 
         Raises:
           UserError: it cannot be written, is no run directory, was made with another config, or is another process's,
@@ -87,13 +92,17 @@ class RunDirectory:
             raise UserError(f"{self._label} {self.path}: is not empty and holds no run; use another")
         if self.started:
             self.check_same(config)
-        finished = self.summary() is not None
+        summary, problem = self._read_summary()
+        finished = summary is not None
         if not finished:
             check_installed(config.train)
         self._claim()
         clear_leftovers(self.path, f".*{ASIDE}")
+        self._rows_of = owner_of(config, what)
+        if problem:
+            print(f"warning: {problem}; it is made again", file=sys.stderr, flush=True)
         if not finished:
-            write_atomically(self.path / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
+            write_config_file(self.path / CONFIG, config, self._rows_of)
         if self._close_trackers is None:
             self._trackers = create_trackers(config, self.path)
 
@@ -150,10 +159,16 @@ class RunDirectory:
         Raises:
           UserError: the run was trained on other data.
         """
-        before = self.data_identity()
+        try:
+            before = read_data(self.path / DATA)
+        except UnsoundError as error:
+            before = None
+            print(f"warning: {error}; it is written again", file=sys.stderr, flush=True)
+            if self.writes:
+                put_aside(self.path / DATA)
         if before is None or not self.started:
             if self.writes:
-                write_atomically(self.path / DATA, json.dumps(identity) + "\n")
+                write_data(self.path / DATA, identity)
             return
         differing = [key for key, value in identity.items() if before.get(key, value) != value]
         if differing:
@@ -164,17 +179,13 @@ class RunDirectory:
 
     def data_identity(self) -> Row | None:
         """Which data the run is trained on, as `data_identity` returns it; None if that is not written down."""
-        with suppress(OSError, ValueError):
-            identity = json.loads((self.path / DATA).read_text(encoding="utf-8"))
-            return identity if isinstance(identity, dict) else None
+        with suppress(UnsoundError):
+            return read_data(self.path / DATA)
         return None
 
     def read_config(self) -> Config:
-        """The config of the run. Raises UserError if there is none."""
-        path = self.path / CONFIG
-        if not path.exists():
-            raise UserError(f"{self.path}: holds no {CONFIG}; is it a run directory of loft_jax.train?")
-        return validate_settings(read_yaml(path, label=str(path)), source=str(path))
+        """The config of the run. Raises UserError if there is none, or it was changed."""
+        return read_config_file(self.path / CONFIG)[0]
 
     def data_config(self) -> Config | None:
         """Read the config whose data set is the run's: a retraining's has the seed of its run, which splits the images.
@@ -224,7 +235,7 @@ class RunDirectory:
         """Add one row of metrics, to metrics.jsonl and then to the trackers. Raises RunStopped if it is not written."""
         if not self.writes:
             return
-        JsonLines(self._metrics).append(row)
+        self._lines().append(row)
         if self._close_trackers is None:
             self._start_trackers(self.rows())
             return
@@ -241,9 +252,27 @@ class RunDirectory:
         atexit.unregister(self._close_trackers)
         atexit.register(self._close_trackers)
 
+    def replace_row(self, row: Row) -> None:
+        """Write a row in place of that of its round, and without those of later ones."""
+        if self.writes:
+            rows = [*(other for other in self.rows() if other["round"] < row["round"]), row]
+            self._lines().start(rows)
+            self._start_trackers(rows)
+
+    def _lines(self) -> JsonLines:
+        if self._rows_of is None:
+            # Of what is no run, as of checkpoints from elsewhere, there is no config.
+            there = (self.path / CONFIG).exists()
+            return JsonLines(self.metrics, read_config_file(self.path / CONFIG)[1] if there else "")
+        return JsonLines(self.metrics, self._rows_of)
+
     def rows(self) -> list[Row]:
-        """Read all rows, up to the first that is truncated or damaged."""
-        return JsonLines(self._metrics).rows()
+        """Read all sound rows, in the order of their rounds, each once. Raises UserError if the config is not sound."""
+        return self._lines().read()[0]
+
+    def lost_rows(self) -> list[str]:
+        """Why lines of the rows cannot be used, each of them; [] if all can."""
+        return [f"{self.metrics}: {problem}" for problem in self._lines().read()[1]]
 
     def forget_after(self, round_number: int) -> None:
         """Delete rows and snapshots after the round that a run resumes from, so that no round is recorded twice.
@@ -253,7 +282,7 @@ class RunDirectory:
         if not self.writes:
             return
         kept = [row for row in self.rows() if row["round"] <= round_number]
-        JsonLines(self._metrics).start(kept)
+        self._lines().start(kept)
         self._start_trackers(kept)
         for later in [r for r in saved_rounds(self.snapshots) if r > round_number]:
             with stop_on_write_error(self.snapshots / str(later)):
@@ -265,20 +294,34 @@ class RunDirectory:
                     shutil.rmtree(aside)
                 (self.checkpoints / str(later)).rename(aside)
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write the summary; its presence says that the run is finished."""
-        if self.writes:
-            write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the summary; its presence says that the run is finished. Returns it as it is in the file."""
+        if not self.writes:
+            return summary
+        if self._read_summary()[1]:
+            put_aside(self.path / SUMMARY)
+        return write_summary(self.path / SUMMARY, summary)
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run; None where there is none, or one that lacks what every summary has.
+        """The summary of a finished run; None where there is none, or one that is not sound or of another run.
 
         Without one the run resumes from its last checkpoint, and writes the summary again.
         """
-        with suppress(FileNotFoundError, IsADirectoryError, ValueError):
-            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-            return summary if isinstance(summary, dict) and summary.keys() >= NEEDED else None
-        return None
+        return self._read_summary()[0]
+
+    def summary_problem(self) -> str | None:
+        """Why there is a summary that cannot be used; None if there is none, or a sound one."""
+        return self._read_summary()[1]
+
+    def _read_summary(self) -> tuple[Row | None, str | None]:
+        try:
+            summary = read_summary(self.path / SUMMARY)
+            if summary is not None and (self.path / CONFIG).exists():
+                config = self.read_config()
+                check_belongs(self.path / SUMMARY, summary, config.hash(), config.seed)
+        except UnsoundError as error:
+            return None, str(error)
+        return summary, None
 
     def check_same(self, config: Config) -> None:
         """Raise UserError, naming the fields, if the run there was made with other settings."""
@@ -299,31 +342,3 @@ def _close(trackers: Sequence[Tracker], summary: Path) -> None:
     with ExitStack() as stack:  # each of them, whatever another one raises
         for tracker in trackers:
             stack.callback(tracker.close, finished)
-
-
-def saved_instead(saved: Collection[int], asked: int) -> str:
-    """The end of a message about a round that is not saved: the nearest one, and which there are."""
-    nearest = min(saved, key=lambda r: (abs(r - asked), r))
-    few = len(saved) <= _FEW
-    there = ", ".join(map(str, sorted(saved))) if few else f"{len(saved)} from {min(saved)} to {max(saved)}"
-    return f"try {nearest}; there are {there}"
-
-
-def saved_rounds(directory: Path) -> list[int]:
-    """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
-    # What is being written, or was when the process died, has a suffix to its name.
-    return (
-        sorted(int(p.name) for p in directory.glob("*") if p.name.isascii() and p.name.isdigit())
-        if directory.is_dir()
-        else []
-    )
-
-
-PHASES = ("compile", "train", "sync", "evaluation")
-
-
-# What is read of every summary, of a run and of a retraining.
-NEEDED = {
-    *("model", "data", "method", "seed", "round", "epoch", "test/accuracy", "test/loss", "images_per_second"),
-    *(f"seconds/{phase}" for phase in PHASES),
-}

@@ -5,6 +5,7 @@ from .options import (
     rules_of as rules_of,
 )
 from .search import Reference as Reference, TicketSearch as TicketSearch
+from .search_files import SearchFiles as SearchFiles, read_distances as read_distances
 from .snapshots import Snapshots as Snapshots, finite_scores as finite_scores, load_own_data as load_own_data
 from .ticket import (
     Pruning as Pruning,

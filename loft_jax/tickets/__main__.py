@@ -82,7 +82,7 @@ def run(directory: RunDirectory, options: argparse.Namespace, config: Config, ru
     found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked, rules)
     rounds = sorted(set(options.rounds or snapshots.rounds))
     found.write(directory, rounds)
-    print_search(found, own_end=reference.snapshots is snapshots)
+    print_search(found)
     print(f"tickets   {directory.tickets}: one for each ratio and each of {len(rounds)} snapshots")
     if options.export:
         exported = [t for (r, _), t in found.tickets.items() if r in (options.rounds or snapshots.rounds[-1:])]
@@ -94,14 +94,11 @@ def run(directory: RunDirectory, options: argparse.Namespace, config: Config, ru
         print(f"exported  {', '.join(ticket.name for ticket in exported)}: {megabytes(size)}")
 
 
-def print_search(found: "TicketSearch", *, own_end: bool) -> None:
-    """Print a line for each snapshot, or for about a dozen of them.
-
-    Args:
-      found: the results of the search.
-      own_end: whether the reference is the run's own last snapshot.
-    """
-    reference = f"{found.options['reference']}, round {found.options['reference_round']}"
+def print_search(found: "TicketSearch") -> None:
+    """Print a line for each snapshot of a search, or for about a dozen of them."""
+    options = found.options
+    where = "this run" if options["reference"] == "." else options["reference"]
+    reference = f"{where}, round {options['reference_round']}"
     table = Table(title=f"filter distance, mean (worst) over groups; 1 is chance; reference: {reference}")
     for heading in ("round", "epoch", "from the reference", "from the previous snapshot", "train loss", "accuracy"):
         table.add_column(heading, justify="right")
@@ -118,7 +115,7 @@ def print_search(found: "TicketSearch", *, own_end: bool) -> None:
         table.add_row(str(found.rounds[t]), epoch, *distances, loss, accuracy, *overlaps)
     console().print(table)
     start = [row for row in found.rows if row["round"] == 0]
-    caution = ". A run's distance from its own end falls to 0 by construction" if own_end else ""
+    caution = ". A run's distance from its own end falls to 0 by construction" if found.own_end else ""
     baseline = _format_distances(start, "to_reference_normalised")
     print(f"baseline  {baseline}: the initialisation's ranking; 1.000: chance{caution}")
 

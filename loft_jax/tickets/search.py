@@ -1,7 +1,6 @@
 """The search for a run's ticket, computed from its snapshots: rankings, distances, overlaps, tickets."""
 
-import io
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import jax
 import numpy as np
 
 from loft_jax.errors import UserError
-from loft_jax.files import write_atomically, write_table
 from loft_jax.filters import (
     NO_RULES,
     FilterGroup,
@@ -25,13 +23,9 @@ from loft_jax.filters import (
     rules_fields,
 )
 from loft_jax.storage import RunDirectory
+from loft_jax.tickets.search_files import COLUMNS, write_search
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
 from loft_jax.tickets.ticket import Ticket, ratio_text
-
-COLUMNS = (
-    *("run", "group", "round", "epoch", "to_reference", "to_reference_normalised"),
-    *("to_previous", "to_previous_normalised", "train_loss", "test_accuracy"),
-)
 
 Row = dict[str, Any]
 Scores = Mapping[str, np.ndarray]
@@ -45,8 +39,10 @@ class Scored(Protocol):
       path: of that directory.
       rounds: one for each state, ascending.
       groups: whose filters are ranked.
+      config_hash: of the run's config; None where there is no run.
     """
 
+    config_hash: str | None
     directory: RunDirectory
     path: Path
     rounds: list[int]
@@ -130,18 +126,24 @@ class TicketSearch:
         for ratio in ratios:
             overlaps |= _compute_overlaps([tickets[r, ratio] for r in rounds], snapshots)
         rows = distance_rows(snapshots.directory, rounds, rankings, reference.ranks(norm, rules.score_batches))
-        options = {"reference": str(reference.snapshots.path), "reference_round": reference.round}
+        options = {
+            "reference": _seen_from(snapshots.path, reference.snapshots.path),
+            "reference_round": reference.round,
+        }
+        options |= {} if snapshots.config_hash is None else {"config_hash": snapshots.config_hash}
         options |= {"meaningless": reference.meaningless, "ratios": ratios, "scope": scope, "norm": norm}
         options |= rules_fields(rules)
         return cls(options, rounds, rankings, rows, tickets, overlaps)
 
+    @property
+    def own_end(self) -> bool:
+        """Whether the reference is the run's own last snapshot, by whatever path."""
+        at_end = [row["to_reference"] for row in self.rows if row["round"] == self.rounds[-1]]
+        return self.options["reference_round"] == self.rounds[-1] and all(distance == 0 for distance in at_end)
+
     def write(self, directory: RunDirectory, ticket_rounds: Sequence[int]) -> None:
         """Write all results, but tickets of `ticket_rounds` only. Each file is written whole or not at all."""
-        rounds = np.array(self.rounds, np.int32)
-        _write_arrays(directory.rankings, {**self.rankings, "rounds": rounds})
-        _write_arrays(directory.overlaps, {**self.overlaps, "rounds": rounds})
-        write_table(directory.distances, COLUMNS, self.rows)
-        write_atomically(directory.search, json.dumps(self.options, indent=2) + "\n")
+        write_search(directory, self.options, self.rounds, self.rankings, self.overlaps, self.rows)
         for (round_number, _), ticket in self.tickets.items():
             if round_number in ticket_rounds:
                 ticket.write(directory.tickets / ticket.name)
@@ -214,6 +216,11 @@ class Reference:
         return rank_groups(self.snapshots.scores(self.round, norm, batches))
 
 
+def _seen_from(path: Path, other: Path) -> str:
+    """Return the path from one directory to another: "." for the same, which it is after a move too."""
+    return os.path.relpath(other.resolve(), path.resolve())
+
+
 def _compute_overlaps(tickets: Sequence[Ticket], snapshots: "Scored") -> dict[str, np.ndarray]:
     """Compute the overlaps between tickets of one ratio, one ticket for each snapshot."""
     found, joined, total = {}, [[] for _ in tickets], 0
@@ -224,12 +231,6 @@ def _compute_overlaps(tickets: Sequence[Ticket], snapshots: "Scored") -> dict[st
             all_kept += [total + i for i in indices]
         total += group.width
     return found | {f"{ratio_text(tickets[0].ratio)}/all": kept_overlaps(joined, total)}
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
 
 
 def check_comparable(run: Snapshots, reference: Snapshots, *, force: bool) -> str | None:

@@ -49,6 +49,7 @@ class Snapshots:
         self._scorer: tuple[int, TaylorScorer] | None = None
         self.directory, self.path, self.rounds = directory, directory.path, directory.snapshot_rounds()
         self.config = directory.read_config()
+        self.config_hash: str | None = self.config.hash()
         identity = directory.data_identity() or {}
         if needs_images(self.config) and "image_shape" not in identity:
             raise UserError(
@@ -69,7 +70,11 @@ class Snapshots:
         Raises:
           UserError: it cannot be read, is damaged or is of another model.
         """
-        variables = read_state(self.directory.snapshots, round_number)["variables"]
+        way_out = "delete that directory to go on without that round" if round_number else "train the run again"
+        try:
+            variables = read_state(self.directory.snapshots, round_number)["variables"]
+        except UserError as error:
+            raise UserError(f"{error}; {way_out}") from None
         self._check(variables, round_number)
         return variables
 

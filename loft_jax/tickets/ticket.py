@@ -4,6 +4,7 @@ Imports no JAX: reading or refusing a ticket does not need it.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from loft_jax.config import Fraction
 from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
 from loft_jax.filters import NO_RULES, NORMS, SCOPES, Norm, Rules, Scope, draw_kept, rules_fields
-from loft_jax.storage import TICKET
+from loft_jax.storage import TICKET, parse_object
 
 if TYPE_CHECKING:
     from loft_jax.filters import FilterGroup
@@ -85,6 +86,15 @@ class Ticket:
         """Group name -> number of kept filters."""
         return {group: len(kept) for group, kept in self.kept.items()}
 
+    def problem(self) -> str | None:
+        """Say why these cannot be the filters that a ticket keeps; None if they can."""
+        for name, kept in self.kept.items():
+            if not kept or sorted(set(kept)) != kept:
+                return f"filter group {name!r} must keep ascending filter indices, at least one"
+            if not 0 <= kept[0] <= kept[-1] < 2**31:
+                return f"filter group {name!r} keeps filter {kept[0] if kept[0] < 0 else kept[-1]}"
+        return None if self.round >= 0 else f"round: {self.round}: must not be negative"
+
     def redraw(self, scores: Mapping[str, np.ndarray], round_number: int) -> "Ticket":
         """Draw a ticket from the scores of another round, at the same ratio, scope and rules."""
         return replace(self, kept=draw_kept(scores, self.ratio, self.scope, self.rules), round=round_number)
@@ -114,7 +124,7 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     Raises:
       UserError: there is no such ticket, or its file does not hold a ticket of that name.
     """
-    if "/" in name or path_problem(name) or not (directory / name / TICKET).is_file():
+    if "/" in name or path_problem(name) or not os.path.lexists(directory / name / TICKET):
         there = sorted(p.parent.name for p in directory.glob(f"*/{TICKET}"))
         otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
         hint = did_you_mean(name, there, otherwise)
@@ -128,20 +138,28 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     return ticket
 
 
-def read_ticket(directory: Path) -> Ticket:
-    """Read a directory's ticket.json. Raises UserError if it does not hold a ticket."""
-    path, advice = directory / TICKET, "draw it again with python -m loft_jax.tickets"
+_AGAIN = "draw it again with python -m loft_jax.tickets"
+
+
+def read_ticket(directory: Path, advice: str = _AGAIN) -> Ticket:
+    """Read a directory's ticket.json. Raises UserError, which ends with the advice, if it does not hold a ticket."""
+    path = directory / TICKET
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = parse_object(path.read_bytes())
         if "rules" in fields:
             fields = {**fields, "rules": Rules.from_json(fields["rules"])}
-        return Ticket(**fields)
+        ticket = Ticket(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: holds no ticket ({key}: {first['msg'].lower()}); {advice}") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: holds no ticket ({error}); {advice}") from None
+    if problem := ticket.problem():
+        raise UserError(f"{path}: holds no ticket ({problem}); {advice}")
+    return ticket
 
 
 def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -> None:

@@ -12,7 +12,7 @@ from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import duration
 from loft_jax.devices import Preemption, check_visible, connect_processes, run_on_first
 from loft_jax.errors import UserError
-from loft_jax.storage import CONFIG, PHASES, RunDirectory
+from loft_jax.storage import CONFIG, PHASES, RunDirectory, describe_rounds
 
 # Modules that import JAX are imported where they are needed: a typo, a refusal and a finished run are reported before.
 
@@ -90,26 +90,35 @@ def run(config: Config, directory: RunDirectory, preemption: Preemption | None =
     print_setup(experiment)
     summary = train_to_the_end(experiment, directory, preemption=preemption)
     if summary:
-        directory.write_summary(summary)
+        summary = directory.write_summary(summary)
         print_summary(summary)
     return summary
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print summary.json as a few lines."""
-    seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
-    split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
     extent = f"{summary['round']} rounds, {summary['epoch']:.1f} epochs"
     print(f"finished  {summary['model']} on {summary['data']}, {summary['method']}: {extent}")
-    if "stopped" in summary:
+    if summary.get("stopped"):
         print(f"stopped   {summary['stopped']}")
     print(f"accuracy  {summary['test/accuracy']:.2%} on the test set (last round), loss {summary['test/loss']:.4f}")
-    if "validation/accuracy" in summary:
+    if summary.get("validation/accuracy") is not None:
         accuracy, loss = summary["validation/accuracy"], summary["validation/loss"]
         print(f"          {accuracy:.2%} on the images held out for validation, loss {loss:.4f}")
-    print(f"measured  {duration(sum(seconds.values()))}: {split}")
-    share = f"; {summary['share_of_peak']:.1%} of the devices' peak" if "share_of_peak" in summary else ""
-    print(f"speed     {summary['images_per_second']:,.0f} images/s in training rounds, all workers{share}", flush=True)
+    print(f"measured  {_describe_seconds(summary)}")
+    share = f"; {summary['share_of_peak']:.1%} of the devices' peak" if summary.get("share_of_peak") else ""
+    speed = summary["images_per_second"]
+    text = "is not known" if speed is None else f"{speed:,.0f} images/s in training rounds, all workers{share}"
+    print(f"speed     {text}", flush=True)
+
+
+def _describe_seconds(summary: dict[str, Any]) -> str:
+    seconds = {phase: summary[f"seconds/{phase}"] for phase in PHASES}
+    if None in seconds.values():
+        lost = summary.get("rounds_without_rows")
+        return "is not known" + (f", because the rows of rounds {describe_rounds(lost)} are lost" if lost else "")
+    split = ", ".join(f"{phase} {duration(value)}" for phase, value in seconds.items())
+    return f"{duration(sum(seconds.values()))}: {split}"
 
 
 if __name__ == "__main__":

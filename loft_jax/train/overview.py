@@ -12,6 +12,7 @@ from loft_jax.methods import idle_advice
 from loft_jax.models import needs_images, parameter_count
 from loft_jax.storage import PHASES
 from loft_jax.train.experiment import Experiment
+from loft_jax.train.recovery import rounds_without_rows
 
 # Names in a line.
 _SHOWN = 4
@@ -89,30 +90,35 @@ def describe_learning_rates(learning_rate: LearningRate, end: int, steps: int) -
     return text if least == most else f"{text} at its last local step, {least} to {most} over the round"
 
 
-def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(experiment: Experiment, rows: list[dict[str, Any]], first_round: int = 0) -> dict[str, Any]:
     """Make the summary of a finished run from its rows of metrics; times are sums over all resumed starts.
 
     Figures are those of the last round. The best of the evaluated test accuracies has a name of its own: it was chosen
-    by test images, and is too high.
+    by test images, and is too high. Where rows are lost, sums over the run are None, the speed is that of the rounds
+    that are known, and `rounds_without_rows` names the others.
+
+    Args:
+      first_round: completed rounds with which the run began.
     """
     config, last = experiment.config, rows[-1]
-    seconds = {phase: sum(row.get(f"seconds/{phase}", 0.0) for row in rows) for phase in PHASES}
-    images = config.images_per_round * (last["round"] - rows[0]["round"])
+    lost = rounds_without_rows(rows, last["round"], first_round)
+    trained = [row for row in rows if "seconds/train" in row]
+    spent = sum(row.get(f"seconds/{phase}", 0.0) for row in trained for phase in ("train", "sync"))
+    images_per_second = config.images_per_round * len(trained) / spent if spent else None
     best = max((row for row in rows if "test/accuracy" in row), key=lambda row: row["test/accuracy"])
-    images_per_second = images / (seconds["train"] + seconds["sync"])
     shape = experiment.dataset.image_shape
     return {
-        **{key: last[key] for key in ("test/accuracy", "test/loss", "train/loss", "round", "step", "epoch")},
-        "test/accuracy_best": best["test/accuracy"],
-        "round_best": best["round"],
-        **{key: last[key] for key in ("validation/accuracy", "validation/loss") if key in last},
-        "images": images,
+        **{key: last[key] for key in ("test/accuracy", "test/loss", "round", "step", "epoch")},
+        **({} if lost else {"test/accuracy_best": best["test/accuracy"], "round_best": best["round"]}),
+        **{key: last[key] for key in ("train/loss", "validation/accuracy", "validation/loss") if key in last},
+        "images": config.images_per_round * (last["round"] - first_round),
         "images_per_second": images_per_second,
-        **experiment.share_of_peak(images_per_second),
-        **{f"seconds/{phase}": value for phase, value in seconds.items()},
+        **(experiment.share_of_peak(images_per_second) if images_per_second else {}),
+        **{f"seconds/{phase}": None if lost else _total(rows, f"seconds/{phase}") for phase in PHASES},
         "parameters": parameter_count(experiment.model, shape),
         "parameters_sub_cnn": parameter_count(experiment.method.step.model, shape),
-        "bytes_on_the_wire": sum(row.get("bytes_on_the_wire", 0.0) for row in rows),
+        "bytes_on_the_wire": None if lost else _total(rows, "bytes_on_the_wire"),
+        **({"rounds_without_rows": lost} if lost else {}),
         **experiment.method.figures(experiment.state_shapes),
         "model": config.model.name,
         "data": experiment.dataset.name,
@@ -125,3 +131,7 @@ def summarise(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, A
         "device_kind": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
+
+
+def _total(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row.get(key, 0.0) for row in rows)

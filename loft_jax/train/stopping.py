@@ -32,6 +32,11 @@ class TicketWatch:
         self._previous = self._rank(newest)
         self._figures = [row[self._figure] for row in rows if self._figure in row]
 
+    def lacking(self, rows: Sequence[Row], judged: Sequence[int]) -> list[int]:
+        """Return those of the judged rounds whose figure decides now, and is in no row."""
+        known = {row["round"] for row in rows if self._figure in row}
+        return [number for number in judged[-self._settings.stop_snapshots :] if number not in known]
+
     def observe(self, variables: Any) -> Row:
         """Return the distances of a snapshot from the one before, worst group and mean; {} for the first snapshot."""
         before, self._previous = self._previous, self._rank(variables)

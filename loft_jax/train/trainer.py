@@ -18,6 +18,7 @@ from loft_jax.train.experiment import Experiment
 from loft_jax.train.overview import describe_learning_rates, summarise
 from loft_jax.train.profiling import trace_round
 from loft_jax.train.progress import TrainingProgress
+from loft_jax.train.recovery import rows_of_a_finished_run, warn_of_lost_rows
 from loft_jax.train.stopping import TicketWatch
 from loft_jax.train.stopwatch import Stopwatch
 
@@ -32,6 +33,7 @@ def train_to_the_end(
     *,
     snapshots: Collection[int] | None = None,
     preemption: Preemption | None = None,
+    first_round: int = 0,
 ) -> dict[str, Any]:
     """Train in an opened directory, from its newest checkpoint if it has one, with progress.
 
@@ -39,6 +41,7 @@ def train_to_the_end(
       start_from: makes the state before the first round; None for the experiment's initialisation.
       snapshots: rounds that have a snapshot; None for those that train.snapshot_every and others name.
       preemption: asked after every round whether to stop.
+      first_round: completed rounds of the state that `start_from` makes.
 
     Returns:
       The summary; {} in a process that does not write the directory.
@@ -50,7 +53,11 @@ def train_to_the_end(
     """
     directory.agree_on_data(data_identity(experiment.dataset))
     rounds = experiment.config.train.rounds
-    with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption) as trainer:
+    rows = rows_of_a_finished_run(directory, rounds) if directory.writes else None
+    if reduce_over_processes(rows is not None):
+        warn_of_lost_rows(directory, rounds, first_round)
+        return summarise(experiment, rows, first_round) if rows else {}
+    with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption, first_round=first_round) as trainer:
         done = trainer.start(start_from)
         print(f"workdir   {directory.path}" + (f", {trainer.origin} round {done}" if done else ""), flush=True)
         with TrainingProgress(rounds, done) as progress:
@@ -63,7 +70,7 @@ def train_to_the_end(
             )
         if not directory.writes:
             return {}
-        summary = summarise(experiment, directory.rows())
+        summary = summarise(experiment, directory.rows(), first_round)
         if trainer.stop_reason:
             summary["stopped"] = trainer.stop_reason
     return summary
@@ -84,12 +91,14 @@ class Trainer:
         *,
         snapshots: Collection[int] | None = None,
         preemption: Preemption | None = None,
+        first_round: int = 0,
     ):
         self._experiment, self._config, self._directory = experiment, experiment.config, directory
         self._snapshot_rounds, self._preemption = snapshots, preemption
         self._ticket_watch: TicketWatch | None = None
         if self._config.train.stop_when is not None:
             self._ticket_watch = TicketWatch(self._config.train, experiment.method.groups)
+        self._first_round = first_round
         self._watch = Stopwatch()
         self._stores: list[Store] = []
         self.done, self.finished, self.stop_requested = 0, False, False
@@ -121,6 +130,8 @@ class Trainer:
                 file=sys.stderr,
                 flush=True,
             )
+        if found and directory.writes:
+            warn_of_lost_rows(directory, self.done, self._first_round)
         directory.forget_after(self.done if found else -1)
         # All wait for the first process, which has just deleted files that Orbax would find.
         reduce_over_processes(self.done)
@@ -137,23 +148,44 @@ class Trainer:
             self._state = self._place(found[1])
             self._resume_ticket_watch()
             self.finished = self._is_over()
+            self._restore_row()
         self.stop_requested = self._is_stop_requested()
         if self.stop_requested:
             self._checkpoints.wait()
         return self.done
 
     def _resume_ticket_watch(self) -> None:
-        directory = self._directory
-        judged = [r for r in saved_rounds(directory.snapshots) if self._config.stop_check_is_due(r)]
-        if self._ticket_watch and judged:
-            try:
-                before = read_state(directory.snapshots, judged[-1])["variables"]
-            except UserError as error:
-                raise UserError(
-                    f"{error}; train.stop_when needs it to continue. Delete the checkpoints of round {judged[-1]} and "
-                    "later to resume from an earlier round"
-                ) from None
-            self._ticket_watch.resume(before, directory.rows())
+        watch, directory = self._ticket_watch, self._directory
+        judged = [r for r in range(self.done + 1) if self._config.stop_check_is_due(r)]
+        if watch is None or not judged:
+            return
+        rows = directory.rows()
+        # What the rows have lost is measured again, from the snapshots.
+        again = watch.lacking(rows, judged[1:])
+        try:
+            for earlier in judged[-1 - self._config.train.stop_snapshots :] if again else ():
+                watch.observe(read_state(directory.snapshots, earlier)["variables"])
+            if not again:
+                watch.resume(read_state(directory.snapshots, judged[-1])["variables"], rows)
+        except UserError as error:
+            raise UserError(
+                f"{error}; train.stop_when needs it to continue. Delete the checkpoints of round {judged[-1]} and "
+                "later to resume from an earlier round"
+            ) from None
+
+    def _restore_row(self) -> None:
+        """Evaluate the state that the run resumes from, if the row of its round is lost or lacks that."""
+        row = next((row for row in self._directory.rows() if row["round"] == self.done), {})
+        lost = not row or (self.finished and "test/accuracy" not in row)
+        if not reduce_over_processes(lost and self._directory.writes):
+            return
+        variables = self._full().variables
+        with self._watch.phase("evaluation"):
+            variables = self._experiment.estimate_norms(variables)
+            metrics = self._experiment.evaluate(variables)
+            if self._experiment.validate:
+                metrics |= self._experiment.validate(variables)
+        self._directory.replace_row({**self._row(metrics), **row, **metrics})
 
     def _is_over(self) -> bool:
         """Whether no round is left: the last is done, or `train.stop_when` ends the run. All processes agree."""

@@ -115,7 +115,7 @@ COMMANDS = [
         }.items()
     ),
     ("retrain", "renamed --ticket r0-group-l2-0.5", f"--ticket r0-group-l2-0.5: holds the ticket {TICKET}"),
-    ("retrain", "nested --ticket r4-group-l2-0.5", "ticket.json: holds no ticket (maximum recursion depth"),
+    ("retrain", "nested --ticket r4-group-l2-0.5", "ticket.json: holds no ticket (is nested too deeply)"),
     ("cost", "", "give --config FILE for what a setting costs, or --paper"),
     ("cost", "--paper --config c.yaml", "--paper has settings of its own"),
     ("cost", ["--paper", "--config", ""], "--paper has settings of its own"),

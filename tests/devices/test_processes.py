@@ -18,7 +18,8 @@ from loft_jax.config.config import Config
 from loft_jax.devices import mesh, processes
 from loft_jax.devices.processes import Processes, check_visible, connect_processes, run_on_first
 from loft_jax.errors import Preempted, RunStopped, UserError
-from loft_jax.storage.run_directory import RunDirectory, saved_rounds
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_rounds
 
 
 @pytest.fixture(scope="module")

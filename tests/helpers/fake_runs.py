@@ -1,6 +1,5 @@
 """Run directories as commands leave them, written in a moment: nothing is trained, the numbers are made up."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,8 @@ from loft_jax.filters.selection import draw_kept
 from loft_jax.models.registry import create_model
 from loft_jax.report.run_files import RunFiles
 from loft_jax.retrain.results import write_results
-from loft_jax.storage.run_directory import PHASES, RunDirectory
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.summary import PHASES
 from loft_jax.tickets.search import TicketSearch
 from loft_jax.tickets.snapshots import rank_groups
 from loft_jax.tickets.ticket import Ticket, ticket_name
@@ -35,7 +35,7 @@ def fake_run(path, rounds=12, *, finished=True, seed=0, **sections):
             row |= {"test/loss": 2.3 - 2 * share, "test/accuracy": 0.1 + 0.85 * share}
         directory.append(row)
     if finished:
-        directory.write_summary(fake_summary() | {"round": done, "test/accuracy": row["test/accuracy"]})
+        directory.write_summary(fake_summary() | {"seed": seed, "round": done, "test/accuracy": row["test/accuracy"]})
     return directory
 
 
@@ -65,6 +65,7 @@ def fake_search(directory, snapshots=7, ratios=(0.8, 0.5), seed=0, model="preres
         return Ticket(kept, ratio, scope, norm, round_number, str(directory.path), config.hash(), rules)
 
     stand_in = SimpleNamespace(directory=directory, rounds=rounds, groups=groups, scores=scores, ticket=ticket)
+    stand_in.path, stand_in.config_hash = directory.path, config.hash()
     stand_in.check_rules = lambda rules: rules.check(g.name for g in groups)
     reference = SimpleNamespace(
         snapshots=SimpleNamespace(path=directory.path),
@@ -85,7 +86,7 @@ def fake_retraining(directory, ratio, accuracies, mode="rewind", ticket_round=12
     for seed, accuracy in enumerate(accuracies):
         path = directory.retrain / name / mode / f"seed{seed}"
         path.mkdir(parents=True)
-        write_atomically(path / "summary.json", json.dumps({**facts, "seed": seed, "test/accuracy": accuracy}))
+        RunDirectory(path).write_summary({**facts, "seed": seed, "test/accuracy": accuracy})
     write_results(directory)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from helpers.runs import SETTINGS
-from loft_jax.storage.run_directory import RunDirectory, saved_rounds
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_rounds
 
 # Processes whose peer is gone must have stopped by then.
 SECONDS_TO_STOP = 60

@@ -1,7 +1,9 @@
 """The report command, and its page in a browser."""
 
+import contextlib
 import csv
 import hashlib
+import json
 import shutil
 import sys
 import time
@@ -10,7 +12,9 @@ import pytest
 from helpers.fake_runs import complete_run, fake_levels, fake_run, fake_search
 from playwright.sync_api import sync_playwright
 
+from loft_jax.errors import UserError
 from loft_jax.report.__main__ import main
+from loft_jax.storage.records import write_object
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "$\\frac$ 雪<script>alert('&\"|</title>--><img src=x onerror=alert(1)>"
@@ -86,7 +90,7 @@ def test_runs_in_any_state_and_of_other_settings_make_a_report(report, tmp_path,
     out = report(begun, bare, other)
     said = capsys.readouterr().out
     assert "missing   LoFT-4: the run has not finished: 6 of 12 rounds are done" in said
-    assert "missing   LoFT-4: metrics.jsonl has no rows yet" in said
+    assert "missing   LoFT-4: metrics.jsonl has no rows, although the run is finished" in said
     assert "These runs differ in model or data set and are shown separately" in (out / "report.html").read_text()
     assert (out / "figures/s3_settling.png").exists()
     assert not (out / "figures/s2_settling.png").exists()
@@ -99,6 +103,8 @@ def test_a_search_whose_run_has_lost_its_epochs_is_drawn_all_the_same(report, tm
     column = text[0].split(",").index("epoch")
     rows = [[cell if i != column else "" for i, cell in enumerate(line.split(","))] for line in text[1:]]
     directory.distances.write_text("\n".join([text[0], *map(",".join, rows)]) + "\n")
+    options = json.loads(directory.search.read_text())
+    write_object(directory.search, options | {"crc32": {}})
     out = report(directory)
     assert (out / "figures/run1_maps.png").exists()
 
@@ -266,3 +272,48 @@ def test_a_lottery_is_a_part_of_its_own_beside_runs_or_alone(report, tmp_path, c
     assert {"runs", "paper", "lottery1_levels"} <= {p.stem for p in (out / "tables").iterdir()}
     said = capsys.readouterr().out
     assert "missing   empty: preresnet20 on digits, LoFT-4: no training has been finished yet" in said
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 5])
+def test_a_report_killed_between_its_renames_is_known_as_its_own_and_cleared(moment, tmp_path, monkeypatch):
+    """Each step of putting the new report in its place in turn is the last one."""
+    from loft_jax.report import __main__ as command
+
+    out, aside = tmp_path / "out", tmp_path / "out/.report.1.tmp"
+    for name in ("figures", "tables"):
+        (aside / name).mkdir(parents=True)
+    (aside / "report.html").write_text("new")
+    steps = iter(range(moment))
+
+    class KilledError(BaseException):
+        pass
+
+    def counted(step):
+        def call(*arguments, **options):
+            if next(steps, None) is None:
+                raise KilledError
+            return step(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((command.os, "replace"), (command.shutil, "rmtree")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        with contextlib.suppress(KilledError):
+            command._replace(out, aside)
+    assert command.open_out(str(out)) == out
+    (out / ".report.half").unlink(missing_ok=True)
+    whole = (out / "report.html").exists()
+    assert whole == (moment == 5)
+    if not whole and (out / "figures").exists():
+        with pytest.raises(UserError, match=r"holds figures but no report\.html"):
+            command.open_out(str(out))
+
+
+def test_what_a_killed_report_left_is_cleared(tmp_path):
+    from loft_jax.report import __main__ as command
+
+    directory = fake_run(tmp_path / "run")
+    (tmp_path / "out/.report.1.tmp/figures").mkdir(parents=True)
+    command.run([directory], [directory.read_config()], tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "figures", "tables"}

@@ -1,11 +1,13 @@
 """What a report reads of runs in every state, and what it says of what is not there."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 from helpers.fake_runs import complete_run, fake_run, fake_search, read
 
+from loft_jax.storage.records import write_object
 from loft_jax.tickets.ticket import read_ticket
 
 
@@ -55,12 +57,20 @@ def test_a_run_that_has_only_begun_says_what_is_not_there(tmp_path):
         ("cost.csv", b"\xff", "cost.csv cannot be read"),
         ("cost.csv", b"method,bytes_total\nLoFT-4,1,2\n", "its rows differ in length"),
         ("cost.csv", b"method,bytes_total\nLoFT-4,1\nGPipe-4\n", "its rows differ in length"),
-        ("search.json", b'{"reference_round": 12, "reference": "x", "ratios": [0.8]}', "cannot be read ('scope')"),
-        ("retrain/r12-group-l2-0.8/random/seed0/summary.json", b"{}", "1 retrainings have not finished"),
+        ("search.json", b'{"reference_round": 12, "reference": "x", "ratios": [0.8]}', "search.json: scope is missing"),
+        (
+            "retrain/r12-group-l2-0.8/random/seed0/summary.json",
+            b"{}",
+            "summary.json: model is missing; the same retrain",
+        ),
         ("summary.json", b"{", "the run has not finished"),
-        ("metrics.jsonl", b'{"round": 0, "epo', "metrics.jsonl has no rows yet"),
-        ("metrics.jsonl", b"[]\n", "metrics.jsonl has no rows yet"),
-        ("retrain/r12-group-l2-0.8/random/seed0/summary.json", b"{", "1 retrainings have not finished"),
+        ("summary.json", b"{", "summary.json: is no JSON"),
+        ("metrics.jsonl", b'{"round": 0, "epo', "metrics.jsonl has no rows, although the run is finished"),
+        ("metrics.jsonl", b"[]\n", "metrics.jsonl: line 1: holds [], and not an object; it is left out"),
+        ("retrain/r12-group-l2-0.8/random/seed0/summary.json", b"{", "seed0/summary.json: is no JSON"),
+        ("cost.csv", b"", "no costs have been computed"),
+        ("cost.csv", b"method,bytes_total\n", "no costs have been computed"),
+        ("cost.csv", b"method,bytes_total\nLoFT-4,-1\n", "bytes_total: -1 must be a number"),
     ],
 )
 def test_a_damaged_file_is_a_line_not_the_end(name, content, said, tmp_path):
@@ -76,9 +86,9 @@ def test_no_damage_to_the_arrays_is_the_end(tmp_path):
     for position in [*range(200), *moments.sample(range(len(content)), 200), *range(len(content) - 200, len(content))]:
         directory.overlaps.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
         run = read(directory)
-        assert run.search or "the ticket search cannot be read (" in run.missing[0]
+        assert "the ticket search cannot be read (" in run.missing[0]
     np.savez_compressed(directory.rankings, rounds=np.arange(3))
-    assert "rankings.npz: holds no snapshots" in read(directory).missing[0]
+    assert "rankings.npz: is damaged, or of another search" in read(directory).missing[0]
 
 
 def test_commands_that_are_offered_can_be_pasted_into_a_shell(tmp_path):
@@ -97,7 +107,7 @@ def test_a_search_that_was_written_while_it_was_read_is_not_believed(tmp_path):
     directory.distances.write_bytes(before)
     run = read(directory)
     assert run.search is None
-    assert "its files are of different searches" in run.missing[0]
+    assert "is damaged, or of another search" in run.missing[0]
 
 
 def test_a_search_for_other_ratios_that_is_written_while_it_is_read_is_not_believed(tmp_path):
@@ -105,7 +115,7 @@ def test_a_search_for_other_ratios_that_is_written_while_it_is_read_is_not_belie
     before = directory.search.read_bytes()
     fake_search(directory, ratios=(0.3,))
     directory.search.write_bytes(before)
-    assert "its files are of different searches" in read(directory).missing[0]
+    assert "is damaged, or of another search" in read(directory).missing[0]
 
 
 def test_a_run_that_has_gone_on_since_its_search_says_so(tmp_path):
@@ -117,7 +127,7 @@ def test_a_run_that_has_gone_on_since_its_search_says_so(tmp_path):
 
 def test_a_search_against_another_round_of_the_run_is_not_of_its_own_end(tmp_path):
     directory = complete_run(tmp_path / "run")
-    text = directory.search.read_text()
-    assert '"reference_round": 12' in text
-    directory.search.write_text(text.replace('"reference_round": 12', '"reference_round": 4'))
+    options = json.loads(directory.search.read_text())
+    assert options["reference_round"] == 12
+    write_object(directory.search, options | {"reference_round": 4})
     assert not read(directory).search.own_end

@@ -7,15 +7,22 @@ import pytest
 from helpers.runs import config_of, opened
 
 from loft_jax.errors import RunStopped, UserError
-from loft_jax.storage.run_directory import RunDirectory, saved_instead
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_instead
 
 
-def test_rows_behind_a_spoilt_one_are_not_believed(tmp_path):
+def test_rows_behind_a_spoilt_one_stay_and_what_is_left_out_is_said(tmp_path):
     directory = opened(tmp_path / "run", config_of())
     directory.append({"round": 1})
-    with open(tmp_path / "run/metrics.jsonl", "ab") as file:
-        file.write(b'\xff{"round": 2\n{"round": 3}\n')
-    assert directory.rows() == [{"round": 1}]
+    with open(directory.metrics, "ab") as file:
+        file.write(b'\xff{"round": 2\n{"round": 3}\n\n{"round": 4')
+    assert directory.rows() == [{"round": 1}, {"round": 3}]
+    (said,) = directory.lost_rows()
+    assert said.startswith(f"{directory.metrics}: line 2: is no JSON")
+    before = directory.metrics.read_bytes()
+    directory.forget_after(3)
+    assert directory.rows() == [{"round": 1}, {"round": 3}]
+    assert directory.metrics.with_name("metrics.jsonl.damaged").read_bytes() == before
 
 
 def test_what_a_killed_process_left_half_written_is_deleted(tmp_path):

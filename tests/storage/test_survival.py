@@ -20,7 +20,8 @@ from loft_jax import load_checkpoint
 from loft_jax.devices.processes import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.storage.checkpoints import Store, _ignore_late_ends, newest_sound, read_state
-from loft_jax.storage.run_directory import RunDirectory, saved_rounds
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_rounds
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.trainer import Trainer, train_to_the_end
 
@@ -212,13 +213,13 @@ def test_ends_of_writes_that_come_too_late_for_orbax_are_no_traceback(monkeypatc
     assert [str(unraisable.exc_value) for unraisable in told] == ["a bug"]
 
 
-def test_rows_end_where_a_disk_has_spoiled_them(tmp_path):
+def test_rows_that_a_disk_has_spoiled_are_left_out(tmp_path):
     directory = opened(tmp_path / "run", config_of())
     for number in range(3):
         directory.append({"round": number})
     metrics = tmp_path / "run/metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes().replace(b'{"round": 1}', b"\0" * 12))
-    assert directory.rows() == [{"round": 0}]
+    metrics.write_bytes(metrics.read_bytes().replace(b'{"round": 1', b"\0" * 11))
+    assert directory.rows() == [{"round": 0}, {"round": 2}]
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
@@ -232,7 +233,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys)
 
 def test_a_row_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     directory = opened(tmp_path / "run", config_of())
-    monkeypatch.setattr(directory, "_metrics", Path("/dev/full"))
+    monkeypatch.setattr(directory, "metrics", Path("/dev/full"))
     with pytest.raises(RunStopped, match=r"/dev/full: cannot be written \(No space left on device\); what was saved"):
         directory.append({"round": 1})
 

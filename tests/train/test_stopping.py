@@ -11,7 +11,8 @@ from loft_jax.errors import UserError
 from loft_jax.filters.groups import FilterGroup
 from loft_jax.filters.ranking import normalised_footrule
 from loft_jax.storage.checkpoints import read_state
-from loft_jax.storage.run_directory import RunDirectory, saved_rounds
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_rounds
 from loft_jax.tickets.snapshots import Snapshots, rank_groups
 from loft_jax.train.__main__ import print_summary, run, run as train
 from loft_jax.train.stopping import TicketWatch

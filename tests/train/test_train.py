@@ -24,7 +24,8 @@ from loft_jax.devices.setup import configure_jax
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.lottery import LotteryConfig
 from loft_jax.storage.checkpoints import read_state
-from loft_jax.storage.run_directory import RunDirectory, saved_rounds
+from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.storage.saved import saved_rounds
 from loft_jax.theory.config import TheoryConfig
 from loft_jax.train.__main__ import run
 from loft_jax.train.experiment import Experiment

@@ -1,0 +1,24 @@
+"""Which rounds are saved in a directory of checkpoints or snapshots. Imports neither JAX nor NumPy."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+_FEW = 20
+
+
+def saved_instead(saved: Collection[int], asked: int) -> str:
+    """The end of a message about a round that is not saved: the nearest one, and which there are."""
+    nearest = min(saved, key=lambda r: (abs(r - asked), r))
+    few = len(saved) <= _FEW
+    there = ", ".join(map(str, sorted(saved))) if few else f"{len(saved)} from {min(saved)} to {max(saved)}"
+    return f"try {nearest}; there are {there}"
+
+
+def saved_rounds(directory: Path) -> list[int]:
+    """Rounds that are completely saved in a directory of checkpoints or snapshots, ascending."""
+    # What is being written, or was when the process died, has a suffix to its name.
+    return (
+        sorted(int(p.name) for p in directory.glob("*") if p.name.isascii() and p.name.isdigit())
+        if directory.is_dir()
+        else []
+    )
