@@ -119,7 +119,7 @@ def complete(run: Path, config: LotteryConfig, seeds: Sequence[int], preemption:
                 raise Preempted(f"stopped   by SIGTERM, {left} trainings left; run the same command again to resume")
             try:
                 with closing(training.directory) as directory:
-                    directory.open(training.config)
+                    directory.open(training.config, f"level {training.level}, {training.control}")
                     directory.write_summary(chain.run(training, preemption))
             except RunStopped as stop:
                 stops.append(f"{training.directory.path}: {stop}")

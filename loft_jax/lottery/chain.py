@@ -92,7 +92,6 @@ class Chain:
             None if first else partial(self._start, experiment, training.control, masks),
             snapshots={0, self._config.rewind_round} if first else (),
             preemption=preemption,
-            first_round=0 if first else self._config.rewind_round,
         )
         facts = {"level": training.level, "control": training.control, "rewind_to": self._config.rewind_round}
         return summary | facts | {"weights_left": left, "weights": total}
