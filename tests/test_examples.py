@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import wave
 
 import numpy as np
 import pytest
@@ -97,6 +98,96 @@ def test_the_image_files_of_tfds_are_packed_as_they_are(example, tmp_path, monke
 def test_what_cannot_be_packed_is_one_message(example, arguments, message):
     with pytest.raises(SystemExit, match=re.escape(message)):
         example("pack_dataset", *arguments, "--out", "x.npz")
+
+
+def tone(hertz, seconds=1.0):
+    """A sound of int16 samples."""
+    moments = np.arange(int(16_000 * seconds)) / 16_000
+    return (2**14 * np.sin(2 * np.pi * hertz * moments)).astype("<i2")
+
+
+def write_wav(path, samples, rate=16_000):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+
+
+@pytest.fixture
+def speech(example, tmp_path):
+    """The example on a folder of words that are tones, low and high, of twenty speakers."""
+    pytest.importorskip("librosa")
+    for word, hertz in {"low": 300, "high": 3000}.items():
+        for speaker in range(20):
+            write_wav(tmp_path / "words" / word / f"{speaker:08x}_nohash_0.wav", tone(hertz, 0.5 + speaker / 30))
+    write_wav(tmp_path / "words/_background_noise_/pink.wav", tone(50))
+    return example
+
+
+def test_features_of_speech_are_read_as_arrays_and_know_low_from_high(speech):
+    printed = speech("speech_features", "folder", "words", "--out", "speech.npz")
+    read = loft_jax.load_dataset(loft_jax.Config(data={"name": "arrays", "data_dir": "speech.npz"}))
+    assert (read.name, read.image_shape, read.class_names) == ("speech_commands", (4096,), ("high", "low"))
+    assert f"{read.examples} training and {read.test_examples} test sounds, 2 words, 4,096 features" in printed
+    assert read.examples + read.test_examples == 40
+    # All sounds of a speaker are on one side.
+    assert np.bincount(read.test_labels)[0] == np.bincount(read.test_labels)[1] >= 1
+    loudest = read.train_images.reshape(-1, 128, 32)[:, :, 10].argmax(axis=1)
+    high, low = (loudest[read.train_labels == label] for label in (0, 1))
+    assert low.max() < 20 < 70 < high.min()
+
+
+def test_features_of_speech_from_tfds_are_those_of_its_sounds(example, tmp_path):
+    pytest.importorskip("librosa")
+    import tensorflow_datasets as tfds
+
+    class Sounds(tfds.core.GeneratorBasedBuilder):
+        name, VERSION = "speech_commands", tfds.core.Version("0.0.3")
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["low", "high"])
+            # In place of an Audio, for which TFDS needs TensorFlow.
+            features = {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "label": label}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {split: self._generate_examples() for split in ("train", "validation", "test")}
+
+        def _generate_examples(self):
+            yield 0, {"audio": tone(300), "label": 0}
+            yield 1, {"audio": tone(3000), "label": 1}
+
+    builder = Sounds(data_dir=tmp_path / "data", file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    example("speech_features", "tfds", "data", "--out", "speech.npz")
+    arrays = np.load("speech.npz")
+    assert arrays["train_images"].shape == (4, 4096)
+    assert sorted(arrays["test_labels"].tolist()) == [0, 1]
+    assert arrays["class_names"].tolist() == ["low", "high"]
+    for label, band in ((0, 20), (1, 70)):
+        loudest = arrays["test_images"][arrays["test_labels"] == label].reshape(128, 32)[:, 10].argmax()
+        assert (loudest < band) == (label == 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder", "nowhere"], "nowhere: no such directory"),
+        (["folder", "empty"], "empty: holds no folder of a word"),
+        (["folder", "words"], "has (channels, bytes, rate) (1, 2, 8000); must be (1, 2, 16000)"),
+        (["folder", "silent"], "silent: holds too few sounds for a training and a test set"),
+        (["tfds", "empty"], "empty: holds no speech_commands; prepare it with TFDS"),
+    ],
+)
+def test_what_is_no_speech_is_one_message(example, arguments, message, tmp_path):
+    pytest.importorskip("librosa")
+    for name in ("empty", "silent/word"):
+        (tmp_path / name).mkdir(parents=True)
+    write_wav(tmp_path / "words/slow/a_nohash_0.wav", tone(300), rate=8000)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        example("speech_features", *arguments, "--out", "x.npz")
 
 
 def test_a_directory_without_a_run_is_one_message(example, tmp_path):

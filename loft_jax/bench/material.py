@@ -10,10 +10,10 @@ from loft_jax.models import Network, variable_shapes
 Tree = dict[str, Any]
 
 
-def random_images(examples: int) -> Dataset:
-    """Make a data set of random 32x32 images in 10 classes."""
+def random_images(examples: int, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
+    """Make a data set of random images in 10 classes; their shape is (height, width, channels)."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, size=(examples, 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, size=(examples, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, size=examples).astype(np.int32)
     return Dataset("random", images, labels, images[:10], labels[:10], num_classes=10, crop_padding=4, flip=True)
 

@@ -17,12 +17,22 @@ CONFIG = Config.model_validate(
         "mesh": {"cpu_devices": 4},
     }
 )
+# The perceptron of 3 layers, on Fashion-MNIST, of docs/results/ist.md.
+IST = Config.model_validate(
+    {
+        "model": {"name": "mlp", "width": 1024, "options": {"hidden_layers": 2, "norm": "batch", "head_norm": True}},
+        "data": {"batch_size": 128, "augment": False},
+        "loft": {"workers": 4, "local_steps": 30, "momentum": "reset", "sync": "exchange"},
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
+        "mesh": {"cpu_devices": 4},
+    }
+)
 
 
 def all_rows(pairs: int) -> Iterator[Row]:
     """Measure all rows, each with this number of pairs."""
     paired: list[Callable[[], list[Row]]] = [partial(measure, pairs) for measure in (ticket_rows, footrule_rows)]
-    for measure in [partial(round_rows, pairs), flops_of_deep_sub_cnn, *paired]:
+    for measure in [partial(round_rows, pairs), partial(ist_rows, pairs), flops_of_deep_sub_cnn, *paired]:
         yield from measure()
 
 
@@ -98,6 +108,19 @@ def round_rows(pairs: int) -> list[Row]:
             "s",
         ),
     ]
+
+
+def ist_rows(pairs: int) -> list[Row]:
+    """Compare a round of IST-4 (3 layers of 1,024 neurons, batch 128, 30 local steps) with its compact steps."""
+    from loft_jax.train import StepLoop, interleaved
+
+    dataset = random_images(60_000, (28, 28, 1))
+    whole = WholeRound(IST, dataset)
+    compact = StepLoop(whole.round.step, whole.round.step.model, dataset, IST.data.batch_size)
+    steps = IST.loft.workers * IST.loft.local_steps
+    seconds = interleaved(whole, lambda: compact(steps), pairs)
+    speeds = ([IST.images_per_round / s for s in each] for each in seconds)
+    return [ratio_row("images/s of an IST-4 round over its compact steps called back to back", *speeds, "images/s")]
 
 
 def ticket_rows(pairs: int) -> list[Row]:
