@@ -21,15 +21,16 @@ COMMANDS = (
 
 def main() -> None:
     """Run the command that the first argument names, or list all of them; the console script `loft-jax`."""
-    run_command(_main)
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        name = sys.argv.pop(1)
+        sys.argv[0] = f"python -m loft_jax.{name}"
+        runpy.run_module(f"loft_jax.{name}", run_name="__main__", alter_sys=True)
+    else:
+        run_command(_main)
 
 
 def _main() -> None:
-    name, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (None, [])
-    if name in COMMANDS:
-        sys.argv = [f"python -m loft_jax.{name}", *rest]
-        runpy.run_module(f"loft_jax.{name}", run_name="__main__", alter_sys=True)
-        return
+    name = sys.argv[1] if len(sys.argv) > 1 else None
     if name is not None and not name.startswith("-"):
         hint = did_you_mean(name, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise UserError(f"command {format_value(name)}: no such command{hint}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loft_jax.config import Config, apply_overrides, read_config
+from loft_jax.console import guarded_output
 from loft_jax.errors import UserError
 from loft_jax.storage import RunDirectory
 
@@ -18,6 +19,7 @@ from loft_jax.storage import RunDirectory
 _DATA = "data.npz"
 
 
+@guarded_output()
 def pretrain(
     config: Config | Mapping[str, Any] | str | Path, workdir: str | Path, *, model: Any = None, data: Any = None
 ) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def pretrain(
             return run(final, directory)
 
 
+@guarded_output()
 def search_tickets(run: str | Path, *, model: Any = None, **options: Any) -> list[str]:
     """Search tickets in a run's snapshots, as `python -m loft_jax.tickets` does.
 
@@ -79,6 +82,7 @@ def search_tickets(run: str | Path, *, model: Any = None, **options: Any) -> lis
     return sorted(path.name for path in RunDirectory(run).tickets.iterdir() if path.is_dir())
 
 
+@guarded_output()
 def retrain_tickets(
     run: str | Path, tickets: str | Iterable[str], *, model: Any = None, **options: Any
 ) -> list[dict[str, Any]]:
@@ -104,6 +108,7 @@ def retrain_tickets(
     return [row for row in write_results(RunDirectory(run)) if row["ticket"] in names]
 
 
+@guarded_output()
 def write_report(runs: str | Path | Iterable[str | Path], out: str | Path) -> Path:
     """Write a report of runs, as `python -m loft_jax.report` does; return the path of its page."""
     from loft_jax.arithmetic import keep_jax_options

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loft_jax.console import console
+from loft_jax.console import console, make_table
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
 
@@ -35,11 +35,8 @@ def print_row(row: Row) -> None:
 
 def print_table(machine: Row, rows: Sequence[Row]) -> None:
     """Print all rows as a table, titled by the machine."""
-    from rich.table import Table
-
-    table = Table(title=", ".join(f"{key} {value}" for key, value in machine.items()))
-    for heading in ("A over B", "ratio (median)", "least", "largest", "A", "B"):
-        table.add_column(heading)
+    title = ", ".join(f"{key} {value}" for key, value in machine.items())
+    table = make_table(title, "A over B", "ratio (median)", "least", "largest", "A", "B")
     for row in rows:
         spread = [f"{row[key]:.3f}" for key in ("ratio", "least", "largest")]
         table.add_row(row["what"], *spread, *(f"{row[key]:,.4g} {row['unit']}" for key in ("a", "b")))

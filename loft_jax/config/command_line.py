@@ -15,10 +15,13 @@ from pydantic.fields import FieldInfo
 from loft_jax.config.config import Config
 from loft_jax.config.fields import MOST
 from loft_jax.config.loading import Settings, apply_overrides, iterate_fields, read_config, type_name
+from loft_jax.console import guarded_output
 from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value
 
 
-def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+def run_command(
+    main: Callable[[], None], interrupted: str = "interrupted", signs: Literal["stdout", "stderr"] = "stdout"
+) -> None:
     """Run a command's main; turn an exception that stops it on purpose into one message and an exit code.
 
     2: bad input; 1: the run cannot continue; 0: a stop was requested, and the next start resumes; 130: Ctrl-C.
@@ -26,9 +29,19 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
     Args:
       main: what to run.
       interrupted: the message after Ctrl-C.
+      signs: where signs of life go (`guarded_output`).
     """
+    with guarded_output(signs) as output:
+        _run(main, interrupted)
+        if output.lost:
+            print(f"error: what was printed is lost, because stdout cannot be written ({output.lost})", file=sys.stderr)
+            sys.exit(1)
+
+
+def _run(main: Callable[[], None], interrupted: str) -> None:
     try:
         main()
+        sys.stdout.flush()
     except Preempted as stop:
         print(stop, flush=True)
     except (UserError, RunStopped) as stop:

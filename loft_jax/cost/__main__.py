@@ -104,4 +104,4 @@ def print_csv(columns: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, signs="stderr")

@@ -5,7 +5,6 @@ The pixels are written to the cache directory; later processes map them into mem
 
 import hashlib
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from loft_jax.cache import cached_arrays
-from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar
+from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, shows_bars
 from loft_jax.data.memory import ALPHA_DROPPED, BITS_SCALED, check_fits
 from loft_jax.data.streaming.decode import middle_crop
 from loft_jax.errors import UserError, format_value
@@ -177,7 +176,7 @@ class _Progress(ProgressBar):
 
     def __init__(self, done: str, total: int):
         self._done, self._total, self._count, self._last = done, total, 0, time.perf_counter()
-        if sys.stdout.isatty() and total > _MANY:
+        if shows_bars() and total > _MANY:
             from rich.progress import Progress
 
             self._bar = Progress()

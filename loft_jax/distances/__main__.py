@@ -15,7 +15,6 @@ is in it), or a directory that Orbax has written. Writes into DIR, and replaces 
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 
 from loft_jax.config import Parser, run_command
-from loft_jax.console import console, make_table, megabytes
+from loft_jax.console import console, make_table, megabytes, shows_bars
 from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
 from loft_jax.files import ensure_writable
 from loft_jax.filters import NORMS, SCOPES
@@ -115,7 +114,7 @@ def run(paths: list[Path], reference: int, out: Path, options: argparse.Namespac
     from loft_jax.distances.checkpoints import Checkpoints
     from loft_jax.distances.results import compare, write_page
 
-    tracked = partial(track, description="checkpoints", disable=not sys.stdout.isatty())
+    tracked = partial(track, description="checkpoints", disable=not shows_bars())
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
     checkpoints = Checkpoints(paths, norm, out, options.layout, tracked)
     found = compare(checkpoints, reference, options.ratios, scope, rules_of(options))

@@ -108,4 +108,4 @@ def report(name: str, done: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, signs="stderr")

@@ -1,6 +1,5 @@
 """The parts of a report: figures and tables of each comparison, the paper's table, then each lottery."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from rich.progress import track
 
+from loft_jax.console import shows_bars
 from loft_jax.files import write_atomically, write_table
 from loft_jax.report import heat, lines
 from loft_jax.report.chart import Chart, run_style, style
@@ -48,7 +48,7 @@ def _parts_of_runs(runs: Sequence[RunFiles], figures: Path) -> list[Part]:
             list(figures_of(comparison, prefix)) for comparison, prefix in zip(comparisons, prefixes, strict=True)
         ]
         draws = [draw for some in drawing for draw in some]
-        progress = iter(track(draws, description="figures", disable=not sys.stdout.isatty()))
+        progress = iter(track(draws, description="figures", disable=not shows_bars()))
         pictures = [[make_picture(next(progress), figures) for _ in some] for some in drawing]
     parts = [
         Part(

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
-from loft_jax.console import duration
+from loft_jax.console import duration, now_doing
 from loft_jax.devices import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.filters import NO_RULES, NORMS, SCOPES
@@ -199,6 +199,7 @@ def complete(
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * remaining)} left in all" if number else ""
         what = f"{job.ticket.name}, {job.mode}, seed {job.config.seed}"
+        now_doing("building the network" + ", and timing it beside the unpruned one" * timed)
         print(f"job       {number + 1}/{len(unfinished)}: {what}{time_left}", flush=True)
         job.directory.open(job.config, job.what)
         try:

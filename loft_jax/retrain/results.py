@@ -4,9 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.table import Table
-
-from loft_jax.console import console
+from loft_jax.console import console, make_table
 from loft_jax.files import write_table
 from loft_jax.retrain.summary import COSTS, FACTS, read_retraining, seed_of
 from loft_jax.storage import RESULTS, RunDirectory
@@ -86,12 +84,10 @@ def print_results(run: RunDirectory, rows: Sequence[Row], rules: Iterable["Rules
     """
     # Retrainings of earlier versions did not record it.
     best = ["best round"] if any(row["test_accuracy_best_mean"] is not None for row in rows) else []
-    table = Table(
-        title="test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's",
-        caption="best round: mean over seeds; chosen by test images, and so too high" if best else None,
-    )
-    for heading in ("ticket", "epoch", "mode", "seeds", "accuracy", *best, "parameters", "FLOPs", "images/s"):
-        table.add_column(heading, justify="left" if heading in ("ticket", "mode") else "right")
+    title = "test accuracy of the last round, mean ± sample deviation over seeds; / unpruned network's"
+    headings = ("ticket", "mode", "epoch", "seeds", "accuracy", *best, "parameters", "FLOPs", "images/s")
+    table = make_table(title, *headings, left=2)
+    table.caption = "best round: mean over seeds; chosen by test images, and so too high" if best else None
     for row in rows:
         spread = "" if row["test_accuracy_std"] is None else f" ± {100 * row['test_accuracy_std']:.2f}"
         mode = f"{row['mode']} to {row['rewind_to']}" if row["rewind_to"] else row["mode"]
@@ -100,7 +96,7 @@ def print_results(run: RunDirectory, rows: Sequence[Row], rules: Iterable["Rules
         accuracy = f"{row['test_accuracy_mean']:.2%}{spread}"
         optimistic = row["test_accuracy_best_mean"]
         cells = ["" if optimistic is None else f"{optimistic:.2%}"] if best else []
-        table.add_row(row["ticket"], epoch, mode, row["seeds"], accuracy, *cells, *shares)
+        table.add_row(row["ticket"], mode, epoch, row["seeds"], accuracy, *cells, *shares)
     console().print(table)
     for each in dict.fromkeys(rules):
         if each.name:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, console, duration, make_table
+from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, console, duration, make_table, shows_bars
 from loft_jax.theory.rows import Row
 from loft_jax.theory.sweep import SweepPoint, TheoremSweep
 
@@ -34,7 +34,7 @@ class SweepProgress(ProgressBar):
         self._numbers = {point: i + 1 for i, point in enumerate(sweep.points)}
         self._draws = theory.draws
         self._start = self._last_line = time.perf_counter()
-        if sys.stderr.isatty():
+        if shows_bars(sys.stderr):
             columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.add_task("", total=self._total)

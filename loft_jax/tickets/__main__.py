@@ -17,10 +17,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
-from rich.table import Table
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
-from loft_jax.console import console, megabytes
+from loft_jax.console import console, make_table, megabytes, shows_bars
 from loft_jax.filters import NORMS, SCOPES, Rules
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets.options import add_ticket_options, check_saved, ratio, rules_of
@@ -77,7 +76,7 @@ def run(directory: RunDirectory, options: argparse.Namespace, config: Config, ru
         print(f"warning: {reference.meaningless}", file=sys.stderr)
     if directory.summary() is None:
         print(f"note      the run has not finished; its last snapshot so far is that of round {snapshots.rounds[-1]}")
-    tracked = partial(track, description="snapshots", disable=not sys.stdout.isatty())
+    tracked = partial(track, description="snapshots", disable=not shows_bars())
     scope, norm = options.scope or SCOPES[0], options.norm or NORMS[0]
     found = TicketSearch.compute(snapshots, reference, options.ratios, scope, norm, tracked, rules)
     rounds = sorted(set(options.rounds or snapshots.rounds))
@@ -99,12 +98,10 @@ def print_search(found: "TicketSearch") -> None:
     options = found.options
     where = "this run" if options["reference"] == "." else options["reference"]
     reference = f"{where}, round {options['reference_round']}"
-    table = Table(title=f"filter distance, mean (worst) over groups; 1 is chance; reference: {reference}")
-    for heading in ("round", "epoch", "from the reference", "from the previous snapshot", "train loss", "accuracy"):
-        table.add_column(heading, justify="right")
-    shares = [ratio_text(share) for share in found.options["ratios"]]
-    for share in shares:
-        table.add_column(f"overlap with the last ticket, {share}", justify="right")
+    title = f"filter distance, mean (worst) over groups; 1 is chance; reference: {reference}"
+    shares = [ratio_text(share) for share in options["ratios"]]
+    headings = ("round", "epoch", "from the reference", "from the previous snapshot", "train loss", "accuracy")
+    table = make_table(title, *headings, *(f"overlap with the last ticket, {share}" for share in shares), left=0)
     last = len(found.rounds) - 1
     for t in sorted({*range(0, last, -(-last // (_MOST_LINES - 1)) or 1), last}):
         round_rows = [row for row in found.rows if row["round"] == found.rounds[t]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loft_jax.config import CommandLine, Config, run_command
-from loft_jax.console import duration
+from loft_jax.console import duration, now_doing
 from loft_jax.devices import Preemption, check_visible, connect_processes, run_on_first
 from loft_jax.errors import UserError
 from loft_jax.storage import CONFIG, PHASES, RunDirectory, describe_rounds
@@ -55,9 +55,11 @@ def is_complete(directory: RunDirectory, config: Config) -> bool:
 
 def configure(config: Config) -> None:
     """Load JAX, and make the settings that it needs before it looks for devices."""
+    now_doing("loading JAX")
     from loft_jax.devices import configure_jax
 
     configure_jax(config)
+    now_doing("reading the data, building the network")
 
 
 def dry_run(config: Config) -> None:
@@ -68,6 +70,7 @@ def dry_run(config: Config) -> None:
 
     experiment = Experiment.build(config)
     print_setup(experiment)
+    now_doing("compiling one round")
     print_programs(experiment.bill.compiled())
 
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 import jax
-from rich.table import Table
 
-from loft_jax.console import console, megabytes
+from loft_jax.console import console, make_table, megabytes
 from loft_jax.cost import CompiledRound
 from loft_jax.loft import LearningRate
 from loft_jax.methods import idle_advice
@@ -64,15 +63,8 @@ def _describe_groups(experiment: Experiment) -> dict[str, str]:
 
 def print_programs(compiled: CompiledRound) -> None:
     """Print the memory and compute of a round's compiled programs, on one device."""
-    table = Table(
-        "program",
-        "FLOPs",
-        "arguments",
-        "results",
-        "temporary",
-        "in all",
-        title="one device; every step of a loop is counted",
-    )
+    headings = ("FLOPs", "arguments", "results", "temporary", "in all")
+    table = make_table("one device; every step of a loop is counted", "program", *headings)
     for program in compiled.programs:
         sizes = (program.arguments, program.results, program.temporary)
         total = sum(sizes) - program.aliased
