@@ -42,22 +42,27 @@ def test_one_seed_has_no_deviation_and_an_unfinished_training_is_counted(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("ticket", "control", "said"),
+    ("ticket", "control", "whole", "ahead"),
     [
-        ([0.8, 0.9, 0.8], [None, 0.7, 0.7], ["as the whole network down to 64.00% of the weights, the last level"]),
-        ([0.8, 0.9, 0.7], [None, 0.7, 0.8], ["as the whole network down to 80.00% of the weights"]),
-        ([0.8, 0.7, 0.6], [None, 0.8, 0.8], ["as the whole network at no level", "ahead of random at no level"]),
-        ([0.8, 0.7, 0.9], [None, 0.7, 0.8], ["as the whole network at some levels, but not at the first"]),
-        ([0.8, 0.9, 0.8], [None, 0.7, 0.7], ["ahead of random down to 64.00% of the weights, the last level"]),
-        ([0.8, 0.9, 0.8], [None, 0.8, 0.8], ["ahead of random down to 80.00% of the weights"]),
+        ([0.8, 0.9, 0.8], [None, 0.7, 0.7], "at 2 of 2 levels, down to 64.00%", "at 2 of 2 levels, down to 64.00%"),
+        ([0.8, 0.9, 0.7], [None, 0.7, 0.8], "at 1 of 2 levels, down to 80.00%", "at 1 of 2 levels, down to 80.00%"),
+        ([0.8, 0.7, 0.9], [None, 0.7, 0.8], "at 1 of 2 levels, down to 64.00%", "at 2 of 2 levels, down to 64.00%"),
+        ([0.8, 0.7, 0.6], [None, 0.8, None], "at none of 2 levels", "at none of 1 levels"),
     ],
 )
-def test_what_is_said_holds_at_every_level_down_to_the_share(ticket, control, said, tmp_path):
+def test_the_result_says_at_which_levels_the_ticket_is_ahead(ticket, control, whole, ahead, tmp_path):
     fake_levels(tmp_path, {"ticket": [ticket], "random": [control]})
-    found = claims(write_levels(tmp_path))
-    assert len(found) == 2
-    for text in said:
-        assert any(sentence.endswith(text) for sentence in found), found
+    said, names = claims(write_levels(tmp_path)), ("the whole network", "random")
+    for sentence, name, where in zip(said, names, (whole, ahead), strict=True):
+        assert sentence.startswith(f"ticket: at least as accurate as {name} {where}")
+        assert "; its early step is sooner at none of " in sentence
+
+
+def test_an_early_step_that_is_sooner_is_said(tmp_path):
+    fake_levels(tmp_path, {"ticket": [[0.8]]}, losses=[1.0, 0.9, 0.8, 0.7])
+    fake_levels(tmp_path, {"ticket": [[None, 0.8]]}, losses=[1.0, 0.9, 0.6, 0.7])
+    (sentence,) = claims(write_levels(tmp_path))
+    assert sentence.endswith("; its early step is sooner at 1 of 1 levels, down to 80.00% of the weights")
 
 
 def test_a_damaged_summary_is_unfinished(tmp_path):
