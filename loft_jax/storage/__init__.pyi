@@ -7,6 +7,7 @@ from .checkpoints import (
 )
 from .metrics import describe_rounds as describe_rounds, missing_rounds as missing_rounds
 from .records import (
+    CHECKSUM as CHECKSUM,
     Count as Count,
     Hash as Hash,
     NonNegative as NonNegative,

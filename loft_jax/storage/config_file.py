@@ -6,6 +6,7 @@ Settings that cannot change the result may be edited. Imports neither JAX nor Nu
 
 import re
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -35,12 +36,19 @@ def read_config_file(path: Path) -> tuple[Config, str]:
     """
     if not path.exists():
         raise UserError(f"{path.parent}: holds no {path.name}; is it a run directory of loft_jax.train?")
-    config = validate_settings(read_yaml(path, label=str(path)), source=str(path))
-    found = re.match(rf"{_COMMENT} (\S*)", path.read_text(encoding="utf-8"))
-    owner = owner_of(config) if found is None else found[1]
+    content = path.read_bytes() if path.is_file() else b""
+    config = _parsed(path, content)
+    found = re.match(rf"{_COMMENT} (\S*)".encode(), content)
+    owner = owner_of(config) if found is None else found[1].decode(errors="replace")
     if owner.partition("-")[0] != config.hash():
         raise UserError(
             f"{path}: was changed: its settings are {config.hash()}, and the run was made with those of "
             f"{owner.partition('-')[0]}; put them back, as in the command that made the run, or train another run"
         )
     return config, owner
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, content: bytes) -> Config:
+    """Parse a file of this content; a campaign reads the configs of its retrainings many times."""
+    return validate_settings(read_yaml(path, label=str(path)), source=str(path))

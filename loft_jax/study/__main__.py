@@ -32,8 +32,9 @@ from loft_jax.files import write_atomically
 from loft_jax.study.fields import PytestStep, describe_keys
 from loft_jax.study.jobs import Job, expand, task_of
 from loft_jax.study.machine import describe_machine
-from loft_jax.study.place import DONE, Place
+from loft_jax.study.place import Place
 from loft_jax.study.queue import Clock, Queue
+from loft_jax.study.records import DONE
 from loft_jax.study.study import Study
 from loft_jax.study.tables import print_jobs
 from loft_jax.study.times import waiting_for

@@ -10,7 +10,6 @@ results.jsonl          the results of all jobs so far, a row each or several; re
 report/                the report
 """
 
-import json
 import os
 import sys
 import time
@@ -23,11 +22,11 @@ from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import ensure_writable, stop_on_write_error, write_atomically
 from loft_jax.storage import RunDirectory
 from loft_jax.study.jobs import Job
+from loft_jax.study.records import CLOCK, LENGTHS, RESULT, read_record, write_record
 
 if TYPE_CHECKING:
     import filelock
 
-DONE, FAILED, STOPPED = "done", "failed", "stopped"
 STUDY, RESULTS, REPORT = "study.yaml", "results.jsonl", "report"
 _FOLDERS = ("jobs", "runs", "starts", "settings")
 
@@ -85,7 +84,7 @@ class Place:
     def starts(self) -> list[Row]:
         """Return what is known of all starts, in their order, with the seconds that each has taken."""
         paths = sorted((self.path / "starts").glob("[!.]*.json"))
-        return [{**read_json(path), "seconds": round(clock_seconds(path), 3)} for path in paths]
+        return [{**read_record(path, CLOCK), "seconds": round(clock_seconds(path), 3)} for path in paths]
 
     def spent(self) -> float:
         """Return the seconds that all starts have taken together."""
@@ -93,15 +92,14 @@ class Place:
 
     def chosen_rounds(self) -> int | None:
         """Return the number of rounds of retrainings, if it has been chosen."""
-        found = read_json(self.path / "lengths.json").get("rounds")
-        return found if isinstance(found, int) else None
+        return read_record(self.path / "lengths.json", LENGTHS).get("rounds")
 
     def choose_rounds(self, rounds: int) -> int:
         """Fix the number of rounds of retrainings, unless another process has. Returns what holds."""
         with self.lock("lengths"):
             if (before := self.chosen_rounds()) is not None:
                 return before
-            write_atomically(self.path / "lengths.json", json.dumps({"rounds": rounds}) + "\n")
+            write_record(self.path / "lengths.json", {"rounds": rounds})
         return rounds
 
 
@@ -155,14 +153,14 @@ class JobFiles:
 
     def result(self) -> Row:
         """Return what is known of the last attempt: state, seconds of all attempts, rows; {} before the first."""
-        return read_json(self.path / "result.json")
+        return read_record(self.path / "result.json", RESULT)
 
     @property
     def seconds(self) -> float:
         """Seconds of all attempts so far, those that were killed included."""
-        attempt = read_json(self._attempt)
-        spent = attempt["before"] if "before" in attempt else self.result().get("seconds", 0.0)
-        return float(spent) + clock_seconds(self._attempt)
+        attempt = read_record(self._attempt, CLOCK)
+        spent = attempt.get("before", self.result().get("seconds"))
+        return float(spent or 0.0) + clock_seconds(self._attempt)
 
     def begin(self) -> None:
         """Start the clock of an attempt."""
@@ -180,21 +178,12 @@ class JobFiles:
 
     def note(self, result: Row) -> None:
         """Write the result as it is."""
-        write_atomically(self.path / "result.json", json.dumps(result) + "\n")
-
-
-def read_json(path: Path) -> Row:
-    """Return the mapping in a file; {} if there is none."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    return {}
+        write_record(self.path / "result.json", result)
 
 
 def start_clock(path: Path, facts: Row) -> None:
     """Write a file whose age says, from now on, how long something has taken: until its last `tick`."""
-    write_atomically(path, json.dumps({"began": time.time(), **facts}) + "\n")
+    write_record(path, {"began": time.time(), **facts})
 
 
 def tick(path: Path) -> None:
@@ -205,8 +194,8 @@ def tick(path: Path) -> None:
 
 def clock_seconds(path: Path) -> float:
     """Return the seconds that a clock has measured; 0.0 if it has not been started."""
-    began = read_json(path).get("began")
-    if not isinstance(began, int | float):
+    began = read_record(path, CLOCK).get("began")
+    if began is None:
         return 0.0
     with suppress(OSError):
         return max(0.0, path.stat().st_mtime - began)

@@ -17,8 +17,9 @@ from loft_jax.storage import CONFIG, METRICS
 from loft_jax.study.commands import SPEED, TESTS, command_of, report_command
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
-from loft_jax.study.place import DONE, FAILED, RESULTS, STOPPED, JobFiles, Place, tick
+from loft_jax.study.place import RESULTS, JobFiles, Place, tick
 from loft_jax.study.process import Process
+from loft_jax.study.records import DONE, FAILED, STOPPED
 from loft_jax.study.rows import headline, is_evident, join_rows, result_rows, share_done
 from loft_jax.study.study import Study
 from loft_jax.study.tables import print_accuracies, write_accuracies

@@ -1,7 +1,7 @@
 """Results of jobs as rows: what a run, a search, retrainings, tests and the bench gave, read from their files."""
 
-import csv
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from loft_jax.storage import RunDirectory
+from loft_jax.storage import CHECKSUM, RunDirectory, UnsoundError, parse_object
 from loft_jax.study.commands import SPEED, TESTS, tickets_of
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
 from loft_jax.study.place import Place
+from loft_jax.study.records import warn
+from loft_jax.tickets import read_distances
 
 Row = dict[str, Any]
 
@@ -62,7 +64,7 @@ def _rows(job: Job, place: Place) -> list[Row]:
     match job.kind:
         case "train":
             summary = place.run(job).summary()
-            return [] if summary is None else [summary]
+            return [] if summary is None else [{key: value for key, value in summary.items() if key != CHECKSUM}]
         case "tickets":
             return _distances(place.run(job))
         case "retrain":
@@ -90,21 +92,25 @@ def _retrainings(job: Job, step: RetrainStep, place: Place) -> list[RunDirectory
 
 
 def _distances(directory: RunDirectory) -> list[Row]:
-    """Return a row for each snapshot: means over groups of the normalised distances."""
-    by_round: dict[str, list[Row]] = {}
-    with suppress(OSError), open(directory.distances, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            by_round.setdefault(row["round"], []).append(row)
+    """Return a row for each snapshot: means over groups of the normalised distances; [] if they are damaged."""
+    by_round: dict[int, list[Row]] = {}
+    try:
+        for rows in read_distances(directory).values():
+            for row in rows:
+                by_round.setdefault(row["round"], []).append(row)
+    except UnsoundError as error:
+        warn(f"{error}; it is left out")
+        return []
     return [
         {
-            "round": int(number),
-            "epoch": _number(some[0]["epoch"]),
+            "round": number,
+            "epoch": _known(some[0]["epoch"]),
             "to_reference": _mean(some, "to_reference_normalised"),
             "to_previous": _mean(some, "to_previous_normalised"),
-            "train/loss": _number(some[0]["train_loss"]),
-            "test/accuracy": _number(some[0]["test_accuracy"]),
+            "train/loss": _known(some[0]["train_loss"]),
+            "test/accuracy": _known(some[0]["test_accuracy"]),
         }
-        for number, some in by_round.items()
+        for number, some in sorted(by_round.items())
     ]
 
 
@@ -113,17 +119,17 @@ def _lines(path: Path) -> list[Row]:
     rows = []
     with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
         for line in file:
-            rows.append(json.loads(line))
+            rows.append(parse_object(line))
     return rows
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:
-    values = [value for row in rows if (value := _number(row[column])) is not None]
+    values = [value for row in rows if (value := _known(row[column])) is not None]
     return statistics.fmean(values) if values else None
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _tests(place: Place, name: str) -> list[Row]:
@@ -143,7 +149,7 @@ def headline(job: Job, rows: Sequence[Row]) -> str:
     """Say in a few words what a job has given."""
     match job.kind:
         case "train" if rows:
-            return f"test accuracy {rows[0]['test/accuracy']:.2%}, {rows[0]['images_per_second']:,.0f} images/s"
+            return f"test accuracy {rows[0]['test/accuracy']:.2%}, {rows[0]['images_per_second'] or 0:,.0f} images/s"
         case "tickets" if rows:
             return f"{len(rows)} snapshots searched"
         case "retrain":

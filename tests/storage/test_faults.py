@@ -1,0 +1,106 @@
+"""Every file of a finished campaign, damaged in every way, and every command that reads it.
+
+A command says what it did about it, and names the file or its directory; or what it gives is what it gave before.
+"""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from helpers.faults import COMMANDS, campaign, field_faults, files_of, outcome, restore, whole_faults
+
+# Files that commands write for people and other programs, and do not read.
+NOT_READ = {"retrain/results.csv"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two campaigns, of seeds 0 and 1; and what each command says to the first."""
+    path = tmp_path_factory.mktemp("faults")
+    run, other = campaign(path, seed=0), campaign(path / "other", seed=1)
+    sound = path / "sound"
+    shutil.copytree(run.path, sound)
+    said = {command: outcome(command, run.path) for command in COMMANDS}
+    assert {command: end for command, (end, _) in said.items()} == {
+        **dict.fromkeys(("train", "retrain", "report", "study"), "done"),
+        "tickets": "goes on",
+    }
+    return run.path, other.path, sound, said
+
+
+def check(place, file, faults):
+    """Count the ends of every command for each fault of a file; raise if one is wrong without a word."""
+    run, _, sound, before = place
+    ends, silent = Counter(), []
+    for name, fault in faults:
+        for command in FILES[file]:
+            restore(sound, run, file)
+            fault()
+            end, said = outcome(command, run)
+            names = file.rpartition("/")[2] in said or str((run / file).parent) in said
+            same = (end, said) == before[command]
+            if not (same or names):
+                silent.append((command, file, name, end, said[-300:]))
+            ends[end if not same else "as before"] += 1
+    restore(sound, run, file)
+    assert silent == []
+    return ends
+
+
+RETRAINING = "retrain/r12-group-l2-0.8/rewind/seed1"
+# What reads which file.
+FILES = {
+    "config.yaml": list(COMMANDS),
+    "data.json": ["report"],
+    "metrics.jsonl": ["report", "retrain"],
+    "summary.json": ["train", "retrain", "report", "study"],
+    "cost.csv": ["report"],
+    **dict.fromkeys(("search.json", "distances.csv"), ["report", "study"]),
+    **dict.fromkeys(("rankings.npz", "overlaps.npz"), ["report"]),
+    "tickets/r12-group-l2-0.8/ticket.json": ["retrain", "report"],
+    f"{RETRAINING}/metrics.jsonl": ["retrain"],
+    **dict.fromkeys(
+        (f"{RETRAINING}/{n}" for n in ("config.yaml", "summary.json", "ticket.json")), ["retrain", "report"]
+    ),
+}
+
+
+def test_every_file_of_a_campaign_is_damaged_here(place):
+    assert set(files_of(place[0])) - set(FILES) <= {*NOT_READ, ".lock", ".lock.owner"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_said_or_harmless(file, place):
+    run, other, sound, _ = place
+    # What people write themselves has no checksum: a changed digit is their own.
+    flips = 0 if file == "cost.csv" else 3
+    faults = [
+        f for f in whole_faults(run / file, other / file, flips) if (file, f[0]) != ("cost.csv", "of another run")
+    ]
+    ends = check(place, file, faults)
+    assert ends.total() == len(faults) * len(FILES[file])
+    assert ends["as before"] < ends.total(), "no command reads it"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("file", [file for file in FILES if file.rpartition(".")[2] in ("json", "jsonl")])
+def test_a_changed_field_is_said_or_harmless(file, place):
+    check(place, file, list(field_faults(place[0] / file)))
+
+
+@pytest.mark.full
+def test_a_changed_field_of_an_older_file_without_a_checksum_is_no_traceback(place):
+    """Its values are checked all the same; those that could be true are believed."""
+    run, _, sound, _ = place
+    for file in ("summary.json", "search.json", "data.json", "retrain/r12-group-l2-0.8/rewind/seed1/summary.json"):
+        fields = json.loads((sound / file).read_text())
+        del fields["checksum"]
+        for key in fields:
+            for value in (None, "x", [1], {"x": 1}, float("nan"), 1e300, 10**400, -5, True):
+                (run / file).write_text(json.dumps({**fields, key: value}))
+                for command in ("train", "report", "study"):
+                    outcome(command, run)
+                    (run / file).write_text(json.dumps({**fields, key: value}))
+        restore(sound, run, file)
