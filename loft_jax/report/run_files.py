@@ -5,6 +5,7 @@ Only reads, so it can be used during the run. Imports neither JAX nor a plotting
 
 import csv
 import io
+import itertools
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from loft_jax.config import Config
 from loft_jax.errors import UserError, format_value
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.retrain import collect_results
-from loft_jax.storage import CONFIG, COSTS, METRICS, RunDirectory, UnsoundError, describe_rounds, missing_rounds
-from loft_jax.tickets import Pruning, SearchFiles, read_ticket, ticket_name
+from loft_jax.storage import CONFIG, COSTS, METRICS, TICKET, RunDirectory, UnsoundError, describe_rounds, missing_rounds
+from loft_jax.tickets import Pruning, SearchFiles, Ticket, read_ticket, ticket_name
 
 Row = dict[str, Any]
 
@@ -64,6 +65,7 @@ class RunFiles:
             )
         if search and rows and search.rounds[-1] < rows[-1]["round"]:
             missing.append(f"the ticket search ends at round {search.rounds[-1]}; search again for later snapshots")
+        missing += _unsound_tickets(directory, search, config.hash()) if search else []
         retrained, unfinished, left_out = collect_results(directory)
         if not retrained:
             missing.append(f"no ticket has been retrained; python -m loft_jax.retrain {path} --ticket NAME")
@@ -103,18 +105,38 @@ class RunFiles:
         if search is None:
             return {}
         masks = {name: np.zeros(ranks.shape, bool) for name, ranks in search.rankings.items()}
-        pruning = search.pruning(ratio)
         for t, round_number in enumerate(search.rounds):
-            name = ticket_name(int(round_number), pruning.scope, pruning.norm, ratio, pruning.rules)
             try:
-                kept = read_ticket(self.directory.tickets / name).kept
+                kept = _sound_ticket(self.directory, search, int(round_number), ratio, self.config.hash()).kept
                 for group, mask in masks.items():
                     mask[t, kept[group]] = True
-                    if search.rankings[group][t, kept[group]].max() != len(kept[group]):
-                        return {}
             except (UserError, KeyError, IndexError):
                 return {}
         return masks
+
+
+def _sound_ticket(directory: RunDirectory, search: SearchFiles, number: int, ratio: float, run_hash: str) -> Ticket:
+    """Read a ticket of the search. Raises UserError if it is missing, damaged, of another run, or not of the ranking."""
+    pruning = search.pruning(ratio)
+    path = directory.tickets / ticket_name(number, pruning.scope, pruning.norm, ratio, pruning.rules)
+    ticket = read_ticket(path)
+    if ticket.config_hash != run_hash or ticket.name != path.name:
+        raise UserError(f"{path / TICKET}: is a ticket of another run, or of another name; search again")
+    search.check_agrees(ticket)
+    return ticket
+
+
+def _unsound_tickets(directory: RunDirectory, search: SearchFiles, run_hash: str) -> list[str]:
+    """Say why a ticket of the search cannot be used, of the first one that cannot; those that are missing are not."""
+    for number, ratio in itertools.product(search.rounds.tolist(), search.options["ratios"]):
+        try:
+            _sound_ticket(directory, search, number, ratio, run_hash)
+        except UserError as error:
+            pruning = search.pruning(ratio)
+            name = ticket_name(number, pruning.scope, pruning.norm, ratio, pruning.rules)
+            if (directory.tickets / name / TICKET).exists():
+                return [str(error)]
+    return []
 
 
 def _describe_rows(rows: Sequence[Row], summary: Row | None, rounds: int) -> list[str]:

@@ -26,6 +26,7 @@ import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
@@ -36,8 +37,17 @@ from loft_jax.filters import NO_RULES, NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import collect_results, print_results, write_results
 from loft_jax.retrain.settings import retrain_config
-from loft_jax.storage import TICKET, RunDirectory, check_installed
-from loft_jax.tickets import add_ticket_options, check_saved, load_ticket, ratio, rules_of, ticket_name
+from loft_jax.storage import TICKET, RunDirectory, UnsoundError, check_installed
+from loft_jax.tickets import (
+    SearchFiles,
+    Ticket,
+    add_ticket_options,
+    check_saved,
+    load_ticket,
+    ratio,
+    rules_of,
+    ticket_name,
+)
 
 # Modules that import JAX are imported where they are needed: a typo or a finished campaign is reported before that.
 
@@ -53,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     check_options(options, saved, config)
     names = draw_missing(run, config, options, saved) if options.every else dict.fromkeys(options.ticket)
     tickets = [load_ticket(run.tickets, name.rstrip("/")) for name in names]
+    check_search(run, tickets)
     jobs = [
         Job.of(run, ticket, mode, options.rewind_to, config.model_copy(update={"seed": seed}))
         for seed in dict.fromkeys(options.seeds or [config.seed])
@@ -101,6 +112,14 @@ def rounds_of(epochs: int | None, overrides: Mapping[str, str], run: RunDirector
     length = {key: overrides[key] for key in ("loft.local_steps", "data.batch_size") if key in overrides}
     one_round = retrain_config(run.read_config(), length).epochs(1, examples)
     return {"train.rounds": str(math.ceil(epochs / one_round - 1e-9))}
+
+
+def check_search(run: RunDirectory, tickets: Sequence[Ticket]) -> None:
+    """Raise UserError if a ticket keeps other filters than the run's search found; a damaged search says nothing."""
+    with suppress(UnsoundError):
+        if search := SearchFiles.read(run, run.read_config().hash()):
+            for ticket in tickets:
+                search.check_agrees(ticket)
 
 
 def check_options(options: argparse.Namespace, saved: Sequence[int], config: Config) -> None:

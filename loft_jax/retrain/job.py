@@ -48,7 +48,7 @@ class Job:
     @property
     def what(self) -> str:
         """What tells the rows and states of this retraining from those of others with the same settings."""
-        return json.dumps([self.ticket.name, self.mode, self.rewind_to, self.ticket.kept])
+        return json.dumps([self.ticket.name, self.ticket.config_hash, self.mode, self.rewind_to, self.ticket.kept])
 
     def is_finished(self) -> bool:
         """Whether the directory holds the summary of this retraining; says so if it holds another."""

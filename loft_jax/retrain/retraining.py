@@ -72,7 +72,12 @@ class Retraining:
         summary = train_to_the_end(
             experiment, job.directory, start, snapshots=(), preemption=preemption, first_round=job.first_round
         )
-        facts = {"ticket": job.ticket.name, "mode": job.mode, "rewind_to": job.rewind_to}
+        facts = {
+            "run_config_hash": self.snapshots.config.hash(),
+            "ticket": job.ticket.name,
+            "mode": job.mode,
+            "rewind_to": job.rewind_to,
+        }
         rounds = config.train.rounds - job.first_round
         facts |= {"ticket_round": job.ticket.round, "rounds": rounds}
         facts |= {"epochs": config.epochs(rounds, self._dataset.examples)}

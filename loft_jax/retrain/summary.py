@@ -58,6 +58,8 @@ def _problem(directory: RunDirectory, summary: Row, run_hash: str) -> str | None
     named = (name, mode_name(summary["mode"], summary["rewind_to"]), f"seed{summary['seed']}")
     if named != path.parts[-3:] or summary["ticket"] != name:
         return f"summary.json is that of another retraining, {'/'.join(named)}"
+    if summary.get("run_config_hash") not in (None, run_hash):
+        return f"is a retraining of another run (config {summary['run_config_hash']}; this run's is {run_hash})"
     if (path / TICKET).exists() and (found := read_ticket(path, "retrain it again").config_hash) != run_hash:
         return f"is a retraining of another run (config {found}; this run's is {run_hash})"
     if (path / CONFIG).exists():

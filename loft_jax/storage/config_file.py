@@ -37,6 +37,8 @@ def read_config_file(path: Path) -> tuple[Config, str]:
     if not path.exists():
         raise UserError(f"{path.parent}: holds no {path.name}; is it a run directory of loft_jax.train?")
     content = path.read_bytes() if path.is_file() else b""
+    if path.is_file() and not content.strip():
+        raise UserError(f"{path}: is empty; put the settings of the run back, or train another one")
     config = _parsed(path, content)
     found = re.match(rf"{_COMMENT} (\S*)".encode(), content)
     owner = owner_of(config) if found is None else found[1].decode(errors="replace")

@@ -225,6 +225,12 @@ class RunDirectory:
     def snapshot_rounds(self) -> list[int]:
         """Rounds of the run's snapshots, ascending. Raises UserError if there are none."""
         rounds = saved_rounds(self.snapshots)
+        if not rounds and (self.path / TICKET).exists():
+            run = self.path.resolve().parents[3] if len(self.path.resolve().parents) > 3 else "its run"
+            raise UserError(
+                f"{self.path}: is the retraining of a ticket, which has no snapshots; give the run that the ticket was "
+                f"drawn from, {run}"
+            )
         if not rounds:
             raise UserError(f"{self.path}: holds no snapshots; train it first, python -m loft_jax.train --workdir ...")
         if rounds[0] != 0:

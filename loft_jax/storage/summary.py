@@ -38,7 +38,7 @@ _SCHEMA = Schema(
         # Of a retraining.
         **dict.fromkeys(("ticket", "mode", "scope", "norm", "rules"), Text),
         **dict.fromkeys(("rewind_to", "ticket_round", "rounds"), Count),
-        **{"ratio": Share, "settings": Text},
+        **{"ratio": Share, "settings": Text, "run_config_hash": Hash},
         **dict.fromkeys(("parameters_unpruned", "flops_per_image", "flops_per_image_unpruned"), NonNegative),
         **dict.fromkeys(("steps_images_per_second", "steps_images_per_second_unpruned"), NonNegative),
     },

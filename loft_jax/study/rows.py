@@ -63,18 +63,25 @@ def result_rows(job: Job, place: Place) -> list[Row]:
 def _rows(job: Job, place: Place) -> list[Row]:
     match job.kind:
         case "train":
-            summary = place.run(job).summary()
+            summary = _summary(place.run(job))
             return [] if summary is None else [{key: value for key, value in summary.items() if key != CHECKSUM}]
         case "tickets":
             return _distances(place.run(job))
         case "retrain":
             assert isinstance(job.step, RetrainStep)  # Of that kind.
-            summaries = [found for directory in _retrainings(job, job.step, place) if (found := directory.summary())]
+            summaries = [found for directory in _retrainings(job, job.step, place) if (found := _summary(directory))]
             return [_retrained(summary) for summary in summaries]
         case "test":
             return _tests(place, job.name)
         case _:
             return _lines(place.files(job.name).path / SPEED)
+
+
+def _summary(directory: RunDirectory) -> Row | None:
+    """Return the summary of a finished training; None where there is none, or a damaged one, which is said."""
+    if problem := directory.summary_problem():
+        warn(f"{problem}; it is left out")
+    return directory.summary()
 
 
 def _retrained(summary: Row) -> Row:

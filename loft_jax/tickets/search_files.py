@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from loft_jax.config import Fraction
+from loft_jax.errors import UserError
 from loft_jax.files import table_text, write_atomically
 from loft_jax.filters import Norm, Rules, Scope, check_ranks
 from loft_jax.storage import Count, Hash, RunDirectory, Schema, Text, UnsoundError, read_object, write_object
-from loft_jax.tickets.ticket import Pruning, ratio_text
+from loft_jax.tickets.ticket import Pruning, Ticket, ratio_text
 
 Row = dict[str, Any]
 
@@ -30,6 +31,8 @@ COLUMNS = (
     *("to_previous", "to_previous_normalised", "train_loss", "test_accuracy"),
 )
 _NUMBERS = COLUMNS[3:]
+# Scores that need no images, and so are the same in every search.
+_OF_WEIGHTS = ("l2", "l1", "fpgm")
 _SCHEMA = Schema(
     needed={
         **{"reference": Text, "reference_round": Count, "scope": Scope, "norm": Norm},
@@ -136,6 +139,22 @@ class SearchFiles:
     def pruning(self, ratio: float) -> Pruning:
         """Return how the tickets of a ratio were drawn."""
         return Pruning(ratio, self.options["scope"], self.options["norm"], self.options["rules"])
+
+    def check_agrees(self, ticket: Ticket) -> None:
+        """Raise UserError if a ticket does not keep the filters at the top of its round's ranking.
+
+        Tickets of rounds that were not searched, or by another score, are not judged.
+        """
+        at = np.flatnonzero(self.rounds == ticket.round)
+        if not at.size or self.options["norm"] != ticket.norm or ticket.norm not in _OF_WEIGHTS:
+            return
+        for group, kept in ticket.kept.items():
+            ranks = self.rankings.get(group)
+            if ranks is not None and kept[-1] < ranks.shape[1] and ranks[at[0], kept].max() != len(kept):
+                raise UserError(
+                    f"ticket {ticket.name}: keeps other filters of {group} than those with the highest scores in the "
+                    "search; draw it again with python -m loft_jax.tickets"
+                )
 
 
 def _rules_name(path: Path, fields: Any) -> str:

@@ -19,6 +19,7 @@ from loft_jax.retrain.settings import retrain_config
 from loft_jax.storage.config_file import owner_of, write_config_file
 from loft_jax.storage.data_file import write_data
 from loft_jax.storage.run_directory import RunDirectory
+from loft_jax.study.records import warn
 from loft_jax.study.rows import result_rows
 from loft_jax.tickets.ticket import read_ticket
 
@@ -43,9 +44,10 @@ def campaign(path: Path, seed: int) -> RunDirectory:
         there = RunDirectory(file.parent)
         facts = json.loads(file.read_text())
         own = settings.model_copy(update={"seed": facts["seed"]})
-        write_config_file(file.parent / "config.yaml", own, owner_of(own, "what"))
+        write_config_file(file.parent / "config.yaml", own, owner_of(own, f"{facts['ticket']} of {seed}"))
         facts["test/accuracy"] -= seed / 100
         facts |= {"settings": settings.model_copy(update={"seed": 0}).hash(), "config_hash": own.hash()}
+        facts["run_config_hash"] = config.hash()
         there.write_summary(facts)
         for number in range(13):
             there.append({"round": number, "step": 16 * number, "epoch": number / 2, "seconds/train": 0.5})
@@ -104,6 +106,7 @@ COMMANDS: dict[str, Callable[[Path], None]] = {each.__name__: each for each in (
 def outcome(command: str, run: Path) -> tuple[str, str]:
     """What a command does: "done", "refused", "stopped" or "goes on"; and all that it says. Raises what is a bug."""
     said = io.StringIO()
+    warn.cache_clear()
     with (
         mock.patch("loft_jax.devices.configure_jax", side_effect=AcceptedError),
         contextlib.redirect_stdout(said),

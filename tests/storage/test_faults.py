@@ -34,11 +34,14 @@ def check(place, file, faults):
     run, _, sound, before = place
     ends, silent = Counter(), []
     for name, fault in faults:
-        for command in FILES[file]:
+        for command in FILES[file].split():
             restore(sound, run, file)
             fault()
             end, said = outcome(command, run)
             names = file.rpartition("/")[2] in said or str((run / file).parent) in said
+            names = names or (end == "refused" and (run / file).parent.name in said)
+            # What is not there is made again, which needs no word.
+            names = names or (name == "missing" and (end == "goes on" or "not finished" in said or command == "study"))
             same = (end, said) == before[command]
             if not (same or names):
                 silent.append((command, file, name, end, said[-300:]))
@@ -51,18 +54,20 @@ def check(place, file, faults):
 RETRAINING = "retrain/r12-group-l2-0.8/rewind/seed1"
 # What reads which file.
 FILES = {
-    "config.yaml": list(COMMANDS),
-    "data.json": ["report"],
-    "metrics.jsonl": ["report", "retrain"],
-    "summary.json": ["train", "retrain", "report", "study"],
-    "cost.csv": ["report"],
-    **dict.fromkeys(("search.json", "distances.csv"), ["report", "study"]),
-    **dict.fromkeys(("rankings.npz", "overlaps.npz"), ["report"]),
-    "tickets/r12-group-l2-0.8/ticket.json": ["retrain", "report"],
-    f"{RETRAINING}/metrics.jsonl": ["retrain"],
-    **dict.fromkeys(
-        (f"{RETRAINING}/{n}" for n in ("config.yaml", "summary.json", "ticket.json")), ["retrain", "report"]
-    ),
+    "config.yaml": "train tickets retrain report study",
+    "data.json": "report",
+    "metrics.jsonl": "report retrain",
+    "summary.json": "train retrain report study",
+    "cost.csv": "report",
+    "search.json": "report study",
+    "distances.csv": "report study",
+    "rankings.npz": "report",
+    "overlaps.npz": "report",
+    "tickets/r12-group-l2-0.8/ticket.json": "retrain report",
+    f"{RETRAINING}/metrics.jsonl": "retrain",
+    f"{RETRAINING}/config.yaml": "retrain report",
+    f"{RETRAINING}/summary.json": "retrain report",
+    f"{RETRAINING}/ticket.json": "retrain report",
 }
 
 
@@ -73,14 +78,14 @@ def test_every_file_of_a_campaign_is_damaged_here(place):
 @pytest.mark.full
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_said_or_harmless(file, place):
-    run, other, sound, _ = place
+    run, other, *_ = place
     # What people write themselves has no checksum: a changed digit is their own.
     flips = 0 if file == "cost.csv" else 3
     faults = [
         f for f in whole_faults(run / file, other / file, flips) if (file, f[0]) != ("cost.csv", "of another run")
     ]
     ends = check(place, file, faults)
-    assert ends.total() == len(faults) * len(FILES[file])
+    assert ends.total() == len(faults) * len(FILES[file].split())
     assert ends["as before"] < ends.total(), "no command reads it"
 
 

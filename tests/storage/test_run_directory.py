@@ -4,6 +4,7 @@ import os
 import platform
 
 import pytest
+from helpers.fake_runs import fake_summary
 from helpers.runs import config_of, opened
 
 from loft_jax.errors import RunStopped, UserError
@@ -138,3 +139,45 @@ def test_a_damaged_checkpoint_that_cannot_be_renamed_stops_the_run(tmp_path, mon
 def test_of_many_saved_rounds_the_first_and_last_are_named():
     assert saved_instead(range(3), 7) == "try 2; there are 0, 1, 2"
     assert saved_instead(range(0, 84, 4), 7) == "try 8; there are 21 from 0 to 80"
+
+
+def test_a_setting_that_was_changed_in_the_config_of_a_run_is_refused(tmp_path):
+    directory = opened(tmp_path / "run", config_of())
+    path = directory.path / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("eval_every: 3", "eval_every: 2"))
+    assert directory.read_config().train.eval_every == 2, "which changes no result"
+    path.write_text(text.replace("seed: 0", "seed: 1"))
+    with pytest.raises(UserError, match=r"config\.yaml: was changed: its settings are \w+, and the run was made with"):
+        directory.read_config()
+    path.write_text(text.partition("\n")[2])
+    assert directory.read_config() == config_of(), "as earlier versions wrote it"
+
+
+def test_a_summary_of_another_run_is_none_of_this(tmp_path):
+    directory, other = opened(tmp_path / "run", config_of()), opened(tmp_path / "other", config_of(loft={"workers": 2}))
+    for each in (directory, other):
+        config = each.read_config()
+        each.write_summary(fake_summary() | {"config_hash": config.hash()})
+    assert directory.summary()
+    (other.path / "summary.json").replace(directory.path / "summary.json")
+    assert directory.summary() is None
+    assert "summary.json: is that of another run (config_hash: " in directory.summary_problem()
+
+
+def test_rows_of_a_retraining_are_not_those_of_another_with_the_same_settings(tmp_path):
+    for name in ("one", "two"):
+        directory = RunDirectory(tmp_path / name)
+        directory.open(config_of(), name)
+        directory.append({"round": 1})
+    (tmp_path / "one/metrics.jsonl").replace(tmp_path / "two/metrics.jsonl")
+    assert RunDirectory(tmp_path / "two").rows() == []
+    assert "or is of another run" in RunDirectory(tmp_path / "two").lost_rows()[0]
+
+
+def test_a_retraining_has_no_snapshots_and_says_what_it_is(tmp_path):
+    path = tmp_path / "run/retrain/r6-group-l2-0.5/rewind/seed0"
+    path.mkdir(parents=True)
+    (path / "ticket.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"is the retraining of a ticket, .* give the run .*, {tmp_path}/run$"):
+        RunDirectory(path).snapshot_rounds()
