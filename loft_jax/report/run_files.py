@@ -116,7 +116,7 @@ class RunFiles:
 
 
 def _sound_ticket(directory: RunDirectory, search: SearchFiles, number: int, ratio: float, run_hash: str) -> Ticket:
-    """Read a ticket of the search. Raises UserError if it is missing, damaged, of another run, or not of the ranking."""
+    """Read a ticket of a search. Raises UserError if it is missing, damaged, of another run, or not of the ranking."""
     pruning = search.pruning(ratio)
     path = directory.tickets / ticket_name(number, pruning.scope, pruning.norm, ratio, pruning.rules)
     ticket = read_ticket(path)
