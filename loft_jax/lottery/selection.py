@@ -43,7 +43,7 @@ def make_pools(names: Sequence[str], rates: Mapping[str, float | None], scope: s
             more = ", ..." if len(names) > _SHOWN else ""
             raise UserError(
                 f"lottery.rates: the pattern {format_value(pattern)} matches no {what}; there are "
-                f"{', '.join(names[:_SHOWN])}{more}"
+                f"{', '.join(names[:_SHOWN]) or 'none'}{more}"
             )
     by_pattern: dict[str, list[str]] = {}
     for name in names:

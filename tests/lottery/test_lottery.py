@@ -197,6 +197,7 @@ class _KilledError(BaseException):
     pass
 
 
+@pytest.mark.full
 def test_a_lottery_that_is_interrupted_at_any_stage_ends_with_the_same_bits(lottery, tmp_path, monkeypatch):
     """At every write of a file of its own, and after rounds of trainings."""
     places = ["loft_jax.lottery.chain.write_masks", "loft_jax.lottery.__main__.write_levels"]
@@ -317,9 +318,9 @@ def test_levels_may_be_trained_by_loft(sync, tmp_path):
 
 def test_filters_are_really_removed(tmp_path):
     rows = start(
-        tmp_path / "run", lottery={"levels": 2, "prune": "filters", "rates": "Dense_0=0.25", "controls": "init"}
+        tmp_path / "run", lottery={"levels": 2, "prune": "filters", "rates": "Dense_0=0.25", "controls": "none"}
     )
-    assert [row["weights_left"] for row in rows if row["control"] == "ticket"] == [2720, 2080, 1600]
+    assert [row["weights_left"] for row in rows] == [2720, 2080, 1600]
     masks = read_masks(tmp_path / "run/seed0/level2/ticket/masks.npz", GROUPS)
     assert masks["Dense_0"].sum() == 18
     assert masks["Dense_2"].all()

@@ -264,10 +264,7 @@ def test_a_lottery_is_a_part_of_its_own_beside_runs_or_alone(report, tmp_path, c
     assert {p.stem for p in (out / "figures").iterdir()} == figures
     assert {p.stem for p in (out / "tables").iterdir()} == {"levels"}
     said = capsys.readouterr().out
-    assert (
-        "result    the ticket is at least as accurate as random at 1 of 1 levels, down to 80.00% of the weights; "
-        in said
-    )
+    assert "result    ticket: at least as accurate as random at 1 of 1 levels, down to 80.00% of the weights; " in said
     assert "missing" not in said
     empty = fake_levels(tmp_path / "empty", {})
     out = report(fake_run(tmp_path / "run"), lottery, empty, out=tmp_path / "several")
