@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from loft_jax.config import Config
-from loft_jax.data import AnyDataset, load_dataset
+from loft_jax.data import AnyDataset, Dataset, load_dataset
 from loft_jax.devices import Preemption, replicate
 from loft_jax.errors import UserError
 from loft_jax.loft import State, split_groups
@@ -146,10 +146,11 @@ class Chain:
 
 def check_held_out(config: LotteryConfig, dataset: AnyDataset) -> None:
     """Raise UserError if no image of some class is held out for validation."""
-    labels, held = getattr(dataset, "train_labels", None), getattr(dataset, "validation_labels", None)
-    if labels is None or held is None:
-        raise UserError(f"data.loading={config.data.loading}: {dataset.name} is streamed, and holds no images out")
-    sizes = np.bincount(labels, minlength=dataset.num_classes)
+    # Images are held out only of data that are kept on the device.
+    assert isinstance(dataset, Dataset)
+    held = dataset.validation_labels
+    assert held is not None
+    sizes = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
     for number in np.flatnonzero((np.bincount(held, minlength=dataset.num_classes) == 0) & (sizes > 0)):
         raise UserError(
             f"data.validation={config.data.validation:g}: {len(held)} images are held out, and none of the "
