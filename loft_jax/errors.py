@@ -19,9 +19,13 @@ class Preempted(Exception):  # noqa: N818
     """A stop was requested, and the run has saved its state; run the same command again to resume. Exit code 0."""
 
 
+class Interrupted(Preempted):
+    """As `Preempted`, by Ctrl-C. Exit code 130, at which a shell ends a loop too."""
+
+
 def exit_code(stop: Exception) -> int:
     """Return the exit code of a command that this exception has stopped."""
-    codes: dict[type[Exception], int] = {UserError: 2, RunStopped: 1, Preempted: 0}
+    codes: dict[type[Exception], int] = {UserError: 2, RunStopped: 1, Preempted: 0, Interrupted: 130}
     return codes[type(stop)]
 
 

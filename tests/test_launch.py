@@ -101,7 +101,7 @@ def jobset(kind):
 @pytest.mark.parametrize("name", [*FILES, *OTHERS])
 def test_a_file_is_short_and_begins_with_how_to_use_it(name):
     text = (LAUNCH / name).read_text()
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 80
     assert max(map(len, text.splitlines())) <= 130
     header = re.match(r"(#.*\n)+", text)
     usage = rf"#   .*launch/{re.escape(name)}( |$)"
@@ -182,7 +182,22 @@ def test_a_process_that_fails_is_named_and_its_code_returned(codes, code, named,
     assert done.stderr.splitlines() == lines
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_script_that_is_killed_leaves_no_orphan(stub):
+    process = start(stub, "local.sh", (0, 1))
+    process.kill()
+    process.communicate(timeout=15)
+    wait_for(lambda: all((stub / f"signal.{i}").exists() for i in (0, 1)))
+    assert [(stub / f"signal.{i}").read_text() for i in (0, 1)] == ["TERM\n"] * 2
+
+
+def test_a_python_that_is_not_there_is_named(stub, monkeypatch):
+    monkeypatch.setenv("PYTHON", "python of nowhere")
+    done = launch("local.sh", *TRAIN)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: PYTHON='python of nowhere': no such program; ")
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
 def test_a_signal_reaches_every_process_and_the_script_waits_for_them(name, stub):
     (stub / "exit.1").write_text("5")
     process = start(stub, "local.sh", (0, 1))

@@ -17,6 +17,7 @@ from loft_jax.config.fields import MOST
 from loft_jax.config.loading import Settings, apply_overrides, iterate_fields, read_config, type_name
 from loft_jax.console import guarded_output
 from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value
+from loft_jax.signals import act_on_ctrl_c
 
 
 def run_command(
@@ -40,10 +41,13 @@ def run_command(
 
 def _run(main: Callable[[], None], interrupted: str) -> None:
     try:
-        main()
-        sys.stdout.flush()
+        with act_on_ctrl_c(interrupted):
+            main()
+            sys.stdout.flush()
     except Preempted as stop:
         print(stop, flush=True)
+        if code := exit_code(stop):
+            sys.exit(code)
     except (UserError, RunStopped) as stop:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(exit_code(stop))

@@ -17,7 +17,6 @@ from .mesh import (
     wait_for_collective as wait_for_collective,
 )
 from .processes import (
-    Preemption as Preemption,
     check_visible as check_visible,
     connect_processes as connect_processes,
     reduce_over_processes as reduce_over_processes,

@@ -7,7 +7,6 @@ writes the other files.
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 from loft_jax.config import Config, Distributed
 from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
@@ -119,6 +117,8 @@ def _connect(settings: Distributed) -> Processes:
 
     if settings.coordinator is not None and settings.process_id == 0:
         _check_port(settings, int(settings.coordinator.rpartition(":")[2]))
+    if settings.coordinator is not None:
+        _reach_without_proxy(settings.coordinator.rpartition(":")[0].strip("[]"))
     # JAX's own handler of SIGTERM would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     # If the processes do not connect in time, JAX aborts with a stack trace; the timer says what to do before that.
@@ -141,6 +141,18 @@ def _connect(settings: Distributed) -> Processes:
         timer.cancel()
     _check_devices(Counter(device.process_index for device in jax.devices()))
     return Processes(jax.process_index(), jax.process_count())
+
+
+def _reach_without_proxy(host: str) -> None:
+    """Let the processes of the run connect directly, where the environment has a proxy for everything else."""
+    import jax
+
+    # The library looks at the first of these that is set.
+    for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        if name == "no_proxy" or name in os.environ:
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
+    if "jax_check_proxy_envs" in jax.config.values:
+        jax.config.update("jax_check_proxy_envs", False)
 
 
 def _check_devices(counts: Mapping[int, int]) -> None:
@@ -206,7 +218,7 @@ def _end_process(processes: Processes, stop: BaseException) -> None:
         # All processes stop together, and the first one prints the message.
         if processes.is_first:
             raise stop
-        sys.exit(0)
+        sys.exit(exit_code(stop))
     # The program that reads the output may have ended too.
     with contextlib.suppress(OSError):
         code = 1
@@ -243,24 +255,3 @@ def _print_reason(processes: Processes, stop: BaseException, stream: TextIO) -> 
         return 1
     traceback.print_exception(stop, file=stream)
     return 1
-
-
-class Preemption:
-    """Context manager that notes a SIGTERM to this process in its block.
-
-    Attributes:
-      requested: whether SIGTERM has been received.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "Preemption":
-        self._before = signal.signal(signal.SIGTERM, self._on_signal)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True

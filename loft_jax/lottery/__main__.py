@@ -23,12 +23,12 @@ import yaml
 
 from loft_jax.config import CommandLine, read_yaml, run_command, whole_number
 from loft_jax.console import duration
-from loft_jax.devices import Preemption
-from loft_jax.errors import Preempted, RunStopped, UserError, format_value
+from loft_jax.errors import RunStopped, UserError, format_value
 from loft_jax.files import write_atomically
 from loft_jax.lottery.results import LEVELS, SETTINGS, print_levels, write_levels
 from loft_jax.lottery.settings import LotteryConfig
 from loft_jax.lottery.training import TICKET, Training, trainings
+from loft_jax.signals import Preemption
 from loft_jax.storage import CONFIG, RunDirectory, check_installed
 
 # Modules that import JAX are imported where they are needed: a typo or a finished lottery is reported before that.
@@ -116,7 +116,7 @@ def complete(run: Path, config: LotteryConfig, seeds: Sequence[int], preemption:
             _announce(training, number, len(unfinished), time.perf_counter() - start)
             if preemption and preemption.requested:
                 left = len(unfinished) - number
-                raise Preempted(f"stopped   by SIGTERM, {left} trainings left; run the same command again to resume")
+                raise preemption.stopped(f", {left} trainings left")
             try:
                 with closing(training.directory) as directory:
                     directory.open(training.config, f"level {training.level}, {training.control}")

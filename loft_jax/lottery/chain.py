@@ -10,7 +10,7 @@ import numpy as np
 
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Dataset, load_dataset
-from loft_jax.devices import Preemption, replicate
+from loft_jax.devices import replicate
 from loft_jax.errors import UserError
 from loft_jax.loft import State, split_groups
 from loft_jax.lottery.masks import MASKS, read_masks, write_masks
@@ -30,6 +30,7 @@ from loft_jax.lottery.training import TICKET, Training, directory_of
 from loft_jax.methods import check_data, check_method
 from loft_jax.models import Network, make_model
 from loft_jax.randomness import Purpose, key_for
+from loft_jax.signals import Preemption
 from loft_jax.storage import load_checkpoint
 from loft_jax.train import Experiment, train_to_the_end
 

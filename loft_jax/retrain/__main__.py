@@ -31,12 +31,12 @@ from functools import partial
 
 from loft_jax.config import CommandLine, Config, run_command, whole_number
 from loft_jax.console import duration, now_doing
-from loft_jax.devices import Preemption
-from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.filters import NO_RULES, NORMS, SCOPES
 from loft_jax.retrain.job import MODES, REWINDING, Job
 from loft_jax.retrain.results import collect_results, print_results, write_results
 from loft_jax.retrain.settings import retrain_config
+from loft_jax.signals import Preemption
 from loft_jax.storage import TICKET, RunDirectory, UnsoundError, check_installed
 from loft_jax.tickets import (
     SearchFiles,
@@ -214,7 +214,7 @@ def complete(
     for number, job in enumerate(unfinished):
         remaining = len(unfinished) - number
         if preemption and preemption.requested:
-            raise Preempted(f"stopped   by SIGTERM, {remaining} retrainings left; run the same command again to resume")
+            raise preemption.stopped(f", {remaining} retrainings left")
         spent = time.perf_counter() - start
         time_left = f", {duration(spent / number * remaining)} left in all" if number else ""
         what = f"{job.ticket.name}, {job.mode}, seed {job.config.seed}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loft_jax.config import Config, Data
-from loft_jax.devices import Preemption, replicate
+from loft_jax.devices import replicate
 from loft_jax.errors import UserError
 from loft_jax.filters import prune
 from loft_jax.loft import State
@@ -18,6 +18,7 @@ from loft_jax.models import Network, parameter_count, training_flops
 from loft_jax.randomness import Purpose, key_for
 from loft_jax.retrain.job import TRAINED, Job
 from loft_jax.retrain.results import cost_share
+from loft_jax.signals import Preemption
 from loft_jax.storage import RunDirectory
 from loft_jax.tickets import Snapshots, Ticket, check_fits, load_own_data
 from loft_jax.train import Experiment, StepLoop, images_per_second, train_to_the_end

@@ -26,9 +26,9 @@ import yaml
 
 from loft_jax.config import CommandLine, run_command, whole_number
 from loft_jax.console import duration
-from loft_jax.devices import Preemption
 from loft_jax.errors import RunStopped, UserError, did_you_mean, format_value
 from loft_jax.files import write_atomically
+from loft_jax.signals import Preemption
 from loft_jax.study.fields import PytestStep, describe_keys
 from loft_jax.study.jobs import Job, expand, task_of
 from loft_jax.study.machine import describe_machine

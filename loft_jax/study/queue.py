@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from loft_jax.console import SECONDS_BETWEEN_LINES, duration
-from loft_jax.devices import Preemption
-from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.errors import RunStopped, UserError
 from loft_jax.files import write_atomically
+from loft_jax.signals import Preemption
 from loft_jax.storage import CONFIG, METRICS
 from loft_jax.study.commands import SPEED, TESTS, command_of, report_command
 from loft_jax.study.fields import RetrainStep
@@ -211,7 +211,8 @@ class Queue:
 
         limit = job.step.limit if job.step.limit is not None else float("inf")
         left = self.clock.left()
-        ended = process.wait(min(limit, left), lambda: self.preemption.requested, each)
+        with self.preemption.saving():
+            ended = process.wait(min(limit, left), lambda: self.preemption.requested, each)
         if ended is None:
             return None
         process.end(self.study.fields.stop_seconds)
@@ -222,8 +223,8 @@ class Queue:
     def _conclude(self, job: Job, files: JobFiles, process: Process | None, reason: str | None) -> None:
         code = None if process is None else process.exit_code
         evident = is_evident(job, self.place)
-        # A training that was asked to stop, by whomever, has saved its round and ends with 0.
-        saved = reason is None and code == 0 and job.kind in ("train", "retrain")
+        # A training that was asked to stop, by whomever, has saved its round and ends with 0, or with 130.
+        saved = reason is None and code in (0, 130) and job.kind in ("train", "retrain")
         if reason in (None, STOPPED) and code == 0 and evident:
             state, reason = DONE, None
         elif reason == STOPPED or saved:
@@ -248,7 +249,7 @@ class Queue:
         else:
             print(f"done      {job.name} in {took}: {headline(job, rows)}", flush=True)
         if self.preemption.requested:
-            raise Preempted(f"stopped   by SIGTERM, {len(self.left())} jobs left; run the same command again to resume")
+            raise self.preemption.stopped(f", {len(self.left())} jobs left")
 
     def left(self) -> list[Job]:
         """The jobs of this start that are not done."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from loft_jax.config import CommandLine, Config, run_command
 from loft_jax.console import duration, now_doing
-from loft_jax.devices import Preemption, check_visible, connect_processes, run_on_first
+from loft_jax.devices import check_visible, connect_processes, run_on_first
 from loft_jax.errors import UserError
+from loft_jax.signals import Preemption
 from loft_jax.storage import CONFIG, PHASES, RunDirectory, describe_rounds
 
 # Modules that import JAX are imported where they are needed: a typo, a refusal and a finished run are reported before.

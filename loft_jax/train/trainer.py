@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from loft_jax.data import data_identity
-from loft_jax.devices import Preemption, reduce_over_processes, replicate
+from loft_jax.devices import reduce_over_processes, replicate
 from loft_jax.errors import Preempted, RunStopped, UserError
 from loft_jax.loft import State
+from loft_jax.signals import Preemption
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
 from loft_jax.train.experiment import Experiment
 from loft_jax.train.overview import describe_learning_rates, summarise
@@ -60,14 +61,12 @@ def train_to_the_end(
     with Trainer(experiment, directory, snapshots=snapshots, preemption=preemption, first_round=first_round) as trainer:
         done = trainer.start(start_from)
         print(f"workdir   {directory.path}" + (f", {trainer.origin} round {done}" if done else ""), flush=True)
-        with TrainingProgress(rounds, done) as progress:
+        with TrainingProgress(rounds, done) as progress, preemption.saving() if preemption else nullcontext():
             while not (trainer.finished or trainer.stop_requested):
                 progress.update(trainer.train_one_round())
         if not trainer.finished:
-            raise Preempted(
-                f"stopped   by SIGTERM after round {trainer.done} of {rounds}, which is saved; run the same command "
-                "again to resume"
-            )
+            assert preemption is not None, "nobody asked"
+            raise preemption.stopped(f" after round {trainer.done} of {rounds}, which is saved")
         if not directory.writes:
             return {}
         summary = summarise(experiment, directory.rows(), first_round)
@@ -110,7 +109,7 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._watch.close()
         self._experiment.images.close()
-        if kind and kind is not Preempted and jax.process_count() > 1:
+        if kind and not issubclass(kind, Preempted) and jax.process_count() > 1:
             return  # Closing waits for the other processes, which may have ended.
         # Report the error that stopped the run, not one that closing raises because of it.
         with suppress(Exception) if kind else nullcontext():

@@ -171,6 +171,16 @@ def test_processes_with_unequal_devices_are_refused():
         processes._check_devices({0: 2, 1: 4})
 
 
+def test_processes_connect_directly_where_the_environment_has_a_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "intranet")
+    monkeypatch.setenv("no_grpc_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    processes._reach_without_proxy("127.0.0.1")
+    found = {name: value for name, value in os.environ.items() if name.lower().startswith("no_")}
+    assert {"no_proxy": "intranet,127.0.0.1", "no_grpc_proxy": "127.0.0.1"}.items() <= found.items()
+    assert "NO_PROXY" not in found
+
+
 def test_a_run_directory_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_VISIBLE_SECONDS", 0)
     check_visible(Processes(1, 2), tmp_path)

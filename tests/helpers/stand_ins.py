@@ -17,6 +17,7 @@ printf '%s\0' "$@" > "$STUB/args.$id.tmp"
 end() { sleep 0.1; echo "$1" > "$STUB/signal.$id"; exit "$(cat "$STUB/exit.$id" 2>/dev/null || echo 0)"; }
 trap 'end TERM' TERM
 trap 'end INT' INT
+trap 'end HUP' HUP
 mv "$STUB/args.$id.tmp" "$STUB/args.$id"
 while [ -e "$STUB/wait" ]; do sleep 0.05; done
 exit "$(cat "$STUB/exit.$id" 2>/dev/null || echo 0)"

@@ -17,8 +17,8 @@ from helpers.runs import assert_same_state, config_of, opened
 from helpers.survival import DisturbedRun, campaign, damage
 
 from loft_jax import load_checkpoint
-from loft_jax.devices.processes import Preemption
 from loft_jax.errors import Preempted, RunStopped, UserError
+from loft_jax.signals import Preemption
 from loft_jax.storage.checkpoints import Store, _ignore_late_ends, newest_sound, read_state
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.storage.saved import saved_rounds

@@ -61,7 +61,7 @@ def assert_same_chunks(one, other):
 
 def blocked_signals(pid):
     (mask,) = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigBlk" in line]
-    return {number for number in (signal.SIGINT, signal.SIGTERM) if int(mask, 16) >> (number - 1) & 1}
+    return {number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if int(mask, 16) >> (number - 1) & 1}
 
 
 @pytest.mark.compat
@@ -80,7 +80,7 @@ def test_processes_read_what_threads_read_from_any_round_on_and_end_when_they_ar
         children = active_children()
         assert len(children) == 2
         for child in children:
-            assert blocked_signals(child.pid) == {signal.SIGINT, signal.SIGTERM}
+            assert blocked_signals(child.pid) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         memory = Path(stream._slots.path)
         assert memory.exists()
     assert active_children() == []
