@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ _MARK = b"loft_jax"
 
 
 def cache_directory() -> Path:
-    """Return the cache directory: $LOFT_JAX_CACHE, or ~/.cache/loft_jax."""
-    return Path(os.environ.get("LOFT_JAX_CACHE") or "~/.cache/loft_jax").expanduser()
+    """Return the cache directory: $LOFT_JAX_CACHE, or ~/.cache/loft_jax; without a home, among temporary files."""
+    path = os.path.expanduser(os.environ.get("LOFT_JAX_CACHE") or "~/.cache/loft_jax")
+    # A user of a container may have no home.
+    return Path(tempfile.gettempdir(), "loft_jax") if path.startswith("~") else Path(path)
 
 
 def cached_arrays(name: str, parts: Sequence[str], make: Callable[[], Sequence[np.ndarray]]) -> Sequence[np.ndarray]:

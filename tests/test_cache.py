@@ -1,9 +1,12 @@
 """What is kept between runs: whatever happens to a file of the cache, what is read is what was made."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from loft_jax.cache import cached_arrays
+from loft_jax.cache import cache_directory, cached_arrays
 
 ARRAYS = (np.arange(3000, dtype=np.uint8).reshape(30, 10, 10), np.array(["a note"]), np.array([], str))
 PARTS = ("images", "notes", "nothing")
@@ -73,3 +76,9 @@ def test_what_processes_that_were_killed_left_in_the_cache_is_removed_whatever_i
     (cache / ".of another data set.npy.17.tmp").write_bytes(bytes(100))
     read()
     assert not list(cache.glob(".*"))
+
+
+def test_without_a_home_the_cache_is_among_temporary_files(monkeypatch):
+    monkeypatch.delenv("LOFT_JAX_CACHE", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert cache_directory() == Path(tempfile.gettempdir()) / "loft_jax"

@@ -54,6 +54,12 @@ def _run(main: Callable[[], None], interrupted: str) -> None:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        if not str(error).startswith("Unable to initialize backend"):
+            raise
+        platforms, reason = os.environ.get("JAX_PLATFORMS", "not set"), str(error).split("\n")[0]
+        print(f"error: JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {reason}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         # The program that reads our output has ended. Otherwise Python would report this again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

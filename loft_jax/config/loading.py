@@ -3,6 +3,7 @@
 Imports neither JAX nor NumPy: errors that can be found in the config alone are reported before they are loaded.
 """
 
+import os
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -63,7 +64,7 @@ def read_config(name: str, folder: str = "") -> dict[str, Any]:
     Raises:
       UserError: it is neither, does not parse or is no mapping.
     """
-    packaged = packaged_configs(folder)
+    name, packaged = os.path.expanduser(name), packaged_configs(folder)
     if name in packaged:
         return read_yaml(packaged[name], f"--config {name}")
     if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():

@@ -15,6 +15,7 @@ is in it), or a directory that Orbax has written. Writes into DIR, and replaces 
 """
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -95,7 +96,7 @@ def check_out(text: str) -> Path:
     """Return the directory of the results, made if needed. Raises UserError if nothing can be written there."""
     if problem := path_problem(text):
         raise UserError(f"--out {format_value(text)}: {problem}; use the name of a directory")
-    out = Path(text)
+    out = Path(os.path.expanduser(text))
     if (out / CONFIG).exists():
         raise UserError(f"--out {text}: holds a run, whose search would be replaced; use another directory")
     ensure_writable(out, "--out")

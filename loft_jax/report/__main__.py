@@ -53,7 +53,7 @@ def open_out(path: str) -> Path:
     """Return the report's directory, made if needed. Raises UserError if no report can be written there."""
     if problem := path_problem(path):
         raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
-    out = Path(path)
+    out = Path(os.path.expanduser(path))
     for name in (FIGURES, TABLES):
         if (out / name).exists() and not ((out / REPORT).exists() or (out / HALF).exists()):
             raise UserError(

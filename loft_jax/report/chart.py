@@ -52,7 +52,9 @@ _STYLE = {
 
 def style() -> AbstractContextManager[Any]:
     """Set the look of figures, in a context where they are drawn and saved. Matplotlib's own settings do not change."""
-    return matplotlib.rc_context(_STYLE)
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    # The user's own settings change no figure.
+    return matplotlib.rc_context({**defaults, **_STYLE})
 
 
 def run_style(number: int) -> dict[str, Any]:

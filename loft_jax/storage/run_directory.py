@@ -50,7 +50,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, label: str = "run directory"):
         if problem := path_problem(str(path)):
             raise UserError(f"{label} {format_value(str(path))}: {problem}; use the name of a directory")
-        self.path, self.writes, self._label = Path(path), True, label
+        self.path, self.writes, self._label = Path(os.path.expanduser(path)), True, label
         self._rows_of: str | None = None
         self._lock: filelock.BaseFileLock | None = None
         self.checkpoints = self.path / CHECKPOINTS

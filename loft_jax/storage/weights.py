@@ -33,7 +33,7 @@ def load_weights(path: str | Path, like: Mapping[str, Any], label: str = "model.
         differ; a value is not finite.
     """
     label = f"{label}={path}"
-    arrays, wanted = _by_collection(read_array_file(Path(path), label), like), flatten_paths(like)
+    arrays, wanted = _by_collection(read_array_file(Path(path).expanduser(), label), like), flatten_paths(like)
     there = {path.partition("/")[0] for path in arrays}
     needed = {path for path in wanted if path.partition("/")[0] in {"params", *there}}
     _check_names(label, needed, arrays)

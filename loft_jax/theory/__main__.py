@@ -60,7 +60,7 @@ def results_directory(name: str) -> Path:
     """
     if problem := path_problem(name):
         raise UserError(f"--out {format_value(name)}: {problem}; use the name of a directory")
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     ensure_writable(path, "--out")
     held = {entry.name for entry in path.iterdir()}
     if held and RESULTS not in held:

@@ -204,3 +204,18 @@ def test_a_whole_number_out_of_range_is_refused_with_the_nearest_bound():
     for text, nearest in (("1", 2), ("10", 9)):
         with pytest.raises(argparse.ArgumentTypeError, match=f"at least 2 and at most 9; try {nearest}$"):
             whole_number(2, 9)(text)
+
+
+def test_a_platform_without_a_device_is_one_message(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+
+    def main():
+        raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no libtpu\nmore")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: JAX finds no device to run on (JAX_PLATFORMS is tpu): Unable to initialize backend 'tpu': INTERNAL: no "
+        "libtpu\n"
+    )

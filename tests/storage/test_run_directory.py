@@ -181,3 +181,8 @@ def test_a_retraining_has_no_snapshots_and_says_what_it_is(tmp_path):
     (path / "ticket.json").write_text("{}")
     with pytest.raises(UserError, match=rf"is the retraining of a ticket, .* give the run .*, {tmp_path}/run$"):
         RunDirectory(path).snapshot_rounds()
+
+
+def test_a_home_in_a_name_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert str(RunDirectory("~/run").path) == "/somewhere/run"
