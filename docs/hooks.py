@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from loft_jax.__main__ import COMMANDS
-from loft_jax.config import Config, Parser, Section, flatten
+from loft_jax.config import ALL, Config, Parser, Section, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 2**31 - 1
@@ -65,7 +65,7 @@ def of_the_repository(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
+def parser_of(command: str) -> Parser:
     """The parser that a command's main makes."""
     with (
         mock.patch.object(Parser, "parse_args", lambda self, argv=None: _stop(self)),
@@ -98,7 +98,7 @@ def index_page() -> str:
 def command_page(name: str) -> str:
     """A command: what it does, its own options, and the whole of its help."""
     parser = parser_of(name)
-    own = [a for a in parser._actions if not _is_setting(a) and not isinstance(a, argparse._HelpAction)]
+    own = [a for a in parser._actions if not _is_setting(a) and a.dest != "help"]
     lines = [f"# {name}", "", "```text", parser.description.strip(), "```", ""]
     lines += ["## Its own options", "", "| option | value | meaning |", "|---|---|---|"]
     for action in own:
@@ -112,8 +112,8 @@ def command_page(name: str) -> str:
         lines += ["", "## Its settings", "", "| setting | type | default and meaning |", "|---|---|---|"]
         lines += [f"| `{a.dest}` | {_choices(a.metavar)} | {_cell(_help(a, parser))} |" for a in settings]
     with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
-        text = parser.format_help().rstrip()
-    lines += ["", '??? note "The whole of `--help`"', "", "    ```text", textwrap.indent(text, "    "), "    ```"]
+        text = parser.format_help(ALL).rstrip()
+    lines += ["", '??? note "The whole of `--help all`"', "", "    ```text", textwrap.indent(text, "    "), "    ```"]
     return "\n".join(lines) + "\n"
 
 
@@ -157,7 +157,7 @@ _EXIT_CODES = [
 
 
 class _FoundError(Exception):
-    def __init__(self, parser: argparse.ArgumentParser):
+    def __init__(self, parser: Parser):
         super().__init__()
         self.parser = parser
 
@@ -167,7 +167,7 @@ def _stop(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_setting(action: argparse.Action) -> bool:
-    return action.default is argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
+    return action.default is argparse.SUPPRESS and action.dest != "help"
 
 
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:

@@ -1,4 +1,5 @@
 from .command_line import (
+    ALL as ALL,
     CommandLine as CommandLine,
     Parser as Parser,
     run_command as run_command,

@@ -6,7 +6,9 @@ Imports neither JAX nor NumPy: errors that can be found in the config alone are 
 import argparse
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, NoReturn
 
@@ -97,8 +99,10 @@ class CommandLine(Generic[Settings]):
             self.parser.add_argument("--config", metavar="FILE", help=file)
         self._fields = dict(iterate_fields(settings))
         overridden = "that of the run" if reads_run else "that in the file"
-        group = self.parser.add_argument_group(f"settings (each overrides {overridden})")
+        rule = f"(each overrides {overridden})"
         for key, field in self._fields.items():
+            section = key.rpartition(".")[0] or RUN
+            group = self.parser.sections.get(section) or self.parser.add_section(section, f"settings, {section} {rule}")
             # A section with a field `mode` has a short option: --distributed means --distributed.mode.
             short = [f"--{key.removesuffix('.mode')}"] if key.endswith(".mode") else []
             names = [f"--{key}", *short]
@@ -117,14 +121,79 @@ class CommandLine(Generic[Settings]):
         return arguments, {key: value for key, value in vars(arguments).items() if key in self._fields}
 
 
+RUN, ALL = "run", "all"  # sections of --help: settings without a section, and every section
+_WIDTH, _LINES, _ROOM = 80, 60, 12
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError with one message, and does not print its usage."""
+    """An argument parser that raises UserError with one message, and does not print its usage.
+
+    `--help` shows the command's own options, and `--help SECTION` the settings of a section.
+
+    Attributes:
+      sections: name -> group of the options that only `--help NAME` shows.
+    """
 
     def __init__(self, prog: str, description: str):
-        formatter = argparse.RawTextHelpFormatter
-        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=formatter)
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter, add_help=False
+        )
+        self.sections: dict[str, argparse._ArgumentGroup] = {}
+        self.add_argument(
+            "-h", "--help", action=_Help, metavar="SECTION", nargs="?", help="this; or a section of options"
+        )
         # As in Python 3.14: "-1e-3" is a value, not an option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
+
+    def add_section(self, name: str, title: str) -> argparse._ArgumentGroup:
+        """Add a group of options that `--help` names and `--help NAME` shows."""
+        self.sections[name] = self.add_argument_group(title)
+        return self.sections[name]
+
+    def format_usage(self) -> str:
+        """Return one line: the command, its positional arguments, and that there are options."""
+        names = [_shown(action) for action in self._actions if not action.option_strings]
+        return f"usage: {' '.join([self.prog, *names, '[options]'])}\n"
+
+    def format_help(self, section: str | None = None) -> str:
+        """Return the help: of the command's own options, of one section, or of everything (`ALL`)."""
+        formatter = self._get_formatter()
+        if section in (None, ALL):
+            formatter.add_text(self.description if section == ALL else self._beginning())
+        hidden = list(self.sections.values())
+        for group in self._action_groups:
+            name = next((name for name, each in self.sections.items() if each is group), None)
+            if section == ALL or name == section or (section is None and group not in hidden):
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(group._group_actions)
+                formatter.end_section()
+        if section == ALL or (section is None and not self.sections):
+            formatter.add_text(self.epilog)
+        text = self.format_usage() + "\n" + formatter.format_help()
+        if not self.sections or section is not None:
+            return text
+        lists = [f"{text}\n{self._list_sections(keys=keys)}\n" for keys in (True, False)]
+        return lists[0] if lists[0].count("\n") < _LINES else lists[1]
+
+    def _beginning(self) -> str:
+        """Return the first paragraphs of the description, as many as have room; at least one."""
+        paragraphs, lines = (self.description or "").strip().split("\n\n"), 0
+        for number, paragraph in enumerate(paragraphs):
+            lines += len(_wrap(paragraph, _WIDTH - 1).splitlines()) + 1
+            if number and lines > _ROOM:
+                return "\n\n".join([*paragraphs[:number], "(--help all goes on)"])
+        return "\n\n".join(paragraphs)
+
+    def _list_sections(self, *, keys: bool) -> str:
+        lines = ["more options: --help SECTION explains those of a section, --help all everything"]
+        if not keys:
+            return "\n".join([*lines, *textwrap.wrap(", ".join(self.sections), _WIDTH - 3)])
+        for name, group in self.sections.items():
+            listed = ", ".join(action.dest.removeprefix(f"{name}.") for action in group._group_actions)
+            pad = " " * 15
+            lines += textwrap.wrap(listed, _WIDTH - 1, initial_indent=f"  {name:<12} ", subsequent_indent=pad)
+        return "\n".join(lines)
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the options. Raises UserError; if an option is unknown, the message names the nearest one."""
@@ -163,3 +232,48 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
 def _help(field: FieldInfo) -> str:
     default = "null" if field.default is None else field.default
     return f"{field.description} (default: {default})".replace("%", "%%")
+
+
+class _Help(argparse.Action):
+    """Prints the help, or that of the section that is named, and ends the program."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        known = (*parser.sections, ALL)
+        if values is not None and values not in known:
+            there = f"there are {', '.join(known)}"
+            raise UserError(f"--help {format_value(values)}: no such section{did_you_mean(values, known, there)}")
+        print(parser.format_help(values), end="")
+        parser.exit()
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of a text, and goes on in a new line, as far in, where one is too long."""
+
+    def __init__(self, prog: str):
+        width = min(_WIDTH, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=24, width=width - 1)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [_join(paragraph).splitlines() for paragraph in text.strip("\n").split("\n\n")]
+        return "\n\n".join("\n".join(_wrap(line, width) for line in lines) for lines in paragraphs)
+
+
+def _join(paragraph: str) -> str:
+    """Make one line of a paragraph of sentences; a list, whose lines are indented or have columns, stays as it is."""
+    return paragraph if "  " in paragraph or "\n " in paragraph else " ".join(paragraph.split("\n"))
+
+
+def _wrap(line: str, width: int) -> str:
+    """Break a line that is too long; the rest begins where its second column does, if there is one."""
+    column = re.match(r" *(\S+( \S+)*)? {2,}(?=\S)", line)
+    inside = " " * (len(column[0]) if column and column[1] else len(line) - len(line.lstrip()))
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=inside, drop_whitespace=True) or [""])
+
+
+def _shown(action: argparse.Action) -> str:
+    """Show a positional argument in a usage."""
+    name = str(action.metavar or action.dest.upper())
+    return f"{name} [{name} ...]" if action.nargs == "+" else name

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     run(paths, reference, check_out(options.out), options)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """Add the command's options to its parser."""
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", nargs="+", help="files of weights, or directories of Orbax, in order")

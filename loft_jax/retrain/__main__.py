@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from loft_jax.config import CommandLine, Config, run_command, whole_number
+from loft_jax.config import CommandLine, Config, Parser, run_command, whole_number
 from loft_jax.console import duration, now_doing
 from loft_jax.errors import RunStopped, UserError
 from loft_jax.filters import NO_RULES, NORMS, SCOPES
@@ -82,15 +82,16 @@ def main(argv: list[str] | None = None) -> None:
         raise RunStopped("\n       ".join(stops))
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """Add the command's own options to its parser."""
     add = parser.add_argument
     add("--ticket", metavar="NAME", nargs="+", help="tickets drawn by python -m loft_jax.tickets RUN")
     add("--every", metavar="K", type=whole_number(1), help="instead: tickets of every K-th snapshot, and of the last")
-    add("--ratio", type=ratio, help="with --every: share of the filters removed; it also takes the\n"
-        "options about tickets below")  # fmt: skip
+    add("--ratio", type=ratio, help="with --every: share of the filters removed; it also takes the "
+        "rules of --help rules")  # fmt: skip
     add_ticket_options(parser)
-    add("--mode", choices=MODES, nargs="+", default=["rewind"], help="one or more, see above (default: rewind)")
+    modes = f"one or more of {', '.join(MODES)}; --help all explains them (default: rewind)"
+    add("--mode", metavar="MODE", choices=MODES, nargs="+", default=["rewind"], help=modes)
     add("--rewind_to", metavar="ROUND", type=whole_number(0), default=0, help="round of the weights, or with lr_rewind "
         "of the\nlearning rate (default: 0)")  # fmt: skip
     add("--epochs", metavar="N", type=whole_number(1), help="instead of --train.rounds: as many rounds as N passes "

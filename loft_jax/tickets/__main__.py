@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from loft_jax.config import CommandLine, Config, run_command, whole_number
+from loft_jax.config import CommandLine, Config, Parser, run_command, whole_number
 from loft_jax.console import console, make_table, megabytes, shows_bars
 from loft_jax.filters import NORMS, SCOPES, Rules
 from loft_jax.storage import RunDirectory
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     run(directory, options, config, rules)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """Add the command's own options to its parser."""
     add = parser.add_argument
     ratios = [0.8, 0.5, 0.3]

@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from loft_jax.config import whole_number
+from loft_jax.config import Parser, whole_number
 from loft_jax.errors import UserError, format_value
 from loft_jax.filters import NO_RULES, NORMS, PRUNED, SCOPES, Rules
 from loft_jax.storage import saved_instead
 
 
-def add_ticket_options(parser: argparse.ArgumentParser) -> None:
+def add_ticket_options(parser: Parser) -> None:
     """Add --scope, --norm and the options of `rules_of`. One that is not given is None: the first of its choices."""
     add = parser.add_argument
     add(
@@ -26,6 +26,7 @@ def add_ticket_options(parser: argparse.ArgumentParser) -> None:
         "that it touches; taylor: what the loss would lose with it, to first order, on training batches\n"
         f"(default: {NORMS[0]})",
     )
+    add = parser.add_section("rules", "rules for tickets: groups, numbers of filters").add_argument
     add(
         "--score_batches",
         metavar="N",

@@ -125,7 +125,7 @@ def test_a_commands_own_options_are_returned_beside_the_config():
 
 def test_every_field_is_described_and_shown_by_help_with_type_and_default(capsys):
     with pytest.raises(SystemExit) as caught:
-        parse("--help")
+        parse("--help", "all")
     shown = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert [key for key, _ in iterate_fields(Config)] == list(flatten(Config()))

@@ -260,7 +260,7 @@ def test_with_several_local_steps_there_is_no_limit_and_the_figure_says_so():
 
 def test_help_shows_every_setting(monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        call(monkeypatch, "--help")
+        call(monkeypatch, "--help", "all")
     shown = capsys.readouterr().out
     assert "--theory.scale unbiased|differentiated|literal" in shown
     assert "--theory.sweep_filters str" in shown
