@@ -42,6 +42,8 @@ def run_command(
 
 
 def _run(main: Callable[[], None], interrupted: str) -> None:
+    # No figure needs a window; matplotlib cannot be imported if the user's back end is not there.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         with act_on_ctrl_c(interrupted):
             main()

@@ -20,9 +20,12 @@ LEFT = "left side of the theorem (a squared distance)"
 def draw_figures(rows: Sequence[Row]) -> dict[str, bytes]:
     """Return file name -> content: each figure as PNG and as SVG."""
     figures = {"width": width_figure, "masks": masks_figure, "steps": steps_figure, "lazy": lazy_figure}
-    return {
-        f"{name}.{kind}": _encode(figure(rows), kind) for name, figure in figures.items() for kind in ("png", "svg")
-    }
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    # The user's own settings change no figure.
+    with matplotlib.rc_context(defaults):
+        return {
+            f"{name}.{kind}": _encode(figure(rows), kind) for name, figure in figures.items() for kind in ("png", "svg")
+        }
 
 
 def width_figure(rows: Sequence[Row]) -> Figure:
