@@ -4,6 +4,7 @@ Imports neither JAX nor NumPy: errors that can be found in the config alone are 
 """
 
 import os
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -109,7 +110,19 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise UserError(f"{label}: must be a mapping of keys to values, not a {type(settings).__name__}")
-    return settings
+    return _nest(settings, label)
+
+
+def _nest(settings: dict[str, Any], label: str) -> dict[str, Any]:
+    """Put dotted keys into their sections: loft.workers: 2. Raises UserError if a key is given in both forms."""
+    nested = {key: value for key, value in settings.items() if not (isinstance(key, str) and "." in key)}
+    for key in [key for key in settings if key not in nested]:
+        section, _, leaf = key.partition(".")
+        inside = nested.get(section)
+        if inside is not None and (not isinstance(inside, dict) or leaf in inside):
+            raise UserError(f"{label}: {format_value(key)}: is given twice, also under {section}; give it once")
+        nested[section] = {**(inside or {}), leaf: settings[key]}
+    return nested
 
 
 def yaml_scalar(text: str) -> Any:
@@ -134,6 +147,13 @@ def type_name(field: FieldInfo) -> str:
 class _StrictLoader(yaml.SafeLoader):
     """A SafeLoader that raises an error if a key is given twice; SafeLoader itself silently takes the last value."""
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Read a number as the command line does: YAML 1.1 alone takes 010 for 8, and 1:30 for 90."""
+        text = str(node.value)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_bx][0-9A-Fa-f_]*", text):
+            return text
+        return (self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float)(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = set()
         for key_node, _ in node.value:
@@ -145,6 +165,10 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StrictLoader.construct_number)
 
 
 def _type_names(annotation: Any) -> list[str]:
