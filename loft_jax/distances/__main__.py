@@ -70,6 +70,7 @@ def add_options(parser: Parser) -> None:
 def check_paths(texts: list[str]) -> list[Path]:
     """Return the checkpoints. Raises UserError if one cannot exist, does not, or is named twice."""
     paths: dict[Path, str] = {}
+    texts = [os.path.expanduser(text) for text in texts]
     for text in texts:
         if problem := path_problem(text):
             raise UserError(f"{format_value(text)}: {problem}; give a file of weights")
