@@ -81,7 +81,8 @@ def train(arguments):
 def tickets(arguments):
     given = parsed(arguments, "run", "ratios", "scope", "norm")
     write(Path(given["run"]) / "distances.csv", DISTANCES)
-    write(Path(given["run"]) / "search.json", json.dumps(given))
+    options = {"reference": ".", "reference_round": 4, "scope": "group", "norm": "l2"}
+    write(Path(given["run"]) / "search.json", json.dumps({**given, **options, "ratios": [0.5]}))
 
 
 def retrain(arguments):
