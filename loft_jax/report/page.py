@@ -3,14 +3,20 @@
 The template escapes all text from runs.
 """
 
+import datetime
 import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+
+from loft_jax import __version__
 
 Row = dict[str, Any]
 
@@ -81,7 +87,14 @@ def render(title: str, parts: Sequence[Part]) -> str:
     assets = files("loft_jax.report") / "assets"
     style, script = (Markup(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     template = environment.from_string(assets.joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(title=title, parts=parts, style=style, script=script)
+    return template.render(title=title, parts=parts, style=style, script=script, origin=origin())
+
+
+def origin() -> str:
+    """Say when, by which versions and on which machine a page is made."""
+    day, cores = datetime.date.today().isoformat(), os.cpu_count()
+    versions = f"loft_jax {__version__}, jax {version('jax')}, Python {platform.python_version()}"
+    return f"Made on {day} by {versions}, on {platform.machine()} with {cores} cores"
 
 
 def markdown(table: Table) -> str:

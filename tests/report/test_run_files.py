@@ -1,12 +1,16 @@
 """What a report reads of runs in every state, and what it says of what is not there."""
 
+import datetime
 import json
 import random
 
+import jax
 import numpy as np
 import pytest
 from helpers.fake_runs import complete_run, fake_run, fake_search, read
 
+import loft_jax
+from loft_jax.report.page import render
 from loft_jax.storage.records import write_object
 from loft_jax.tickets.ticket import read_ticket
 
@@ -131,3 +135,8 @@ def test_a_search_against_another_round_of_the_run_is_not_of_its_own_end(tmp_pat
     assert options["reference_round"] == 12
     write_object(directory.search, options | {"reference_round": 4})
     assert not read(directory).search.own_end
+
+
+def test_a_page_says_when_and_by_what_it_was_made():
+    page = render("a report", [])
+    assert f"Made on {datetime.date.today()} by loft_jax {loft_jax.__version__}, jax {jax.__version__}" in page
