@@ -162,10 +162,15 @@ class Config(Section):
 
     @property
     def method(self) -> str:
-        """Name of the training method in tables: LoFT-4, IST-4, GPipe-2, local SGD-4, plain SGD."""
+        """Name of the training method in tables: LoFT-4, IST-4, GPipe-2, local SGD-4, data-parallel SGD-4 or plain SGD.
+
+        Perceptrons are split by IST.
+        """
         if self.loft.workers == 1:
             # If momentum is reset every round, it is not the usual plain SGD or GPipe, and the name says so.
-            name = "plain SGD" if self.gpipe.stages is None else f"GPipe-{self.gpipe.stages}"
+            shards = self.mesh.data
+            name = "plain SGD" if shards == 1 else f"data-parallel SGD-{shards}"
+            name = name if self.gpipe.stages is None else f"GPipe-{self.gpipe.stages}"
             is_usual = self.loft.momentum == "carry" or self.optimizer.momentum == 0
             return name if is_usual else f"{name}, momentum reset"
         if self.loft.partition == "none":

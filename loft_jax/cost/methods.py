@@ -151,7 +151,7 @@ class Costs:
         """Make the row that the paper counts: every worker sends to a server and receives from it."""
         config = self._change_config(loft={"workers": workers})
         groups = split_groups(self._model, config)
-        split = ParameterSplit.from_groups(self._model, groups, self._facts.image_shape)
+        split = ParameterSplit.from_groups(self._model, groups, self._facts.image_shape, workers)
         up = BYTES_OF_FLOAT * (split.partitioned / workers + split.shared_kernels)
         rounds = config.train.rounds
         down, total = up + BYTES_OF_FLOAT * split.rest, rounds * split.server_bytes(workers)

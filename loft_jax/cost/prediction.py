@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loft_jax.filters import FilterGroup, flatten_paths
+from loft_jax.filters import FilterGroup, filter_cuts, flatten_paths
 from loft_jax.gpipe import boundary_floats
 from loft_jax.loft import BYTES_OF_FLOAT
 from loft_jax.models import Network, create_model, variable_shapes
@@ -39,7 +39,7 @@ def _rows(name: str, paper: PaperRow, devices: int) -> list[Row]:
     batches = paper.images_counted // paper.batch_size
     counted = (paper.batch_size + 1) * batches
     gpipe, gpipe_printed = (gpipe_bytes(boundaries, _EPOCHS * images) / _GIGABYTE for images in (paper.images, counted))
-    split = ParameterSplit.from_groups(model, model.filter_groups(), paper.image_shape)
+    split = ParameterSplit.from_groups(model, model.filter_groups(), paper.image_shape, devices)
     loft = paper.syncs * split.server_bytes(devices) / _GIGABYTE
     return [
         _row(name, paper, f"GPipe-{devices}", gpipe, gpipe_printed, None),
@@ -58,7 +58,8 @@ class ParameterSplit:
     """The parameters of a network by what a parameter server does with them (the paper's communication column).
 
     Attributes:
-      partitioned: P, parameters of the partitioned groups: one worker holds each of them.
+      partitioned: P, parameters of the partitioned groups that a worker holds: one worker holds each of them. A kernel
+        between two such groups counts with the 1/S of it that lies in the workers' blocks.
       shared_kernels: F, kernels of the other groups: every worker sends and receives them.
       rest: R, all other parameters (stem, shortcuts, head, other norms): counted once per worker and sync.
     """
@@ -69,16 +70,16 @@ class ParameterSplit:
 
     @classmethod
     def from_groups(
-        cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, ...]
+        cls, model: Network, groups: Sequence[FilterGroup], image_shape: tuple[int, ...], workers: int
     ) -> "ParameterSplit":
         """Split the parameters of a model by its groups, for images of this shape (height, width, channels)."""
-        partitioned = {path for group in groups if group.partitioned for path in group.axes}
+        partitioned = filter_cuts(group for group in groups if group.partitioned)
         declared = {path for group in groups for path in group.axes}
         sizes = {"partitioned": 0, "shared_kernels": 0, "rest": 0}
         variables = variable_shapes(model, image_shape)
         for path, leaf in flatten_paths({"params": variables["params"]}).items():
             if path in partitioned:
-                sizes["partitioned"] += leaf.size
+                sizes["partitioned"] += leaf.size // workers ** (len(partitioned[path]) - 1)
             elif path in declared and path.endswith("/kernel"):
                 sizes["shared_kernels"] += leaf.size
             else:

@@ -36,10 +36,20 @@ def worker_order(
     # The largest number of epochs that `count` consecutive examples can be from.
     epochs = math.ceil((count - 1) / per_epoch) + 1
     first_epoch = first // per_epoch
-    permutations = jax.vmap(lambda epoch: epoch_permutation(key, worker, epoch, examples, split))(
-        first_epoch + jnp.arange(epochs)
-    )
     position = first % per_epoch + jnp.arange(count)
+
+    def permute(epoch: jax.Array) -> jax.Array:
+        return epoch_permutation(key, worker, epoch, examples, split)
+
+    permutations = jax.vmap(permute)(first_epoch + jnp.arange(max(1, epochs - 1)))
+    if epochs > 1:
+        # Sorting is most of what a round does before its local steps, and few rounds reach into the last epoch.
+        last = jax.lax.cond(
+            position[-1] >= (epochs - 1) * per_epoch,
+            lambda: permute(first_epoch + epochs - 1),
+            lambda: permutations[0],
+        )
+        permutations = jnp.concatenate([permutations, last[None]])
     return permutations[position // per_epoch, offset + position % per_epoch].astype(jnp.int32)
 
 

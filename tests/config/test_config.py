@@ -197,6 +197,7 @@ def test_a_perceptron_that_is_split_is_independent_subnet_training():
     reset = {"workers": 1, "momentum": "reset"}
     assert Config(loft=reset).method == "plain SGD, momentum reset"
     assert Config(loft=reset, optimizer={"momentum": 0}).method == "plain SGD"
+    assert Config(loft={"workers": 1}, mesh={"data": 4}).method == "data-parallel SGD-4"
 
 
 def test_norms_by_the_batch_make_the_size_of_evaluated_batches_part_of_the_result():

@@ -94,7 +94,7 @@ def test_a_ticket_is_counted_as_a_retraining_counts_it_and_the_literatures_count
 @pytest.mark.full
 def test_the_server_is_the_papers(rows):
     groups = tiny.MODEL.filter_groups()
-    server, row = ParameterSplit.from_groups(tiny.MODEL, groups, FACTS.image_shape), of(rows, "LoFT-2, server")
+    server, row = ParameterSplit.from_groups(tiny.MODEL, groups, FACTS.image_shape, 2), of(rows, "LoFT-2, server")
     assert row["bytes_total"] == 20 * server.server_bytes(2)
     assert 2 * (row["bytes_sent"] + row["bytes_received"]) == server.server_bytes(2)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from flax.traverse_util import flatten_dict
 from loft_jax import create_model
 from loft_jax.cost.prediction import COLUMNS, ParameterSplit, communication_table, gpipe_bytes
 from loft_jax.gpipe.cuts import boundary_floats
+from loft_jax.models.families.mlp import MLP
+from loft_jax.models.linen import LinenSource
+from loft_jax.models.traced import TracedNetwork
 
 MODEL = create_model("preresnet20", 3, width=4)
 
@@ -46,7 +50,7 @@ def test_improvements_are_the_printed_ones_but_for_the_one_that_does_not_follow_
 
 
 def test_the_parameters_of_a_network_are_split_without_remainder():
-    split = ParameterSplit.from_groups(MODEL, MODEL.filter_groups(), (8, 8, 3))
+    split = ParameterSplit.from_groups(MODEL, MODEL.filter_groups(), (8, 8, 3), 2)
     # Blocks 2 and 3 of stages 2 and 3: two 3x3 kernels and the inner norm's scale and bias.
     assert split.partitioned == sum(2 * (2 * 9 * n * n + 2 * n) for n in (8, 16))
     # Stage 1, and the first blocks of stages 2 and 3.
@@ -54,6 +58,17 @@ def test_the_parameters_of_a_network_are_split_without_remainder():
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     assert split.partitioned + split.shared_kernels + split.rest == sum(x.size for x in jax.tree.leaves(shapes))
     assert split.server_bytes(4) == 4 * (2 * split.partitioned + 4 * (2 * split.shared_kernels + split.rest))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_of_a_kernel_between_two_split_layers_a_worker_sends_its_block(workers):
+    """Of matrices a worker sends from 1/S (one side is split) to 1/S^2 (both are)."""
+    model = TracedNetwork(LinenSource(MLP(10, (16, 16), running=False, head_norm=True)), (5,))
+    groups = [replace(group, partitioned=True) for group in model.filter_groups()]
+    split = ParameterSplit.from_groups(model, groups, (5,), workers)
+    share = 16 // workers
+    assert split.partitioned / workers == 5 * share + share * share + share * 10 + 2 * 2 * share
+    assert (split.shared_kernels, split.rest) == (0, 0)
 
 
 def test_boundaries_are_the_activations_behind_a_block():
