@@ -223,6 +223,10 @@ def _distances(path: Path, sums: Mapping[str, int]) -> dict[str, list[Row]]:
 
 
 def read_distances(directory: RunDirectory) -> dict[str, list[Row]]:
-    """Read distances.csv: group name -> its rows, with numbers; NaN for an empty cell. Raises UnsoundError."""
+    """Read distances.csv: group name -> its rows, with numbers, NaN for an empty cell; {} where nothing is searched.
+
+    Raises:
+      UnsoundError: it is missing or damaged, or search.json is.
+    """
     given = read_object(directory.search, _SCHEMA)
-    return _distances(directory.distances, (given or {}).get("crc32") or {})
+    return {} if given is None else _distances(directory.distances, given.get("crc32") or {})
