@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.runs import settings_with
+from helpers.runs import SMALL, settings_with
 
 # Starts the command once for each node, with the variables that Slurm gives to its task, and says what it hands on.
 SRUN = """#!/bin/sh
@@ -62,7 +62,7 @@ def submit(slurm, nodes, *options):
 )
 def test_four_workers_use_all_devices_of_the_nodes(nodes, data, slurm):
     config = slurm / "settings.yaml"
-    config.write_text(yaml.safe_dump(settings_with(train={"rounds": 2, "eval_every": 2})))
+    config.write_text(yaml.safe_dump(settings_with(model=SMALL, train={"rounds": 2, "eval_every": 2})))
     done = submit(slurm, nodes, "--config", config, "--loft.workers", 4, "--mesh.data", data, "--mesh.cpu_devices", 8)
     assert done.returncode == 0, done.stderr
     assert f"devices   {8 * nodes} cpu of {8 * nodes}, idle: none" in done.stdout

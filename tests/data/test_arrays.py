@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers.runs import assert_same_state, config_of, opened
+from helpers.runs import SMALL, assert_same_state, config_of, opened
 from PIL import Image
 
 from loft_jax.config.config import Config
@@ -309,8 +309,9 @@ def test_more_pixels_than_a_device_holds_are_refused(path, monkeypatch):
 
 
 def test_a_run_on_packed_digits_equals_one_on_digits_and_is_not_resumed_on_other_data(path, tmp_path):
-    digits = config_of(data={"augment": False}, train={"rounds": 2})
-    packed = config_of(data={"augment": False, "name": "arrays", "data_dir": str(path)}, train={"rounds": 2})
+    digits = config_of(model=SMALL, data={"augment": False}, train={"rounds": 2})
+    data = {"augment": False, "name": "arrays", "data_dir": str(path)}
+    packed = config_of(model=SMALL, data=data, train={"rounds": 2})
     data = load_digits(digits.seed)
     arrays = {name: getattr(data, name) for name in ARRAYS}
     np.savez(path, **arrays)

@@ -1,4 +1,4 @@
-"""A run of `runs.SETTINGS` that goes on in a process of its own, on the platform that it is given.
+"""A run of a small network that goes on in a process of its own, on the platform that it is given.
 
     python -m helpers.elsewhere RUN PLATFORM ROUNDS
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from helpers import ROOT, TESTS
-from helpers.runs import assert_same_state, opened, settings_with
+from helpers.runs import SMALL, assert_same_state, opened, settings_with
 from loft_jax.config.config import Config
 from loft_jax.devices import configure_jax
 from loft_jax.storage import read_state
@@ -47,7 +47,7 @@ def finish(*processes):
 
 def main(path, platform, rounds):
     train = {"deterministic": True, "trackers": "none", "keep_checkpoints": 4}
-    config = Config.model_validate(settings_with(train=train) | MATMUL)
+    config = Config.model_validate(settings_with(model=SMALL, train=train) | MATMUL)
     configure_jax(config)
     assert jax.default_backend() == platform
     with Trainer(Experiment.build(config), opened(path, config)) as trainer:

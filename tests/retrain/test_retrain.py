@@ -148,6 +148,7 @@ def test_new_weights_differ_from_the_initialisation_and_between_seeds_but_not_in
     assert new[path].std() == pytest.approx(old[path].std(), rel=0.1)
 
 
+@pytest.mark.full
 def test_norm_statistics_are_re_estimated_after_pruning(started):
     directory = started / "retrain" / TICKET / "rewind/seed0"
     statistics = flat(load_checkpoint(directory, 0)["variables"]["batch_stats"])

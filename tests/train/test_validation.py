@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.runs import assert_same_state, config_of, opened, train_rounds
+from helpers.runs import SMALL, assert_same_state, config_of, opened, train_rounds
 
 from loft_jax.data.load import load_dataset
 from loft_jax.storage.checkpoints import read_state
@@ -15,7 +15,7 @@ METRICS = ("loss", "accuracy")
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
-    config = config_of(data={"validation": 0.2, "augment": False}, train=TRAIN)
+    config = config_of(model=SMALL, data={"validation": 0.2, "augment": False}, train=TRAIN)
     path = tmp_path_factory.mktemp("validated") / "run"
     return path, config, run(config, opened(path, config))
 
@@ -30,7 +30,8 @@ def test_it_equals_a_run_on_the_rest_that_tests_on_what_was_held_out(validated, 
         test_images=data.validation_images,
         test_labels=data.validation_labels,
     )
-    rest = config_of(data={"name": "arrays", "data_dir": str(tmp_path / "rest.npz"), "augment": False}, train=TRAIN)
+    files = {"name": "arrays", "data_dir": str(tmp_path / "rest.npz"), "augment": False}
+    rest = config_of(model=SMALL, data=files, train=TRAIN)
     tested = run(rest, opened(tmp_path / "rest", rest))
     assert_same_state(*(read_state(directory / "checkpoints", 4) for directory in (path, tmp_path / "rest")))
     rows, others = (RunDirectory(directory).rows() for directory in (path, tmp_path / "rest"))

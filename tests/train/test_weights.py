@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers.runs import assert_same_state, config_of, opened, train_rounds
+from helpers.runs import SMALL, assert_same_state, config_of, opened, train_rounds
 
 from loft_jax import UserError, load_checkpoint
 from loft_jax.filters import flatten_paths
@@ -13,12 +13,12 @@ from loft_jax.train.experiment import Experiment
 @pytest.fixture(scope="module")
 def weights():
     """Parameters and statistics of another seed's network."""
-    state = Experiment.build(config_of()).initial_state()
+    state = Experiment.build(config_of(model=SMALL)).initial_state()
     return jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.25), state.variables)
 
 
 def started(path, file):
-    config = config_of(model={"width": 4, "weights": str(file)}, train={"rounds": 1})
+    config = config_of(model=SMALL | {"weights": str(file)}, train={"rounds": 1})
     train_rounds(path, config, 0)
     return load_checkpoint(path, round=0)["variables"]
 
@@ -44,17 +44,17 @@ def test_weights_of_another_network_are_refused(weights, change, message, tmp_pa
     flat = {path: np.array(leaf) for path, leaf in flatten_paths(weights["params"]).items()}
     change(flat)
     np.savez(tmp_path / "start.npz", **flat)
-    config = config_of(model={"width": 4, "weights": str(tmp_path / "start.npz")})
+    config = config_of(model=SMALL | {"weights": str(tmp_path / "start.npz")})
     with pytest.raises(UserError, match=message):
         train_rounds(tmp_path / "run", config, 0)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    config = config_of(model={"width": 4, "weights": "nowhere.npz"})
+    config = config_of(model=SMALL | {"weights": "nowhere.npz"})
     with pytest.raises(UserError, match=r"model\.weights=nowhere\.npz: "):
         train_rounds(tmp_path / "run", config, 0)
 
 
 def test_an_opened_run_keeps_the_name_of_the_file(tmp_path):
-    config = config_of(model={"width": 4, "weights": "start.npz"})
+    config = config_of(model=SMALL | {"weights": "start.npz"})
     assert opened(tmp_path / "run", config).read_config().model.weights == "start.npz"
