@@ -51,7 +51,9 @@ class DeviceLoop:
         self.fused = not feed_specs and (fuses_loops(mesh) if fused is None else fused)
 
         def run(*args: Tree) -> Tree:
-            carry, _ = jax.lax.scan(lambda carry, _: (step(carry, *args), None), begin(*args), length=count)
+            # The statistics of a network that has none are the same on all devices, but not behind a step.
+            start = vary(begin(*args), carry_spec[0])
+            carry, _ = jax.lax.scan(lambda carry, _: (step(carry, *args), None), start, length=count)
             return carry
 
         shard_map = partial(jax.shard_map, mesh=mesh, out_specs=carry_spec)
@@ -92,12 +94,18 @@ class DeviceLoop:
 
 
 def vary(tree: Tree, axes: str | tuple[str, ...]) -> Tree:
-    """Allow leaves that are equal on all devices along these mesh axes to differ from now on.
+    """Allow leaves that are equal on all devices along these mesh axes to differ from now on; others stay as they are.
 
     Otherwise shard_map knows that a value is replicated, and silently sums the gradient with respect to it over the
     mesh; "local" steps on shared variables would then not be local.
     """
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree)
+    axes = (axes,) if isinstance(axes, str) else axes
+
+    def vary_leaf(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axis for axis in axes if axis not in jax.typeof(leaf).mat.varying)
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary_leaf, tree)
 
 
 def fuses_loops(mesh: Mesh) -> bool:

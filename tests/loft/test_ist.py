@@ -32,9 +32,9 @@ def network(width=WIDTH, **options):
     return TracedNetwork(LinenSource(module), dataset().image_shape)
 
 
-def run(**settings):
+def run(fused=None, **settings):
     own = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "optimizer__schedule": "constant"}
-    return Run(config(loft__momentum="reset", **own, **settings), model=network())
+    return Run(config(loft__momentum="reset", **own, **settings), fused=fused, model=network())
 
 
 def plain_step(settings, module):
@@ -115,6 +115,12 @@ def test_one_worker_is_bit_equal_to_plain_sgd():
     expected = flat(params)
     for path, leaf in flat(one.rounds(2)["params"]).items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def test_the_local_steps_of_a_network_without_statistics_may_be_one_program():
+    one, other = (flat(run(fused).rounds(1)["params"]) for fused in (True, False))
+    for path, leaf in one.items():
+        np.testing.assert_allclose(leaf, other[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("sync", ["psum", "exchange"])
