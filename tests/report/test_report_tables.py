@@ -86,7 +86,7 @@ def test_a_run_on_a_data_set_from_a_file_belongs_to_the_data_set_that_the_file_n
 def test_retrainings_are_shown_with_their_epochs(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_retraining(directory, 0.5, [0.90, 0.92])
-    (part, _) = parts_of([read(directory)], tmp_path)
+    (part, _) = parts_of([read(directory)], [], tmp_path)
     (table,) = [table for table in part.tables if table.name == "retrainings"]
     assert [row["epochs retrained"] for row in table.rows] == [6.0]
     (picture,) = [picture for picture in part.pictures if picture.name == "run1_controls"]
@@ -187,7 +187,9 @@ def test_a_ticket_rewound_to_a_later_round_is_not_the_papers(tmp_path):
 
 def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     runs = [read(fake_run(tmp_path / "a")), read(fake_run(tmp_path / "b", finished=False, loft={"workers": 2}, seed=3))]
-    (tmp_path / "b/data.json").write_text(json.dumps({"classes": 3, "class_names": ["cat", "cow", "dog"]}))
+    (tmp_path / "b/data.json").write_text(
+        json.dumps({"name": "pets", "classes": 3, "class_names": ["cat", "cow", "dog"]})
+    )
     first, second = overview_table(group_comparable_runs(runs)[0])
     expected = {
         **{
@@ -210,7 +212,7 @@ def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     assert second == expected
     assert first["classes"] is None
     for names, said in ((list(map(str, range(12))), "12: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..."), (None, "12")):
-        (tmp_path / "a/data.json").write_text(json.dumps({"classes": 12, "class_names": names}))
+        (tmp_path / "a/data.json").write_text(json.dumps({"name": "pets", "classes": 12, "class_names": names}))
         assert overview_table(group_comparable_runs(runs)[0])[0]["classes"] == said
     assert (first["state"], first["images"], first["seconds"]) == ("finished", 12 * 4 * 16 * 32, 14.4)
 
