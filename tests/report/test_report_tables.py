@@ -188,7 +188,7 @@ def test_a_ticket_rewound_to_a_later_round_is_not_the_papers(tmp_path):
 def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     runs = [read(fake_run(tmp_path / "a")), read(fake_run(tmp_path / "b", finished=False, loft={"workers": 2}, seed=3))]
     (tmp_path / "b/data.json").write_text(
-        json.dumps({"name": "pets", "classes": 3, "class_names": ["cat", "cow", "dog"]})
+        json.dumps({"name": "digits", "classes": 3, "class_names": ["cat", "cow", "dog"]})
     )
     first, second = overview_table(group_comparable_runs(runs)[0])
     expected = {
@@ -212,7 +212,7 @@ def test_the_overview_says_what_each_run_is_and_where_it_stands(tmp_path):
     assert second == expected
     assert first["classes"] is None
     for names, said in ((list(map(str, range(12))), "12: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..."), (None, "12")):
-        (tmp_path / "a/data.json").write_text(json.dumps({"name": "pets", "classes": 12, "class_names": names}))
+        (tmp_path / "a/data.json").write_text(json.dumps({"name": "digits", "classes": 12, "class_names": names}))
         assert overview_table(group_comparable_runs(runs)[0])[0]["classes"] == said
     assert (first["state"], first["images"], first["seconds"]) == ("finished", 12 * 4 * 16 * 32, 14.4)
 
