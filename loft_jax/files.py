@@ -76,10 +76,13 @@ def replacing(path: Path) -> Generator[BinaryIO]:
 
 @contextmanager
 def directory_aside(parent: Path, name: str) -> Generator[Path]:
-    """Make a directory in `parent` for what is moved elsewhere when it is complete; it is removed at the end.
+    """Make a directory in `parent`, which may be missing, for what is moved elsewhere when it is complete.
+
+    It is removed at the end.
 
     What processes that have died have left of such directories is removed first.
     """
+    parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(parent, f".{name}.*{ASIDE}")
     handle, path = claim_new(parent, f".{name}.", ASIDE, directory=True)
     try:

@@ -6,6 +6,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 
 
 def pytest_configure(config):
+    # Whoever starts the tests in the background, as with nohup, may let them ignore what tests send.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_num_cpu_devices", 4)
     if _on_gpu(config):
         # Several processes share it.

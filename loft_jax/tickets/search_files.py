@@ -20,7 +20,7 @@ from pydantic import Field
 from loft_jax.config import Fraction
 from loft_jax.errors import UserError
 from loft_jax.files import table_text, write_atomically
-from loft_jax.filters import Norm, Rules, Scope, check_ranks
+from loft_jax.filters import Norm, Rules, Scope
 from loft_jax.storage import Count, Hash, RunDirectory, Schema, Text, UnsoundError, read_object, write_object
 from loft_jax.tickets.ticket import Pruning, Ticket, ratio_text
 
@@ -192,6 +192,8 @@ def _arrays(path: Path, sums: Mapping[str, int]) -> dict[str, np.ndarray]:
 def _check_shapes(
     path: Path, rankings: Mapping[str, np.ndarray], overlaps: Mapping[str, np.ndarray], snapshots: int
 ) -> None:
+    from loft_jax.filters import check_ranks
+
     for name, ranks in rankings.items():
         if ranks.ndim != 2 or len(ranks) != snapshots or not ranks.shape[1]:
             raise UnsoundError(f"{path}: {name} has the shape {ranks.shape}, and there are {snapshots} snapshots")

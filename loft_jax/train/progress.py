@@ -6,7 +6,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, duration, now_doing, shows_bars
+from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, console, duration, now_doing, shows_bars
 
 
 class TrainingProgress(ProgressBar):
@@ -29,7 +29,7 @@ class TrainingProgress(ProgressBar):
                 # What a narrow terminal cuts is the end of this.
                 TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._bar = Progress(*columns, expand=True)
+            self._bar = Progress(*columns, console=console(), expand=True)
             self._bar.add_task("", total=rounds, completed=done)
 
     def update(self, row: dict[str, Any]) -> None:

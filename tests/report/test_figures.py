@@ -1,10 +1,13 @@
 """What the figures of curves say at their points."""
 
+import json
+
 from helpers.fake_runs import complete_run, fake_levels, fake_retraining, fake_run, fake_search, read
 
 from loft_jax.report import levels, lines
 from loft_jax.report.comparison import group_comparable_runs
 from loft_jax.report.curves import seconds_a_round
+from loft_jax.storage.records import write_object
 
 
 def said(chart):
@@ -67,7 +70,7 @@ def test_accuracies_are_said_with_what_they_cost(tmp_path):
 def test_the_overlaps_curves_say_how_their_tickets_are_drawn(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_search(directory, ratios=(0.5,))
-    directory.search.write_text(directory.search.read_text().replace('"group"', '"global"'))
+    write_object(directory.search, json.loads(directory.search.read_text()) | {"scope": "global"})
     texts = said(lines.kept_overlap("x", group_comparable_runs([read(directory)])[0]))
     assert texts[-1] == "LoFT-4, 50% removed (global), epoch 6.00: 1.00"
 

@@ -199,9 +199,12 @@ def test_a_state_that_cannot_be_saved_stops_the_run(experiment, tmp_path, monkey
 
 def test_a_run_that_is_not_finite_from_the_start_says_that_nothing_is_saved(tmp_path):
     store, directory = SimpleNamespace(wait=lambda: None), RunDirectory(tmp_path)
-    trainer = SimpleNamespace(_checkpoints=store, _directory=directory, done=0)
-    with pytest.raises(RunStopped, match=r"a variable is nan after round 0 \(learning rate 0\.1\); nothing is saved"):
-        Trainer._stop_unless_finite(trainer, "a variable", math.nan, 0.1)
+    experiment = SimpleNamespace(method=SimpleNamespace(step=None))
+    trainer = SimpleNamespace(
+        _checkpoints=store, _directory=directory, _experiment=experiment, _config=config_of(), done=0
+    )
+    with pytest.raises(RunStopped, match="a variable is nan after round 0; nothing is saved"):
+        Trainer._stop_unless_finite(trainer, "a variable", math.nan)
 
 
 def test_ends_of_writes_that_come_too_late_for_orbax_are_no_traceback(monkeypatch):

@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     store = Store(directory.snapshots)
     store.save(0, {"variables": variables, "round": np.int32(0)})
     store.close()
-    (directory.path / "data.json").write_text(json.dumps({"image_shape": [8, 8, 1], "classes": 10}))
+    (directory.path / "data.json").write_text(json.dumps({"name": "digits", "image_shape": [8, 8, 1], "classes": 10}))
     return directory.path
 
 
