@@ -13,9 +13,6 @@ and may hold
 
 import io
 import re
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +21,9 @@ from loft_jax.data.dataset import Dataset
 from loft_jax.data.image_files import decode_files
 from loft_jax.data.memory import SPLITS, check_labels, count_classes, image_data
 from loft_jax.errors import UserError, did_you_mean, format_value
-from loft_jax.files import write_atomically
+from loft_jax.files import DAMAGED, write_atomically
 
 _KNOWN = (*(f"{split}_{part}" for split in SPLITS for part in ("images", "files", "ends", "labels")), "class_names")
-# A damaged zip file, or a damaged array in it, can cause any of these.
-_DAMAGED = (ValueError, EOFError, OSError, MemoryError, RuntimeError, NotImplementedError, OverflowError)
-_DAMAGED += (SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def load_arrays(file: str) -> Dataset:
@@ -65,7 +59,7 @@ def _open(path: Path) -> "np.lib.npyio.NpzFile":
         raise UserError(f"is a directory; give the .npz file itself{f', as {inside[0]}' if inside else ''}")
     try:
         archive = np.load(path, allow_pickle=False)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise UserError(f"is no .npz file, or only a part of one ({reason}); write it with numpy.savez") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -124,7 +118,7 @@ class _ArraysFile:
             raise UserError(f"holds no array {name}{near or f'; there are {there}'}")
         try:
             return self._archive[name]
-        except _DAMAGED as error:
+        except DAMAGED as error:
             if "allow_pickle" in str(error):
                 raise UserError(
                     f"{name} holds Python objects, which are never unpickled; save it as an array of numbers"

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from loft_jax.cache import cached_arrays
 from loft_jax.console import SECONDS_BETWEEN_LINES, ProgressBar, shows_bars
 from loft_jax.data.memory import ALPHA_DROPPED, BITS_SCALED, check_fits
 from loft_jax.data.streaming.decode import middle_crop
 from loft_jax.errors import UserError, format_value
+from loft_jax.files import cached_arrays
 
 _GREY = ("1", "L", "LA", "La", "I")
 _GREY_TO_RGB = "grey became RGB"

@@ -10,8 +10,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from loft_jax.cache import cached_arrays
 from loft_jax.errors import UserError
+from loft_jax.files import cached_arrays
 
 
 def decode_files(data: np.ndarray, ends: np.ndarray, count: int, name: str) -> np.ndarray:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from loft_jax.cache import cached_arrays
 from loft_jax.config import Data
 from loft_jax.data.dataset import Dataset, is_streamed
 from loft_jax.data.streaming.dataset import CROP_PADDING, AnyDataset, StreamedDataset
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.errors import UserError, did_you_mean
+from loft_jax.files import cached_arrays
 
 _DECODE_CHUNK = 1000
 _TEST_SPLITS = ("test", "validation")

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from loft_jax.arithmetic import fix_arithmetic
-from loft_jax.cache import cache_directory
 from loft_jax.config import Config
 from loft_jax.devices.memory import keep_freed_memory
+from loft_jax.files import cache_directory
 
 # Leaves products to the newer library, and convolutions to the older one.
 _ALL_CORES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}

@@ -115,7 +115,7 @@ def find_devices(topology: str, kind: str, hosts: int, cards: int) -> list[Any]:
     try:
         description = CARDS[kind].describe()
         found = topologies.get_topology_desc(platform="cuda", topology=f"1x{hosts}x{cards}", target_config=description)
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"--topology {topology}: JAX's plug-in for CUDA 12 makes no such devices ({reason}); {_INSTALL} -U in a "

@@ -6,8 +6,6 @@ damaged ones, are told. Imports no JAX.
 
 import csv
 import io
-import struct
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pydantic import Field
 
 from loft_jax.config import Fraction
 from loft_jax.errors import UserError
-from loft_jax.files import table_text, write_atomically
+from loft_jax.files import DAMAGED, pack_arrays, table_text, write_atomically
 from loft_jax.filters import Norm, Rules, Scope
 from loft_jax.storage import Count, Hash, RunDirectory, Schema, Text, UnsoundError, read_object, write_object
 from loft_jax.tickets.ticket import Pruning, Ticket, ratio_text
@@ -44,8 +42,6 @@ _SCHEMA = Schema(
         "crc32": dict[str, Count],
     },
 )
-# A flipped byte in a zip file can cause any of these.
-_DAMAGED = (ValueError, EOFError, MemoryError, RuntimeError, OSError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def write_search(
@@ -58,20 +54,14 @@ def write_search(
 ) -> None:
     """Write the files of a search, in place of an earlier one. Raises RunStopped if they cannot be written."""
     contents = {
-        directory.rankings: _packed({**rankings, "rounds": np.array(rounds, np.int32)}),
-        directory.overlaps: _packed({**overlaps, "rounds": np.array(rounds, np.int32)}),
+        directory.rankings: pack_arrays({**rankings, "rounds": np.array(rounds, np.int32)}),
+        directory.overlaps: pack_arrays({**overlaps, "rounds": np.array(rounds, np.int32)}),
         directory.distances: table_text(COLUMNS, rows).encode(),
     }
     for path, content in contents.items():
         write_atomically(path, content)
     sums = {path.name: zlib.crc32(content) for path, content in contents.items()}
     write_object(directory.search, {**options, "crc32": sums}, indent=2)
-
-
-def _packed(arrays: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -182,7 +172,7 @@ def _arrays(path: Path, sums: Mapping[str, int]) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = dict(file)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UnsoundError(f"{path}: {error}") from None
     if not arrays.keys() > {"rounds"} or not arrays["rounds"].size:
         raise UnsoundError(f"{path}: holds no snapshots")

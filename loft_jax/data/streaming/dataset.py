@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.cache import cached_arrays
 from loft_jax.data.dataset import FITS_ON_DEVICE_BYTES, Dataset, compute_statistics, count_levels
 from loft_jax.data.streaming.schedule import FixedSchedule, Schedule
 from loft_jax.data.streaming.stored import StoredImages
 from loft_jax.data.streaming.stream import Reading, Stream, chunk_size, default_readers
+from loft_jax.files import cached_arrays
 
 # Zero padding before the random crop, which is made on the device, of a TFDS data set whose images have one size.
 CROP_PADDING = 4

@@ -78,9 +78,7 @@ def replacing(path: Path) -> Generator[BinaryIO]:
 def directory_aside(parent: Path, name: str) -> Generator[Path]:
     """Make a directory in `parent`, which may be missing, for what is moved elsewhere when it is complete.
 
-    It is removed at the end.
-
-    What processes that have died have left of such directories is removed first.
+    It is removed at the end. What processes that have died have left of such directories is removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(parent, f".{name}.*{ASIDE}")

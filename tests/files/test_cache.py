@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loft_jax.cache import cache_directory, cached_arrays
+from loft_jax.files.cache import cache_directory, cached_arrays
 
 ARRAYS = (np.arange(3000, dtype=np.uint8).reshape(30, 10, 10), np.array(["a note"]), np.array([], str))
 PARTS = ("images", "notes", "nothing")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loft_jax.files import ASIDE, clear_leftovers, replacing
+from loft_jax.files.whole import ASIDE, clear_leftovers, replacing
 
 # The end of a file: what it is, the bytes before it, and the CRC-32 of the file's name and of these bytes.
 _END = struct.Struct("<8sQI")
