@@ -19,6 +19,7 @@ from .fields import (
     PositiveFloat as PositiveFloat,
     Section as Section,
     Train as Train,
+    join_names as join_names,
 )
 from .loading import (
     apply_overrides as apply_overrides,

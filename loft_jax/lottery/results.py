@@ -9,7 +9,7 @@ from typing import Any
 from loft_jax.console import console, make_table
 from loft_jax.files import write_table
 from loft_jax.lottery.training import TICKET
-from loft_jax.storage import RunDirectory
+from loft_jax.storage import RunDirectory, seed_of
 
 LEVELS = "levels.csv"
 SETTINGS = "lottery.yaml"
@@ -65,12 +65,12 @@ def collect_levels(run: Path) -> tuple[list[Row], int]:
     """
     rows, unfinished = [], 0
     for path in run.glob("seed*/level*/*"):
-        directory = RunDirectory(path)
-        if not directory.started:
-            continue
+        directory, seed = RunDirectory(path), seed_of(path.parent.parent.name)
+        if seed is None or not directory.started:
+            continue  # A copy of a seed's directory counts no second time.
         summary = directory.summary()
         judged = [row for row in directory.rows() if "validation/loss" in row]
-        if summary is None or not judged or not summary.keys() >= _NEEDED:
+        if summary is None or not judged or not summary.keys() >= _NEEDED or summary["seed"] != seed:
             unfinished += 1
         else:
             rows.append(_row(summary, judged))

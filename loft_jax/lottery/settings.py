@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from loft_jax.config import Config, Section
+from loft_jax.config import Config, Section, join_names
 from loft_jax.errors import did_you_mean, format_value
 
 CONTROLS = ("random", "reinit", "init")
@@ -53,7 +53,7 @@ class Lottery(Section):
         """Turn a mapping into text."""
         if isinstance(value, Mapping):
             return ",".join(f"{pattern}={WHOLE if rate is None else rate}" for pattern, rate in value.items())
-        return ",".join(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return join_names(value)
 
     @field_validator("rates")
     @classmethod
@@ -85,8 +85,7 @@ class Lottery(Section):
     @field_validator("controls", mode="before")
     @classmethod
     def _controls_joined(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        return ",".join(str(name).strip() for name in names) if isinstance(names, list | tuple) else value
+        return join_names(value)
 
     @field_validator("controls")
     @classmethod

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from loft_jax.config import Config
 from loft_jax.errors import UserError
-from loft_jax.retrain.summary import mode_name, read_retraining, seed_of
-from loft_jax.storage import METRICS, TICKET, RunDirectory
+from loft_jax.retrain.summary import mode_name, read_retraining
+from loft_jax.storage import METRICS, TICKET, RunDirectory, seed_of
 from loft_jax.tickets import Ticket, read_ticket
 
 MODES = ("rewind", "finetune", "lr_rewind", "reinit", "random", "init")

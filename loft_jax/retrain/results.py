@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loft_jax.console import console, make_table
 from loft_jax.files import write_table
-from loft_jax.retrain.summary import COSTS, FACTS, read_retraining, seed_of
-from loft_jax.storage import RESULTS, RunDirectory
+from loft_jax.retrain.summary import COSTS, FACTS, read_retraining
+from loft_jax.storage import RESULTS, RunDirectory, seed_of
 
 if TYPE_CHECKING:
     from loft_jax.filters import Rules

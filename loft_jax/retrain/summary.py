@@ -1,6 +1,5 @@
 """The summary of a retraining, checked against the directory that it is in. Imports neither JAX nor NumPy."""
 
-import re
 from typing import Any
 
 from loft_jax.errors import UserError
@@ -13,12 +12,6 @@ FACTS = ("ticket", "mode", "rewind_to", "ticket_round", "ratio", "scope", "norm"
 COSTS = ("parameters", "flops_per_image", "steps_images_per_second")
 _SPEEDS = ("steps_images_per_second", "steps_images_per_second_unpruned")
 _NEEDED = (*FACTS, *COSTS, *(f"{cost}_unpruned" for cost in COSTS))
-
-
-def seed_of(name: str) -> int | None:
-    """Return the seed of a retraining by the name of its directory, seedK; None if that is another name."""
-    found = re.fullmatch(r"seed(0|[1-9][0-9]{0,9})", name)
-    return int(found[1]) if found else None
 
 
 def mode_name(mode: str, rewind_to: int) -> str:

@@ -28,7 +28,7 @@ from .run_directory import (
     TICKET as TICKET,
     RunDirectory as RunDirectory,
 )
-from .saved import saved_instead as saved_instead, saved_rounds as saved_rounds
+from .saved import saved_instead as saved_instead, saved_rounds as saved_rounds, seed_of as seed_of
 from .summary import PHASES as PHASES
 from .trackers import Tracker as Tracker, check_installed as check_installed
 from .weights import load_weights as load_weights

@@ -116,7 +116,7 @@ def read_object(path: Path, schema: Schema) -> Row | None:
     """
     try:
         fields = parse_object(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UnsoundError(f"{path}: cannot be read ({error.strerror})") from None

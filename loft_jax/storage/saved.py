@@ -1,5 +1,6 @@
-"""Which rounds are saved in a directory of checkpoints or snapshots. Imports neither JAX nor NumPy."""
+"""What names of directories say: which rounds are saved, of which seed a training is. Imports neither JAX nor NumPy."""
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -22,3 +23,9 @@ def saved_rounds(directory: Path) -> list[int]:
         if directory.is_dir()
         else []
     )
+
+
+def seed_of(name: str) -> int | None:
+    """Return the seed that a training's directory is named after, seedK; None for another name, as of a copy."""
+    found = re.fullmatch(r"seed(0|[1-9][0-9]{0,9})", name)
+    return int(found[1]) if found else None

@@ -55,8 +55,6 @@ def main() -> None:
     jobs = expand(study)
     mine = chosen_jobs(jobs, options)
     place = Place(str(Path("runs") / Path(options.config).stem) if options.workdir is None else options.workdir)
-    if place.path.is_file():
-        raise UserError(f"--workdir {place.path}: cannot be written (File exists); use another")
     check_same(jobs, place)
     check_tests(mine, study)
     with Preemption() as preemption:

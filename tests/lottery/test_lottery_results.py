@@ -1,6 +1,7 @@
 """levels.csv, and what follows from it: of directories that were written by hand."""
 
 import json
+import shutil
 
 import pytest
 from helpers.fake_runs import fake_levels
@@ -72,3 +73,12 @@ def test_a_damaged_summary_is_unfinished(tmp_path):
     for damaged in ("{", json.dumps({key: value for key, value in summary.items() if key != "weights_left"})):
         path.write_text(damaged)
         assert collect_levels(tmp_path)[1] == 1
+
+
+def test_a_copied_seed_does_not_count_a_second_time(tmp_path):
+    fake_levels(tmp_path, {"ticket": [[0.8, 0.9], [0.6, 0.7]]})
+    rows, _ = collect_levels(tmp_path)
+    shutil.copytree(tmp_path / "seed0", tmp_path / "seed0.bak")
+    assert collect_levels(tmp_path) == (rows, 0)
+    shutil.copytree(tmp_path / "seed0", tmp_path / "seed2")
+    assert collect_levels(tmp_path) == (rows, 2), "its summaries are of another seed"

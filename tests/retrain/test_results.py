@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from helpers.fake_runs import fake_retraining, fake_run, fake_summary, read
 from helpers.runs import TICKET
 
 from loft_jax.filters import Rules
-from loft_jax.retrain.results import print_results, write_results
+from loft_jax.retrain.results import collect_results, print_results, write_results
 from loft_jax.storage.records import write_object
 from loft_jax.storage.run_directory import RunDirectory
 
@@ -94,3 +95,15 @@ def test_a_later_round_rewound_to_is_said_beside_the_mode(tmp_path, capsys, monk
     (row,) = write_results(directory)
     print_results(directory, [{**row, "rewind_to": 4}])
     assert "rewind to 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("copy", ["seed0.bak", "seed00", "seed2"])
+def test_a_copied_seed_does_not_count_a_second_time(copy, tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_retraining(directory, 0.5, [0.9, 0.8])
+    before = collect_results(directory).rows
+    mode = directory.retrain / "r12-group-l2-0.5/rewind"
+    shutil.copytree(mode / "seed0", mode / copy)
+    after = collect_results(directory)
+    assert after.rows == before
+    assert copy in after.left_out[0]
