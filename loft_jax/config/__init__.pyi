@@ -11,8 +11,8 @@ from .config import (
     largest_divisor as largest_divisor,
     nearest_multiple as nearest_multiple,
 )
+from .data import Data as Data
 from .fields import (
-    Data as Data,
     Distributed as Distributed,
     Fraction as Fraction,
     GPipe as GPipe,

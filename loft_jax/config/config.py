@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from loft_jax.config.fields import MOST, Data, Distributed, GPipe, Loft, Mesh, Model, Section, Train
+from loft_jax.config.data import Data
+from loft_jax.config.fields import MOST, Distributed, GPipe, Loft, Mesh, Section, Train
+from loft_jax.config.model import Model
 from loft_jax.config.optimizer import Optimizer
 
 

@@ -1,6 +1,6 @@
 """The models of a config: those that declare their filter groups, the families, and users' own.
 
-A new architecture is one module, one line here or in `families`, and its name in `config/fields.py`.
+A new architecture is one module, one line here or in `families`, and its name in `config/model.py`.
 """
 
 from functools import partial

@@ -3,10 +3,10 @@
 import pytest
 from helpers.settings_helpers import parse, refusal
 
-from loft_jax.config import fields
+from loft_jax.config import model
 from loft_jax.config.loading import read_yaml, validate_settings
 
-MODELS = f"{', '.join(fields.MODELS)}, or package.module:callable"
+MODELS = f"{', '.join(model.MODELS)}, or package.module:callable"
 
 
 # A YAML text, and the whole of what must be said about it.

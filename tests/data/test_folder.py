@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from loft_jax.config.config import Config
-from loft_jax.config.fields import Data
+from loft_jax.config.data import Data
 from loft_jax.data import folder_images, memory
 from loft_jax.data.folder import load_folder
 from loft_jax.data.load import load_dataset

@@ -188,7 +188,7 @@ def refuse(*_, **__):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from loft_jax.data.tfds import load_tfds
 from loft_jax.errors import UserError
-from loft_jax.config.fields import Data
+from loft_jax.config.data import Data
 try:
     load_tfds(Data(name=sys.argv[1], data_dir=sys.argv[2]))
 except UserError as error:

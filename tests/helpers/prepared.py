@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from loft_jax.config.fields import Data
+from loft_jax.config.data import Data
 from loft_jax.data.tfds import load_tfds
 
 

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from helpers.tiny_resnets import feature_maps, logits, tiny, variable_shapes
 
 from loft_jax import FilterGroup, create_model, extract
-from loft_jax.config import fields
+from loft_jax.config import model as names
 from loft_jax.models.families import FAMILIES
 from loft_jax.models.registry import _DECLARED
 
@@ -189,4 +189,4 @@ def test_widths_are_added_to_those_set_before_and_those_of_unknown_groups_are_re
 
 
 def test_the_config_names_the_models_that_there_are():
-    assert set(fields.MODELS) == set(_DECLARED) | set(FAMILIES)
+    assert set(names.MODELS) == set(_DECLARED) | set(FAMILIES)

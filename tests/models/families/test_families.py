@@ -11,7 +11,7 @@ import pytest
 from helpers.silenced import assert_narrow_equals_silenced
 
 from loft_jax import Place
-from loft_jax.config.fields import MODELS
+from loft_jax.config.model import MODELS
 from loft_jax.errors import UserError
 from loft_jax.models.families import FAMILIES, create_family
 from loft_jax.models.families.bottleneck import BottleneckResNet
