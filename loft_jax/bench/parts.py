@@ -29,9 +29,21 @@ IST = Config.model_validate(
 )
 
 
+# As in configs/lottery_lenet300_fashion.yaml.
+LENET = Config.model_validate(
+    {
+        "model": {"name": "lenet300"},
+        "data": {"batch_size": 60, "augment": False},
+        "loft": {"workers": 1},
+        "optimizer": {"name": "adam", "learning_rate": 0.0012, "weight_decay": 0.0, "schedule": "constant"},
+    }
+)
+
+
 def all_rows(pairs: int) -> Iterator[Row]:
     """Measure all rows, each with this number of pairs."""
-    paired: list[Callable[[], list[Row]]] = [partial(measure, pairs) for measure in (ticket_rows, footrule_rows)]
+    measures = (pruned_rows, ticket_rows, footrule_rows)
+    paired: list[Callable[[], list[Row]]] = [partial(measure, pairs) for measure in measures]
     for measure in [partial(round_rows, pairs), partial(ist_rows, pairs), flops_of_deep_sub_cnn, *paired]:
         yield from measure()
 
@@ -122,6 +134,20 @@ def ist_rows(pairs: int) -> list[Row]:
     whole_speeds, loop_speeds = ([IST.images_per_round / s for s in each] for each in seconds)
     what = "images/s of an IST-4 round over its compact steps called back to back"
     return [ratio_row(what, whole_speeds, loop_speeds, "images/s")]
+
+
+def pruned_rows(pairs: int) -> list[Row]:
+    """Compare a step of LeNet-300-100 with masks of its weights (Adam, batch 60) with one without."""
+    from loft_jax.loft import make_local_step
+    from loft_jax.models import make_model
+    from loft_jax.train import StepLoop, interleaved
+
+    dataset = random_images(1_000, (28, 28, 1))
+    network = make_model(LENET, dataset.num_classes, dataset.image_shape)
+    step = make_local_step(LENET, network, dataset)
+    masked, plain = (StepLoop(step, network, dataset, LENET.data.batch_size, pruned=pruned) for pruned in (True, False))
+    seconds = interleaved(lambda: masked(500), lambda: plain(500), pairs)
+    return [ratio_row("time of a step with masks over one without, LeNet-300-100", *seconds, "s")]
 
 
 def ticket_rows(pairs: int) -> list[Row]:

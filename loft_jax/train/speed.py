@@ -25,7 +25,8 @@ class StepLoop:
       batch_size: images of one step.
     """
 
-    def __init__(self, step: LocalStep, model: Network, dataset: AnyDataset, batch_size: int):
+    def __init__(self, step: LocalStep, model: Network, dataset: AnyDataset, batch_size: int, *, pruned: bool = False):
+        """`pruned`: whether the state says which weights there are, as that of a lottery does."""
         device = jax.devices()[0]
         self.batch_size = batch_size
         shape = dataset.image_shape
@@ -34,6 +35,7 @@ class StepLoop:
         filled = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
         step = replace(step, model=model, data_shards=1)
         state = State.from_collections(filled).with_zero_moments(step.rule.moments)
+        state = state.with_all_kept() if pruned else state
         self._state = jax.device_put(step.pack(state), device)
         images = np.zeros((batch_size, *shape), np.uint8), np.zeros(batch_size, np.int32)
         data = jax.device_put(images, device)

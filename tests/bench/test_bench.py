@@ -9,7 +9,7 @@ import pytest
 
 from loft_jax.bench.against_torch import cases, check_torch
 from loft_jax.bench.material import random_images
-from loft_jax.bench.parts import flops_of_deep_sub_cnn, footrule_rows
+from loft_jax.bench.parts import flops_of_deep_sub_cnn, footrule_rows, pruned_rows
 from loft_jax.bench.rows import ratio_row
 from loft_jax.bench.sides import Case, DrawnSteps
 from loft_jax.errors import UserError
@@ -88,3 +88,9 @@ def test_bad_input_is_refused(arguments, message):
     done = subprocess.run([sys.executable, "-m", "loft_jax.bench", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_step_with_masks_is_timed_beside_one_without():
+    (row,) = pruned_rows(pairs=1)
+    assert row["what"] == "time of a step with masks over one without, LeNet-300-100"
+    assert 0.1 < row["ratio"] < 10
