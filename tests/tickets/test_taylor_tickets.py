@@ -1,6 +1,5 @@
 """Tickets by the score to first order: drawn by the commands, on a run's own training batches."""
 
-import argparse
 import json
 import shutil
 
@@ -13,6 +12,7 @@ from helpers import TESTS
 from helpers.runs import config_of, opened
 
 from loft_jax import load_checkpoint, search_tickets
+from loft_jax.config import Parser
 from loft_jax.data.batches import normalise
 from loft_jax.data.load import load_dataset
 from loft_jax.errors import UserError
@@ -23,6 +23,7 @@ from loft_jax.report.run_files import SearchFiles
 from loft_jax.retrain.__main__ import add_options, draw_missing
 from loft_jax.retrain.job import Job
 from loft_jax.retrain.retraining import Retraining
+from loft_jax.storage.data_file import write_data
 from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.tickets.ticket import load_ticket
 from loft_jax.train.__main__ import run
@@ -83,7 +84,7 @@ def test_a_second_search_draws_the_same(directory):
 
 
 def test_retraining_draws_missing_ones_and_the_control_of_round_0(directory):
-    parser = argparse.ArgumentParser()
+    parser = Parser("retrain", "")
     add_options(parser)
     words = ["--every", "1", "--ratio", "0.5", "--norm", "taylor", "--score_batches", "2"]
     kept = json.loads((directory.tickets / NAME.format(6) / "ticket.json").read_text())["kept"]
@@ -98,6 +99,6 @@ def test_retraining_draws_missing_ones_and_the_control_of_round_0(directory):
 
 def test_other_data_than_those_of_the_run_are_refused(directory):
     identity = json.loads((directory.path / "data.json").read_text())
-    (directory.path / "data.json").write_text(json.dumps(identity | {"training_images": 5}))
+    write_data(directory.path / "data.json", identity | {"training_images": 5})
     with pytest.raises(UserError, match="was trained on other data"):
         search_tickets(directory.path, **OPTIONS)
