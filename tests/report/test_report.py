@@ -151,7 +151,8 @@ def made(tmp_path_factory):
     """A report of two runs, one of them of a hostile name and with hostile costs."""
     path = tmp_path_factory.mktemp("made")
     evil = complete_run(path / HOSTILE.replace("/", ""))
-    (evil.path / "cost.csv").write_text(f'method,"{HOSTILE.replace(chr(34), chr(34) * 2)}"\n{HOSTILE[:8]},=1+1\n')
+    quoted = HOSTILE.replace(chr(34), chr(34) * 2)
+    (evil.path / "cost.csv").write_text(f'method,"{quoted}"\n"{quoted}",1\n=1+1,2\n')
     runs = [complete_run(path / "a"), evil]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["report", *(str(run.path) for run in runs), "--out", str(path / "out")])
