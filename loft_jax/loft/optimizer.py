@@ -77,8 +77,6 @@ class UpdateRule:
         Returns:
           {"params", and the moments}, of the next state.
         """
-        if state.kept is not None:
-            gradients = jax.tree.map(lambda kept, g: jnp.where(kept, g, 0), state.kept, gradients)
         names = dict(zip(self.moments, _OPTAX_NAMES[len(self.moments)], strict=True))
         before: dict[str, Any] = {optax_name: getattr(state, name) for name, optax_name in names.items()}
         if len(names) > 1:
@@ -87,6 +85,9 @@ class UpdateRule:
         start = optax.tree_utils.tree_set(self.directions.init(state.params), **before)
         direction, after = self.directions.update(gradients, start, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        if state.kept is not None:
+            # Here and not at the gradients: that would be one more pass for every moment.
+            params = jax.tree.map(lambda kept, p: jnp.where(kept, p, 0), state.kept, params)
         moments = {name: optax.tree_utils.tree_get(after, optax_name) for name, optax_name in names.items()}
         return {"params": params, **moments}
 

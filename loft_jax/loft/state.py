@@ -23,7 +23,7 @@ class State:
 
     Attributes:
       batch_stats: running norm statistics of training; {} where the network has none.
-      kept: a tree like `params`, bool: which weights there are. The others are 0, and stay 0. None if there are all.
+      kept: a tree like `params`, bool: which weights there are; the others stay 0. None if there are all.
       momentum: a tree like `params`, SGD's trace or Adam's first moment; None if every round starts with zeros.
       owners: group name -> bool [S, n], the partition of the next round if it depends on the last one; otherwise None.
       params: the network's parameters, float32.

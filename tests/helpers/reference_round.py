@@ -60,10 +60,11 @@ def step_programs(config, model):
             return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, 3)).mean(), updated["batch_stats"]
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        if kept is not None:
-            gradients = jax.tree.map(jnp.multiply, gradients, kept)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return optax.apply_updates(params, updates), stats, optimizer_state, loss
+        params = optax.apply_updates(params, updates)
+        if kept is not None:
+            params = jax.tree.map(jnp.multiply, params, kept)
+        return params, stats, optimizer_state, loss
 
     return optimizer.init, step
 
