@@ -20,6 +20,7 @@ from operator import itemgetter
 from typing import TextIO
 
 from loft_jax.config import Config, Distributed
+from loft_jax.console import now_doing
 from loft_jax.errors import Preempted, RunStopped, UserError, exit_code
 
 _SHUTDOWN_SECONDS = 60
@@ -49,8 +50,9 @@ class Processes:
 
 @contextlib.contextmanager
 def connect_processes(config: Config) -> Generator[Processes]:
-    """Connect to the other processes, as `config.distributed` says; call before JAX finds its devices.
+    """Set up JAX and connect to the other processes, as `config.distributed` says; call before JAX finds its devices.
 
+    Without other processes nothing is done, and JAX is not loaded.
     An exception inside the block ends this process at once, without waiting for the others. They notice it, and stop.
 
     Raises:
@@ -60,7 +62,13 @@ def connect_processes(config: Config) -> Generator[Processes]:
     if not config.distributed.is_enabled:
         yield Processes()
         return
-    processes = _connect(config.distributed)
+    # Which process this is, `auto` only tells when they have connected.
+    with _silence_output() if config.distributed.process_id else contextlib.nullcontext():
+        now_doing("loading JAX, connecting to the other processes")
+        from loft_jax.devices.setup import configure_jax
+
+        configure_jax(config)
+        processes = _connect(config.distributed)
     try:
         with _report_unexpected_exit(processes), contextlib.nullcontext() if processes.is_first else _silence_output():
             yield processes

@@ -32,9 +32,6 @@ def main() -> None:
         return
     name = Path(arguments.config).stem if arguments.config else "default"
     directory = RunDirectory(Path("runs") / name if arguments.workdir is None else arguments.workdir, "--workdir")
-    if config.distributed.is_enabled:
-        # First, because JAX must be set up before the processes connect: then it looks for the devices.
-        configure(config)
     with connect_processes(config) as processes, Preemption() as preemption, closing(directory):
         directory.writes = processes.is_first
         complete = run_on_first(processes, lambda: is_complete(directory, config))
