@@ -3,7 +3,9 @@
 import difflib
 import os
 import reprlib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,21 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
         close = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {close[0]}?" if close else otherwise
     return f"; {hint}" if hint else ""
+
+
+def offer(command: str, *words: str | Path) -> str:
+    """Return a command of this package as it can be pasted into a shell, whatever is in its paths.
+
+    Args:
+      command: its name, as in "tickets".
+      words: options and their values; a `Path` is written so that it is taken for no option and no home directory.
+    """
+    return " ".join([f"python -m loft_jax.{command}", *map(_pasted, words)])
+
+
+def _pasted(word: str | Path) -> str:
+    text = str(word)
+    return shlex.quote(f"./{text}" if isinstance(word, Path) and text.startswith(("-", "~")) else text)
 
 
 def path_problem(text: str) -> str | None:

@@ -1,5 +1,6 @@
 from .results import (
     LEVELS as LEVELS,
+    SETTINGS as SETTINGS,
     Curve as Curve,
     Point as Point,
     Spread as Spread,

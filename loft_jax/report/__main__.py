@@ -72,6 +72,7 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
     # A report needs no accelerator, and runs may be using those of this machine.
     jax.config.update("jax_platforms", "cpu")
     fix_arithmetic()
+    from loft_jax.report.commands import commands_part
     from loft_jax.report.levels import LotteryFiles
     from loft_jax.report.page import render
     from loft_jax.report.parts import parts_of, write_tables
@@ -85,6 +86,9 @@ def run(directories: Sequence[RunDirectory], configs: Sequence[Config], out: Pat
         for name in (FIGURES, TABLES):
             (aside / name).mkdir()
         parts = parts_of(runs, lotteries, aside / FIGURES)
+        inputs = [directory.path for directory in directories]
+        pruned = [path for path, lottery in zip(inputs, of_lotteries, strict=True) if lottery]
+        parts.append(commands_part(runs, pruned, inputs, out))
         write_tables(parts, aside / TABLES)
         title = "LoFT: report of " + (f"{len(both)} runs" if len(both) > 1 else "a run")
         page = render(title, parts).encode()

@@ -25,12 +25,16 @@ MARKERS = "osD^vP"
 DASHES = ("-", "--", "-.", ":")
 # Darker is smaller, also in grey and for the colour-blind.
 COLOUR_MAP = "cividis"
+FONT = 11
 _DPI = 150
+# Letters of a legend that fit side by side, and the height of its line in inches.
+_LETTERS, _LINE = 42, 0.22
 _STYLE = {
-    "font.size": 9,
+    # A figure of half a page has about as many points as a phone has pixels across: its labels are then this high.
+    "font.size": FONT,
     "font.family": "DejaVu Sans",
     "axes.facecolor": "none",
-    "axes.titlesize": 9,
+    "axes.titlesize": FONT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -38,7 +42,8 @@ _STYLE = {
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": FONT,
+    "legend.handlelength": 1.6,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "text.parse_math": False,  # names of runs are not formulas
@@ -96,7 +101,7 @@ class Chart:
         title: str,
         caption: str,
         *,
-        size: tuple[float, float] = (4.6, 3.2),
+        size: tuple[float, float] = (4.5, 3.2),
         run: int | None = None,
         wide: bool = False,
     ):
@@ -104,6 +109,24 @@ class Chart:
         self.figure = Figure(figsize=size, dpi=72, layout="constrained", facecolor="none")
         self._points: list[tuple[Axes, Any, Any, Sequence[str], int | None]] = []
         self._cells: list[tuple[Axes, np.ndarray, dict[str, Any]]] = []
+
+    def name_lines(self) -> None:
+        """Name what has a label above the axes, where it hides nothing; nothing if there is only one."""
+        named = [ax.get_legend_handles_labels() for ax in self.figure.axes]
+        entries = {label: handle for handles, labels in named for handle, label in zip(handles, labels, strict=True)}
+        if len(entries) < 2:
+            return
+        columns = max(1, min(3, _LETTERS // (max(map(len, entries)) + 4)))
+        rows = -(-len(entries) // columns)
+        self.figure.set_figheight(self.figure.get_figheight() + _LINE * rows)
+        self.figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside upper left",
+            ncols=columns,
+            columnspacing=1,
+            borderaxespad=0,
+        )
 
     def note_points(self, axes: Axes, x: Any, y: Any, texts: Sequence[str], run: int | None = None) -> None:
         """Show `texts[i]` near (x[i], y[i]), in data coordinates, while the run is visible."""

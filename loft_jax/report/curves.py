@@ -1,5 +1,6 @@
 """Curves of a run for a report: their values, and when they settle."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,41 @@ from loft_jax.tickets import SearchFiles
 
 Row = dict[str, Any]
 SETTLED_WITHIN = 0.1
+# A curve's points are too far apart to say when it settled if it did so between two of them that are more than this
+# share of the curve apart.
+_COARSE = 0.2
 
 
-def settled_at(x: Any, y: Any, within: float = SETTLED_WITHIN) -> float | None:
-    """Return the first x from which on y stays near its last value.
+@dataclass(frozen=True)
+class Settling:
+    """When a curve has settled: between two of its points.
+
+    Attributes:
+      after: the last x at which it had not.
+      by: the next one.
+      at: `by`; None if the two are too far apart to call that the time, or if `by` is the curve's end, which is near
+        itself whatever the curve does.
+    """
+
+    after: float
+    by: float
+    at: float | None
+
+    def __str__(self) -> str:
+        return f"between {self.after:.4g} and {self.by:.4g}" if self.at is None else f"{self.at:.4g}"
+
+    def order(self, other: "Settling") -> str | None:
+        """Return "before" or "after" the other; None if the points of the two cannot tell."""
+        return "before" if self.by <= other.after else "after" if other.by <= self.after else None
+
+
+def settling_of(x: Any, y: Any, within: float = SETTLED_WITHIN) -> Settling | None:
+    """Return when y begins to stay near its last value.
 
     Near is a distance of at most `within` times the change of y from its first to its last value.
 
     Args:
-      x, y: [T]; points where either is not finite are left out.
+      x, y: [T], x ascending; points where either is not finite are left out.
       within: a share.
 
     Returns:
@@ -30,7 +57,9 @@ def settled_at(x: Any, y: Any, within: float = SETTLED_WITHIN) -> float | None:
     if len(y) < 3 or y[0] == y[-1]:
         return None
     outside = np.flatnonzero(np.abs(y - y[-1]) > within * abs(y[0] - y[-1]))
-    return float(x[outside[-1] + 1])
+    after, by = float(x[outside[-1]]), float(x[outside[-1] + 1])
+    known = by < x[-1] and by - after <= _COARSE * (x[-1] - x[0])
+    return Settling(after, by, by if known else None)
 
 
 def stage_distances(search: SearchFiles) -> dict[str, np.ndarray]:
@@ -41,6 +70,16 @@ def stage_distances(search: SearchFiles) -> dict[str, np.ndarray]:
     return {name: np.mean(some, axis=0) for name, some in stages.items()} | {
         "mean": np.mean(list(search.distances.values()), axis=0)
     }
+
+
+def describe_reference(search: SearchFiles) -> str:
+    """Say what the distances of a search are measured from."""
+    if search.names:
+        return search.names[search.options["reference_round"]]
+    if search.own_end:
+        return "the run's own last snapshot"
+    whose = "the run's own" if search.options["reference"] == "." else "another run's"
+    return f"{whose} round {search.options['reference_round']}"
 
 
 def training_curve(run: RunFiles, key: str) -> tuple[np.ndarray, np.ndarray]:

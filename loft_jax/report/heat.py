@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from loft_jax.filters import divide_by_chance, footrule_matrix
 from loft_jax.report.chart import COLOUR_MAP, COLOURS, Chart
+from loft_jax.report.curves import describe_reference
 from loft_jax.tickets import SearchFiles
 
 _CHANCE = 1.0
@@ -42,14 +43,14 @@ def distance_to_ticket(name: str, run: int, title: str, search: SearchFiles) -> 
     groups = list(search.distances)
     reference = "the winning ticket's ranking" if not search.names else "the reference's ranking"
     caption = (
-        f"Filter distance from {reference} ({_describe_reference(search)}), divided by chance. "
+        f"Filter distance from {reference} ({describe_reference(search)}), divided by chance. "
         "Darker is smaller. Groups that become dark early have found their filters early."
     )
     chart = Chart(
         name,
         f"{title}: distance from {'the reference' if search.names else 'the winning ticket'}",
         caption,
-        size=(4.6, 1.2 + 0.2 * len(groups)),
+        size=(4.5, 1.2 + 0.22 * len(groups)),
         run=run,
     )
     ax = chart.figure.subplots()
@@ -74,9 +75,9 @@ def kept_filters(
     caption = (
         f"Filters that the ticket of each snapshot keeps with {removed}. Filters (across) are in the order "
         "of the last snapshot's ranking, so the last ticket keeps the block at the left. Where this block reaches far "
-        "down, its filters were chosen early."
+        "down, its filters were chosen early. In brackets: the number of filters of the group."
     )
-    chart, axes = _panels(name, f"{title}: filters kept, {removed}", caption, run, list(kept), height=1.15)
+    chart, axes = _panels(name, f"{title}: filters kept, {removed}", caption, run, list(kept), height=1.2)
     labels = _epoch_labels(search)
     for ax, (group, mask) in zip(axes, kept.items(), strict=False):
         order = np.argsort(search.rankings[group][-1])
@@ -86,7 +87,7 @@ def kept_filters(
         ax.grid(False)
         ax.set_xticks([])
         _epoch_ticks(ax.yaxis, search)
-        ax.set_title(f"{group}: {mask.shape[1]} filters")
+        ax.set_title(f"{group} ({mask.shape[1]})")
         columns = [f"filter {i}" for i in order]
         chart.note_cells(ax, mask[:, order].astype(float), labels, columns, f"{group}, {{row}}, {{column}}: {{kept}}")
     _label_outer(chart, axes, len(kept), "filters by final rank", _axis_of(search))
@@ -97,19 +98,12 @@ def _axis_of(search: SearchFiles) -> str:
     return "checkpoint" if search.names else "epoch"
 
 
-def _describe_reference(search: SearchFiles) -> str:
-    if search.names:
-        return search.names[search.options["reference_round"]]
-    whose = "its own" if search.options["reference"] == "." else "another run's"
-    return "its own last snapshot" if search.own_end else f"{whose} round {search.options['reference_round']}"
-
-
 def _panels(
-    name: str, title: str, caption: str, run: int, groups: Sequence[str], height: float = 1.5
+    name: str, title: str, caption: str, run: int, groups: Sequence[str], height: float = 1.65
 ) -> tuple[Chart, np.ndarray]:
     columns = _columns(len(groups))
     rows = -(-len(groups) // columns)
-    size = (1.75 * columns + 1.2, height * rows + 0.6)
+    size = (1.9 * columns + 1.2, height * rows + 0.6)
     chart = Chart(name, title, caption, size=size, run=run, wide=True)
     axes = np.atleast_1d(chart.figure.subplots(rows, columns, sharey=True)).ravel()
     for unused in axes[len(groups) :]:
@@ -139,9 +133,9 @@ def _image(ax: Axes, values: np.ndarray, **options: Any) -> Any:
 
 
 def _epoch_ticks(axis: Any, search: SearchFiles) -> None:
-    """Label four snapshots with their epochs. Neighbouring snapshots are at equal distances, whatever their epochs."""
+    """Label three snapshots with their epochs. Neighbouring snapshots are at equal distances, whatever their epochs."""
     last = len(search.rounds) - 1
-    at = sorted({round(last * share) for share in (0, 1 / 3, 2 / 3, 1)})
+    at = sorted({round(last * share) for share in (0, 1 / 2, 1)})
     axis.set_ticks(at, [_epoch_text(search, i) for i in at])
     if search.names:
         axis.set_tick_params(labelrotation=30)

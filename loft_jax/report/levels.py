@@ -1,5 +1,6 @@
 """The part of a report on iterative pruning: accuracy and early step against the share of weights left, and a table."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from loft_jax.report.page import Table
 from loft_jax.storage import RunDirectory
 
 Row = dict[str, Any]
-_TICKS = 8
+_TICKS = 6
 _SEEDS = "Means over the seeds; bars: sample deviation."
 _AXIS = "The axis of shares is logarithmic, and weights are removed from left to right."
 # What each figure shows: an attribute of `Point`, its title and axis, and the factor to the axis's unit.
@@ -68,7 +69,9 @@ def against_share(name: str, found: Sequence[Curve], what: str) -> Chart:
     """
     attribute, title, label, factor = _SHOWN[what]
     least = " The early step is that of least validation loss." if what != "end" else ""
-    caption = f"{title} against the share of weights left, of the ticket and its controls.{least} {_SEEDS} {_AXIS}"
+    whose = "of the ticket and its controls" if len(found) > 1 else "of the ticket"
+    whole = " Dotted: the whole network." if _has_whole_network(found) else ""
+    caption = f"{title} against the share of weights left, {whose}.{whole}{least} {_SEEDS} {_AXIS}"
     chart = Chart(name, f"{title}, by share of weights left", caption)
     ax = chart.figure.subplots()
     for number, curve in enumerate(found):
@@ -78,12 +81,16 @@ def against_share(name: str, found: Sequence[Curve], what: str) -> Chart:
         ax.errorbar(x, y, bars, label=curve.control, capsize=2, elinewidth=0.8, **run_style(number))
         texts = [_text(curve, *values) for values in zip(curve.points, y, bars, strict=True)]
         chart.note_points(ax, x, y, texts)
-        if curve.control == TICKET and curve.points[0].level == 0:
+        if _has_whole_network([curve]):
             ax.axhline(y[0], color=INK, linestyle=":", linewidth=0.8)
     _share_axis(ax, [100 * point.share_left for curve in found for point in curve.points])
     ax.set_ylabel(label)
-    ax.legend()
+    chart.name_lines()
     return chart
+
+
+def _has_whole_network(found: Sequence[Curve]) -> bool:
+    return any(curve.control == TICKET and curve.points[0].level == 0 for curve in found)
 
 
 def tables_of_levels(lottery: LotteryFiles, prefix: str) -> list[Table]:
@@ -119,9 +126,12 @@ def _text(curve: Curve, point: Point, value: float, deviation: float) -> str:
 
 
 def _share_axis(ax: Axes, shares: Sequence[float]) -> None:
-    """Make the axis of shares logarithmic and falling, with ticks at levels."""
+    """Make the axis of shares logarithmic and falling, with ticks at levels, so many that they do not touch."""
     levels = sorted(set(shares), reverse=True)
-    ticks = levels[:: -(-len(levels) // _TICKS)]
+    apart, ticks = math.log(levels[0] / levels[-1]) / _TICKS, levels[:1]
+    for share in levels[1:]:
+        if math.log(ticks[-1] / share) >= apart:
+            ticks.append(share)
     ax.set_xscale("log")
     ax.set_xlim(levels[0] * 1.1, levels[-1] / 1.1)
     ax.set_xticks(ticks, [f"{share:.3g}" for share in ticks])

@@ -1,17 +1,24 @@
-"""Figures of curves: distance and loss over training, accuracy against cost, tickets against when they were drawn."""
+"""Figures of curves: distance and loss over training, accuracy against cost, the time of a round."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from loft_jax.report.chart import COLOURS, DASHES, INK, MARKERS, Chart, run_style, show_with_run
+from loft_jax.report.chart import COLOURS, DASHES, INK, Chart, run_style, show_with_run
 from loft_jax.report.comparison import Comparison
-from loft_jax.report.curves import accuracy_by_cost, settled_at, stage_distances, training_curve
-from loft_jax.report.run_files import RunFiles, most_pruned_first, pruning_of
-from loft_jax.tickets import Pruning, ratio_text
+from loft_jax.report.curves import (
+    accuracy_by_cost,
+    describe_reference,
+    settling_of,
+    stage_distances,
+    training_curve,
+)
+from loft_jax.report.run_files import RunFiles
+from loft_jax.tickets import SearchFiles
 
 _COSTS = {
     "bytes": ("bytes moved", "bytes sent by all devices", "B"),
@@ -19,31 +26,59 @@ _COSTS = {
     "seconds": ("time", "training and sync, without compilation", "s"),
 }
 _HATCHES = ("", "///", "...")
+# What an accuracy axis shows at least, in points, so that noise does not look like a difference.
+_LEAST_POINTS = 1.0
+_START = 0.25
 _RULE = (
     "The marker on a curve shows where it settles: from there on, it differs from its last value by at most 10 % of "
-    "its change from first to last value."
+    "its change from first to last value. A curve whose points are too far apart to say when has no marker."
 )
 
 
-def settling(name: str, comparison: Comparison) -> Chart:
-    """Distance from the winning ticket, and training loss, of all runs over the same epochs."""
-    caption = (
-        "Above: the mean filter distance from the winning ticket, divided by chance (dotted line: chance). Below: the "
-        f"training loss. {_RULE}"
-    )
-    chart = Chart(name, "Distance and loss over training", caption, size=(4.6, 4.4))
-    above, below = chart.figure.subplots(2, 1, sharex=True)
-    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        look = {key: value for key, value in run_style(k).items() if key != "marker"}
-        if run.search:
-            mean = stage_distances(run.search)["mean"]
-            _curve(chart, above, k, label, run.search.epochs, mean, look, "distance")
-        _curve(chart, below, k, label, *training_curve(run, "train/loss"), look, "loss")
-    _draw_chance(above)
-    above.set_ylabel("filter distance / chance")
-    _loss_axis(below)
-    (below if below.lines else above).legend()
+def settling(name: str, comparison: Comparison) -> Chart | None:
+    """Distance from the winning ticket, and training loss, of all runs over the same epochs; None without both."""
+    both = list(enumerate(zip(comparison.runs, comparison.names, strict=True)))
+    distances = [(k, label, run.search) for k, (run, label) in both if run.search and len(run.search.rounds) > 1]
+    losses = [(k, label, curve) for k, (run, label) in both if len((curve := training_curve(run, "train/loss"))[0])]
+    panels = [what for what, some in (("distance", distances), ("loss", losses)) if some]
+    if not panels:
+        return None
+    mean = f"the mean filter distance from {_ticket_of(distances)}, divided by chance (dotted line: chance)"
+    shown = {"distance": mean, "loss": "the training loss"}
+    where = ("Above: ", "Below: ") if len(panels) > 1 else ("Shown: ",)
+    caption = " ".join(f"{place}{shown[what]}." for place, what in zip(where, panels, strict=True))
+    title = " and ".join(panels).capitalize() + " over training"
+    chart = Chart(name, title, f"{caption} {_RULE}", size=(4.5, 1.2 + 1.7 * len(panels)))
+    axes = dict(zip(panels, np.atleast_1d(chart.figure.subplots(len(panels), 1, sharex=True)), strict=True))
+    for k, label, search in distances:
+        _curve(chart, axes["distance"], k, label, search.epochs, stage_distances(search)["mean"], _look(k), "distance")
+    for k, label, curve in losses:
+        _curve(chart, axes["loss"], k, label, *curve, _look(k), "loss")
+    _finish(axes)
+    chart.name_lines()
     return chart
+
+
+def _look(run: int) -> dict[str, Any]:
+    return {key: value for key, value in run_style(run).items() if key != "marker"}
+
+
+def _ticket_of(searches: Sequence[tuple[int, str, SearchFiles]]) -> str:
+    """Say what the winning ticket is that distances are measured from."""
+    found = {label: describe_reference(search) for _, label, search in searches}
+    each = "; ".join(f"{label}: {reference}" for label, reference in found.items())
+    return f"the winning ticket ({next(iter(found.values())) if len({*found.values()}) == 1 else each})"
+
+
+def _finish(axes: Mapping[str, Axes]) -> None:
+    """Name the axes of a figure of distance, of loss, or of both, the distance above."""
+    if above := axes.get("distance"):
+        _draw_chance(above)
+        above.set_ylabel("distance / chance")
+    if below := axes.get("loss"):
+        below.set_ylim(bottom=0)
+        below.set_ylabel("training loss")
+    list(axes.values())[-1].set_xlabel("epoch")
 
 
 def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Chart:
@@ -52,10 +87,15 @@ def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Char
     assert search is not None, "needs a run whose tickets have been searched"
     own = " It falls to 0 by construction, because the ticket is the run's own end." if search.own_end else ""
     caption = (
-        f"The stages of the network and their mean; dashed: the initialisation's distance; dotted: chance.{own} {_RULE}"
+        f"Distance from the winning ticket ({describe_reference(search)}), of the network's stages and their mean; "
+        f"dashed: the initialisation's distance; dotted: chance.{own} {_RULE}"
     )
-    chart = Chart(name, f"{title}: distance by stage, and loss", caption, size=(4.6, 4.4), run=number)
-    above, below = chart.figure.subplots(2, 1, sharex=True)
+    loss = training_curve(run, "train/loss")
+    panels = ["distance", "loss"] if len(loss[0]) else ["distance"]
+    heading = f"{title}: distance by stage" + (", and loss" if "loss" in panels else "")
+    chart = Chart(name, heading, caption, size=(4.5, 1.2 + 1.7 * len(panels)), run=number)
+    axes = dict(zip(panels, np.atleast_1d(chart.figure.subplots(len(panels), 1, sharex=True)), strict=True))
+    above = axes["distance"]
     stages = stage_distances(search)
     mean = stages.pop("mean")
     for i, (stage, values) in enumerate(stages.items()):
@@ -63,125 +103,71 @@ def distance_by_stage(name: str, number: int, title: str, run: RunFiles) -> Char
         _curve(chart, above, number, stage, search.epochs, values, look, "distance")
     _curve(chart, above, number, "mean", search.epochs, mean, {"color": INK, "linewidth": 2}, "distance")
     above.axhline(mean[0], color=INK, linestyle="--", linewidth=0.8)
-    above.annotate("initialisation", (1, mean[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
-    _draw_chance(above)
-    above.set_ylabel("filter distance / chance")
-    above.legend(ncols=2)
-    _curve(chart, below, number, "loss", *training_curve(run, "train/loss"), {"color": INK}, "loss")
-    _loss_axis(below)
+    above.annotate("initialisation", (1, mean[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    chart.name_lines()
+    if "loss" in axes:
+        _curve(chart, axes["loss"], number, "loss", *loss, {"color": INK}, "loss")
+    _finish(axes)
     return chart
 
 
-def accuracy_against(name: str, comparison: Comparison, cost: str) -> Chart:
-    """Test accuracy over bytes, images or seconds, a line for each run; `cost` is a key of `accuracy_by_cost`."""
+def accuracy_against(name: str, comparison: Comparison, cost: str) -> Chart | None:
+    """Test accuracy over bytes, images or seconds, a line for each run; None if no run had that cost.
+
+    `cost` is a key of `accuracy_by_cost`.
+    """
     title, explained, unit = _COSTS[cost]
     axis = EngFormatter(unit=unit)
-    caption = f"Test accuracy of the full CNN against {explained}, so far. Higher and further left is better."
-    chart = Chart(name, f"Accuracy against {title}", caption)
-    ax = chart.figure.subplots()
+    curves = []
     for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
         rows = [row for row in accuracy_by_cost(run) if row[cost] is not None]
-        x, y = [row[cost] for row in rows], [100 * row["accuracy"] for row in rows]
+        if any(row[cost] for row in rows):
+            curves.append((k, label, [row[cost] for row in rows], [100 * row["accuracy"] for row in rows]))
+    if not curves:
+        return None
+    lowest, highest = _accuracy_range([y for *_, y in curves])
+    cut = any(min(y) < lowest for *_, y in curves)
+    below = f" The axis begins at {lowest:.4g} %: what was lower, at the start, is not shown." if cut else ""
+    caption = f"Test accuracy of the full CNN against {explained}, so far. Higher and further left is better.{below}"
+    chart = Chart(name, f"Accuracy against {title}", caption)
+    ax = chart.figure.subplots()
+    for k, label, x, y in curves:
         show_with_run(k, *ax.plot(x, y, label=label, **run_style(k)))
-        texts = [f"{label}: {b:.2f} % after {axis.format_data(a)}" for a, b in zip(x, y, strict=True)]
-        chart.note_points(ax, x, y, texts, k)
+        shown = [i for i, value in enumerate(y) if value >= lowest]
+        texts = [f"{label}: {y[i]:.2f} % after {axis.format_data(x[i])}" for i in shown]
+        chart.note_points(ax, [x[i] for i in shown], [y[i] for i in shown], texts, k)
+    ax.set_ylim(lowest, highest)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(axis)
     ax.set_xlabel(title)
     ax.set_ylabel("test accuracy, %")
-    ax.legend()
+    chart.name_lines()
     return chart
 
 
-def tickets_by_snapshot(name: str, comparison: Comparison) -> Chart | None:
-    """Accuracy of retrained tickets against the epoch of their snapshot; None if no run has two snapshots."""
-    caption = (
-        "Test accuracy after rewinding and retraining, against the epoch of the snapshot that the ticket was drawn "
-        "from; bars: sample deviation over seeds. Where a line is flat, an early ticket is as good as a late one."
-    )
-    chart = Chart(name, "Tickets by the snapshot they were drawn from", caption)
-    ax = chart.figure.subplots()
-    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        for i, (pruning, rows) in enumerate(_ticket_series(run).items()):
-            look = {**run_style(k), "linestyle": DASHES[i % 4], "marker": MARKERS[i % 6]}
-            x = [row["ticket_epoch"] for row in rows]
-            _error_bars(chart, ax, k, f"{label}, {pruning.removed}", x, rows, look)
-    if not ax.containers:
-        return None
-    ax.set_xlabel("epoch of the snapshot")
-    ax.set_ylabel("test accuracy, %")
-    ax.legend()
-    return chart
+def _accuracy_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the ends of an axis for curves of accuracy, in percent.
 
-
-def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> Chart | None:
-    """Accuracy of the last ticket and of its controls at every ratio; None if none was retrained."""
-    last = max((row["ticket_round"] for row in run.retrained), default=0)
-    chosen = [row for row in run.retrained if row["ticket_round"] in (0, last) and not row["rewind_to"]]
-    if not chosen:
-        return None
-    lengths = " or ".join(sorted({f"{row['epochs']:.1f}" for row in chosen}, key=float))
-    caption = (
-        f"Test accuracy after retraining, for {lengths} epochs, the last ticket (rewind: to its initial weights) and "
-        "its controls; bars: sample deviation over seeds. The gap to random filters shows what the choice of filters "
-        "is worth."
-    )
-    chart = Chart(name, f"{title}: ticket against controls", caption, run=number)
-    ax = chart.figure.subplots()
-    prunings = most_pruned_first(set(map(pruning_of, chosen)))[::-1]
-    series: dict[str, list[Any]] = {}
-    for row in chosen:
-        early = row["ticket_round"] == 0 < last
-        series.setdefault(f"{row['mode']}, ticket of round 0" if early else row["mode"], []).append(row)
-    for i, (mode, rows) in enumerate(series.items()):
-        shift = 0.12 * (i - (len(series) - 1) / 2)
-        x = [prunings.index(pruning_of(row)) + shift for row in rows]
-        look = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "none"}
-        _error_bars(chart, ax, number, mode, x, rows, look)
-    ax.set_xticks(range(len(prunings)), [pruning.share.replace(" ", "\n", 1) for pruning in prunings])
-    ax.set_xlim(-0.5, len(prunings) - 0.5)
-    ax.set_xlabel("filters removed")
-    ax.set_ylabel("test accuracy, %")
-    ax.legend()
-    return chart
-
-
-def kept_overlap(name: str, comparison: Comparison) -> Chart:
-    """How much of the last ticket each earlier one keeps, over training, for every ratio searched."""
-    caption = (
-        "Intersection over union of the filters kept by the ticket of a snapshot and by that of the last snapshot, "
-        "over all filter groups. It reaches 1 where the ticket no longer changes."
-    )
-    chart = Chart(name, "Overlap of tickets with the last", caption)
-    ax = chart.figure.subplots()
-    ratios = sorted({ratio for run in comparison.runs if run.search for ratio in run.search.options["ratios"] if ratio})
-    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        for i, ratio in enumerate(ratios):
-            if run.search is None or ratio not in run.search.options["ratios"]:
-                continue
-            x, y = run.search.epochs, run.search.overlaps[f"{ratio_text(ratio)}/all"][:, -1]
-            show_with_run(k, *ax.plot(x, y, color=run_style(k)["color"], linestyle=DASHES[i % 4]))
-            text = f"{label}, {run.search.pruning(ratio).removed}"
-            chart.note_points(ax, x, y, [f"{text}, epoch {a:.2f}: {b:.2f}" for a, b in zip(x, y, strict=True)], k)
-    for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        if run.search:
-            ax.plot([], color=run_style(k)["color"], label=label)
-    for i, ratio in enumerate(ratios):
-        ax.plot([], color=INK, linestyle=DASHES[i % 4], label=Pruning(ratio).removed)
-    ax.set_ylim(0, 1.02)
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("intersection over union")
-    ax.legend(ncols=2)
-    return chart
+    It leaves out what is low in the first quarter of training, where accuracies rise from chance: that would leave no
+    room for the differences that there are at the end.
+    """
+    later = [value for curve in curves for value in curve[math.ceil(_START * (len(curve) - 1)) :]]
+    margin = 0.1 * max(max(later) - min(later), _LEAST_POINTS)
+    lowest, everything = min(later) - margin, [value for curve in curves for value in curve]
+    # A curve that has only begun lower by a little is shown whole.
+    lowest = min(everything) - margin if min(everything) > lowest - 5 * margin else lowest
+    return max(0.0, lowest), max(everything) + margin
 
 
 def time_of_a_round(name: str, bars: Sequence[tuple[int, str, dict[str, float]]]) -> Chart:
     """Mean seconds of a round by phase; `bars`: number of a run in its comparison, its name, and phase -> seconds."""
     caption = "Mean seconds of a round over the run, without compilation; evaluation is spread over all rounds."
-    chart = Chart(name, "Where the time of a round went", caption, size=(4.6, 1.3 + 0.4 * len(bars)))
+    chart = Chart(name, "Where the time of a round went", caption, size=(4.5, 1.5 + 0.4 * len(bars)))
     ax = chart.figure.subplots()
+    phases = [phase for phase in bars[0][2] if any(split[phase] for *_, split in bars)]
     for place, (k, label, split) in enumerate(bars):
         left = 0.0
-        for i, (phase, seconds) in enumerate(split.items()):
+        for i, (phase, seconds) in enumerate((phase, split[phase]) for phase in phases):
             look = {"color": COLOURS[i], "hatch": _HATCHES[i % 3], "edgecolor": "white", "linewidth": 0}
             show_with_run(k, *ax.barh(-place, seconds, 0.6, left, label=None if place else phase, **look))
             text = f"{label}: {phase} {seconds:.3g} s, {seconds / sum(split.values()):.0%}"
@@ -190,15 +176,16 @@ def time_of_a_round(name: str, bars: Sequence[tuple[int, str, dict[str, float]]]
     ax.set_yticks([-place for place in range(len(bars))], [label for _, label, _ in bars])
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("seconds a round")
-    chart.figure.legend(loc="outside upper right", ncols=3)
+    chart.name_lines()
     return chart
 
 
 def _curve(chart: Chart, ax: Axes, run: int, label: str, x: Any, y: Any, look: dict[str, Any], what: str) -> None:
     show_with_run(run, *ax.plot(x, y, label=label, **look))
     chart.note_points(ax, x, y, [f"{label}, epoch {a:.2f}: {what} {b:.3g}" for a, b in zip(x, y, strict=True)], run)
-    at = settled_at(x, y)
-    if at is not None:
+    settled = settling_of(x, y)
+    if settled and settled.at is not None:
+        at = settled.at
         value = float(np.asarray(y)[np.flatnonzero(np.asarray(x) == at)[0]])
         # Above the lines of all runs.
         marker = {"marker": "D", "markersize": 6, "markeredgecolor": "white", "zorder": 3}
@@ -207,37 +194,7 @@ def _curve(chart: Chart, ax: Axes, run: int, label: str, x: Any, y: Any, look: d
         chart.note_points(ax, [at], [value], [f"{label}: {what} settled at epoch {at:.2f}"], run)
 
 
-def _error_bars(
-    chart: Chart, ax: Axes, run: int, label: str, x: Sequence[float], rows: Sequence[Any], look: dict[str, Any]
-) -> None:
-    y = [100 * row["test_accuracy_mean"] for row in rows]
-    spread = [100 * (row["test_accuracy_std"] or 0) for row in rows]
-    drawn = ax.errorbar(x, y, spread, label=label, capsize=2, elinewidth=0.8, **look)
-    show_with_run(run, *drawn.get_children())
-    texts = [
-        f"{label}: {a:.2f}" + (f" ± {b:.2f}" if b else "") + f" % (seeds {row['seeds']})"
-        for a, b, row in zip(y, spread, rows, strict=True)
-    ]
-    chart.note_points(ax, x, y, texts, run)
-
-
-def _ticket_series(run: RunFiles) -> dict[Pruning, list[Any]]:
-    """Pruning -> its rewound retrainings in the order of epochs, if they are of at least two snapshots."""
-    series: dict[Pruning, list[Any]] = {}
-    for row in run.retrained:
-        if row["mode"] == "rewind" and not row["rewind_to"] and row["ticket_epoch"] is not None:
-            series.setdefault(pruning_of(row), []).append(row)
-    ordered = {p: sorted(series[p], key=lambda row: row["ticket_epoch"]) for p in most_pruned_first(series)[::-1]}
-    return {p: rows for p, rows in ordered.items() if len({row["ticket_round"] for row in rows}) > 1}
-
-
 def _draw_chance(ax: Axes) -> None:
     ax.axhline(1, color=INK, linestyle=":", linewidth=0.8)
-    ax.annotate("chance", (0.02, 1), xycoords=("axes fraction", "data"), va="bottom", size=8)
+    ax.annotate("chance", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="top")
     ax.set_ylim(0, max(1.15, ax.get_ylim()[1]))
-
-
-def _loss_axis(ax: Axes) -> None:
-    ax.set_ylim(bottom=0)
-    ax.set_ylabel("training loss")
-    ax.set_xlabel("epoch")

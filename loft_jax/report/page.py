@@ -19,6 +19,7 @@ from markupsafe import Markup
 from loft_jax import __version__
 
 Row = dict[str, Any]
+_EMPTY = "-"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Picture:
     Attributes:
       svg: an SVG element, which needs no escaping.
       values: texts to show, and where; see `page.js`.
+      width: at which its labels are as large as they were drawn, in CSS pixels.
       run: number, in its part, of the run that it shows; None if it shows several.
     """
 
@@ -36,6 +38,7 @@ class Picture:
     caption: str
     svg: str
     values: Any
+    width: int
     run: int | None
     wide: bool
 
@@ -60,6 +63,11 @@ class Table:
         """The column headings."""
         return list(self.rows[0])
 
+    @property
+    def shown(self) -> list[str]:
+        """The headings of the columns that are not empty."""
+        return [column for column in self.columns if any(cell(row[column]) != _EMPTY for row in self.rows)]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -69,6 +77,7 @@ class Part:
       names, colours: names of the runs, and their colours in CSS.
       messages: results, a sentence each.
       missing: pairs of a run's name and what it lacks.
+      commands: that make it, a line each.
     """
 
     title: str
@@ -78,6 +87,7 @@ class Part:
     missing: Sequence[tuple[str, Sequence[str]]] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    commands: Sequence[str] = ()
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
@@ -107,7 +117,7 @@ def markdown(table: Table) -> str:
 def cell(value: Any) -> str:
     """Format a value for a person to read; a dash for None and for empty text."""
     if value in (None, ""):
-        return "-"
+        return _EMPTY
     return f"{value:,.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 

@@ -9,14 +9,16 @@ from rich.progress import track
 
 from loft_jax.console import shows_bars
 from loft_jax.files import write_atomically, write_table
-from loft_jax.report import heat, lines
+from loft_jax.report import heat, lines, ticket_lines
 from loft_jax.report.chart import Chart, run_style, style
 from loft_jax.report.comparison import Comparison, group_comparable_runs
-from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, training_curve
+from loft_jax.report.curves import seconds_a_round
 from loft_jax.report.levels import LotteryFiles, figures_of_levels, results_of_levels, tables_of_levels
 from loft_jax.report.page import Part, Picture, Table, markdown
 from loft_jax.report.run_files import RunFiles
 from loft_jax.report.tables import messages, overview_table, own_table, paper_table, settling_table
+
+_OF_PAPER = "Rows of the paper's table to which a run of this report belongs; - means not published, or not run."
 
 
 def parts_of(runs: Sequence[RunFiles], lotteries: Sequence[LotteryFiles], figures: Path) -> list[Part]:
@@ -62,11 +64,14 @@ def _parts_of_runs(runs: Sequence[RunFiles], figures: Path) -> list[Part]:
         )
         for each, prefix, some in zip(comparisons, prefixes, pictures, strict=True)
     ]
-    note = "- means not published, or not run; the last column says what was run here."
-    paper = Table("paper", "Test accuracy (%) and communication, published and ours", paper_table(runs), note)
-    titles = "; ".join(each.title for each in comparisons)
-    separate = [f"These runs differ in model or data set and are shown separately: {titles}"] if several else []
-    return [*parts, Part("The paper's table", messages=separate, tables=[paper])]
+    if several:
+        titles = "; ".join(each.title for each in comparisons)
+        separate = f"These runs differ in model or data set and are shown separately: {titles}"
+        parts.insert(0, Part("What is compared", messages=[separate]))
+    if paper := paper_table(runs):
+        table = Table("paper", "Test accuracy (%) and communication, published and ours", paper, _OF_PAPER)
+        parts.append(Part("The paper's table", tables=[table]))
+    return parts
 
 
 def write_tables(parts: Sequence[Part], directory: Path) -> None:
@@ -84,23 +89,27 @@ def make_picture(draw: Callable[[], Chart | None], directory: Path) -> Picture |
     rendered = chart.render()
     (directory / f"{chart.name}.svg").write_text(rendered.svg, encoding="utf-8")
     (directory / f"{chart.name}.png").write_bytes(rendered.png)
-    return Picture(chart.name, chart.title, chart.caption, rendered.inline, rendered.values, chart.run, chart.wide)
+    width = round(72 * chart.figure.get_figwidth())
+    return Picture(
+        chart.name, chart.title, chart.caption, rendered.inline, rendered.values, width, chart.run, chart.wide
+    )
 
 
 def _tables(comparison: Comparison, prefix: str) -> list[Table]:
-    gpipe = (
-        "improvement: bytes of a GPipe run here that has as many stages as the run has workers, over the run's bytes"
-    )
+    own = own_table(comparison)
+    improvement = " improvement: bytes of a GPipe run here with as many stages as the run has workers, over the run's."
+    gpipe = improvement if any(row["improvement"] for row in own) else ""
     tickets = (
         "Accuracies are those of the last ticket, rewound and retrained: mean ± sample deviation over seeds, in %."
     )
     best = "Accuracies are those of the last round. That of the best round was chosen by test images, and is too high."
     rule = (
-        "Epochs after which a curve differs from its last value by at most 10 % of its change from first to last value."
+        "Epochs after which a curve differs from its last value by at most 10 % of its change from first to last; "
+        "between two epochs if what was measured is too far apart to say when."
     )
     tables = [
         Table(f"{prefix}runs", "Runs", overview_table(comparison), best),
-        Table(f"{prefix}results", "Results, as the paper lays them out", own_table(comparison), f"{tickets} {gpipe}."),
+        Table(f"{prefix}results", "Results, as the paper lays them out", own, tickets + gpipe),
     ]
     if settling := settling_table(comparison):
         tables.append(Table(f"{prefix}settling", "When distance and loss have settled", settling, rule))
@@ -142,26 +151,21 @@ def _percent(share: float | None) -> float | None:
 def figures_of(comparison: Comparison, prefix: str) -> Iterator[Callable[[], Chart | None]]:
     """Yield a function that draws each figure, in the order of the page; names of files start with `prefix`."""
     runs = list(zip(range(len(comparison.runs)), comparison.names, comparison.runs, strict=True))
-    if any(run.search or len(training_curve(run, "train/loss")[0]) for _, _, run in runs):
-        yield partial(lines.settling, f"{prefix}settling", comparison)
-    if any(accuracy_by_cost(run) for _, _, run in runs):
-        for cost in ("bytes", "images", "seconds"):
-            yield partial(lines.accuracy_against, f"{prefix}accuracy_by_{cost}", comparison, cost)
-    if any(run.retrained for _, _, run in runs):
-        yield partial(lines.tickets_by_snapshot, f"{prefix}tickets_by_snapshot", comparison)
+    yield partial(lines.settling, f"{prefix}settling", comparison)
+    for cost in ("bytes", "images", "seconds"):
+        yield partial(lines.accuracy_against, f"{prefix}accuracy_by_{cost}", comparison, cost)
+    yield partial(ticket_lines.tickets_by_snapshot, f"{prefix}tickets_by_snapshot", comparison)
     for k, name, run in runs:
-        if run.retrained:
-            yield partial(lines.tickets_and_controls, f"{prefix}run{k + 1}_controls", k, name, run)
-    if any(run.search for _, _, run in runs):
-        yield partial(lines.kept_overlap, f"{prefix}overlap", comparison)
+        yield partial(ticket_lines.tickets_and_controls, f"{prefix}run{k + 1}_controls", k, name, run)
+    yield partial(ticket_lines.kept_overlap, f"{prefix}overlap", comparison)
     if bars := [(k, name, split) for k, name, run in runs if (split := seconds_a_round(run))]:
         yield partial(lines.time_of_a_round, f"{prefix}time_of_a_round", bars)
     for k, name, run in runs:
-        if run.search:
+        if run.search and len(run.search.rounds) > 1:
             yield partial(lines.distance_by_stage, f"{prefix}run{k + 1}_distance", k, name, run)
             yield partial(heat.distance_to_ticket, f"{prefix}run{k + 1}_to_ticket", k, name, run.search)
     for k, name, run in runs:
-        if run.search:
+        if run.search and len(run.search.rounds) > 1:
             yield partial(heat.distance_maps, f"{prefix}run{k + 1}_maps", k, name, run.search)
             ratio = kept_ratio(run.search.options["ratios"])
             if kept := run.kept(ratio):

@@ -6,7 +6,6 @@ Only reads, so it can be used during the run. Imports neither JAX nor a plotting
 import csv
 import io
 import itertools
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from loft_jax.config import Config
-from loft_jax.errors import UserError, format_value
+from loft_jax.errors import UserError, format_value, offer
 from loft_jax.filters import NORMS, SCOPES
 from loft_jax.retrain import collect_results
 from loft_jax.storage import CONFIG, COSTS, METRICS, TICKET, RunDirectory, UnsoundError, describe_rounds, missing_rounds
@@ -49,7 +48,6 @@ class RunFiles:
     @classmethod
     def read(cls, directory: RunDirectory, config: Config) -> "RunFiles":
         """Read all that can be read of a run, whatever its state."""
-        path = shlex.quote(str(directory.path))
         rows, summary, search = directory.rows(), directory.summary(), None
         missing = [f"{problem}; it is left out" for problem in directory.lost_rows()]
         if problem := directory.summary_problem():
@@ -58,17 +56,17 @@ class RunFiles:
         try:
             search = SearchFiles.read(directory, config.hash())
             if search is None:
-                missing.append(f"no tickets have been searched; python -m loft_jax.tickets {path}")
+                missing.append(f"no tickets have been searched; {offer('tickets', directory.path)}")
         except UnsoundError as error:
             missing.append(
-                f"the ticket search cannot be read ({error}); search again: python -m loft_jax.tickets {path}"
+                f"the ticket search cannot be read ({error}); search again: {offer('tickets', directory.path)}"
             )
         if search and rows and search.rounds[-1] < rows[-1]["round"]:
             missing.append(f"the ticket search ends at round {search.rounds[-1]}; search again for later snapshots")
         missing += _unsound_tickets(directory, search, config.hash()) if search else []
         retrained, unfinished, left_out = collect_results(directory)
         if not retrained:
-            missing.append(f"no ticket has been retrained; python -m loft_jax.retrain {path} --ticket NAME")
+            missing.append(f"no ticket has been retrained; {offer('retrain', directory.path, '--ticket', 'NAME')}")
         if unfinished:
             missing.append(f"{unfinished} retrainings have not finished, and are left out")
         missing += [f"left out: {line}" for line in left_out]
@@ -78,7 +76,7 @@ class RunFiles:
         except UnsoundError as error:
             missing.append(f"{error}; it is left out")
         else:
-            missing += [] if costs else [f"no costs have been computed; {_cost_command(directory)}"]
+            missing += [] if costs else [f"no costs have been computed; {cost_command(directory)}"]
         return cls(directory, config, rows, summary, search, retrained, costs, missing)
 
     @property
@@ -190,9 +188,10 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _cost_command(directory: RunDirectory) -> str:
-    config, costs = (shlex.quote(str(directory.path / name)) for name in (CONFIG, COSTS))
-    return f"python -m loft_jax.cost --format csv --config {config} > {costs}"
+def cost_command(directory: RunDirectory) -> str:
+    """Return the command that writes RUN/cost.csv."""
+    command = offer("cost", "--format", "csv", "--config", directory.path / CONFIG, ">", directory.path / COSTS)
+    return command.replace(" '>' ", " > ", 1)
 
 
 def pruning_of(row: Row) -> Pruning:

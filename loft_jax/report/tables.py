@@ -6,7 +6,15 @@ from typing import Any
 
 from loft_jax.paper import PAPER_ROWS, RATIOS, PaperRow
 from loft_jax.report.comparison import Comparison, comparison_key
-from loft_jax.report.curves import measured_seconds, moved_bytes, settled_at, stage_distances, training_curve
+from loft_jax.report.curves import (
+    Settling,
+    describe_reference,
+    measured_seconds,
+    moved_bytes,
+    settling_of,
+    stage_distances,
+    training_curve,
+)
 from loft_jax.report.run_files import RunFiles, last_ticket_results, most_pruned_first
 from loft_jax.tickets import Pruning
 
@@ -24,15 +32,18 @@ def percent(row: Row | None) -> str | None:
 
 
 def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
-    """Return the paper's table: published values beside those of these runs; a cell is None if nothing was run.
+    """Return the rows of the paper's table to which a run belongs: published values beside those of the run.
 
-    A run belongs to a row if it has the row's model, at the published width, the row's data set and its method.
+    A run belongs to a row if it has the row's model, at the published width, the row's data set and its method. A cell
+    is None if nothing was published, or nothing was run.
     """
     rows = []
     for name, paper in PAPER_ROWS.items():
         for method, gigabytes in paper.published.items():
             ours = next((run for run in runs if _matches(run, paper) and run.config.method == method), None)
-            tickets = last_ticket_results(ours, "rewind") if ours else {}
+            if ours is None:
+                continue
+            tickets = last_ticket_results(ours, "rewind")
             published = dict(zip(RATIOS, paper.accuracies[method], strict=True))
             cells: Row = {"setting": name, "method": method, "no-prune, published": paper.no_prune}
             cells["no-prune, ours"] = percent(_unpruned(tickets))
@@ -40,7 +51,7 @@ def paper_table(runs: Sequence[RunFiles]) -> list[Row]:
                 cells[f"{pruning.removed}, published"] = published[pruning.ratio]
                 cells[f"{pruning.removed}, ours"] = percent(tickets.get(pruning))
             cells["GB moved, published"] = gigabytes
-            cells["GB moved, ours"] = _gigabytes(moved_bytes(ours), 3) if ours else None
+            cells["GB moved, ours"] = _gigabytes(moved_bytes(ours), 3)
             cells["improvement, published"] = paper.improvements.get(method)
             cells["run"] = _state(ours)
             rows.append(cells)
@@ -98,29 +109,41 @@ def overview_table(comparison: Comparison) -> list[Row]:
 
 
 def settling_table(comparison: Comparison) -> list[Row]:
-    """Return when the filter distance and the training loss of each run settle, in epochs, by the same rule."""
+    """Return when the filter distance and the training loss of each run settle, in epochs, by the same rule.
+
+    An epoch is a number; where snapshots are too far apart for one, the text says between which.
+    """
     rows = []
     for run, name in zip(comparison.runs, comparison.names, strict=True):
-        loss = settled_at(*training_curve(run, "train/loss"))
         if run.search:
             means = stage_distances(run.search)
-            distance = settled_at(run.search.epochs, means["mean"])
             start = means["mean"][0]
-            rows.append({"run": name, "distance": distance, "loss": loss, "distance of the initialisation": start})
-            rows[-1] |= {f"distance, {stage}": settled_at(run.search.epochs, y) for stage, y in means.items()}
+            distance, loss = _settling_of_both(run)
+            rows.append({"run": name, "distance from": describe_reference(run.search), "distance": distance})
+            rows[-1] |= {"loss": loss, "distance of the initialisation": start}
+            rows[-1] |= {f"distance, {stage}": settling_of(run.search.epochs, y) for stage, y in means.items()}
             rows[-1].pop("distance, mean")
     return [{key: _round(value) for key, value in row.items()} for row in rows]
+
+
+def _settling_of_both(run: RunFiles) -> tuple[Settling | None, Settling | None]:
+    """Return when a run's mean filter distance and its training loss settle."""
+    loss = settling_of(*training_curve(run, "train/loss"))
+    return (settling_of(run.search.epochs, stage_distances(run.search)["mean"]) if run.search else None), loss
 
 
 def messages(comparison: Comparison) -> list[str]:
     """Return the results of a comparison, a sentence each."""
     sentences = []
-    for row in settling_table(comparison):
-        distance, loss = row["distance"], row["loss"]
-        if distance is not None and loss is not None:
-            order = "before" if distance < loss else "after" if distance > loss else "as does"
-            text = f"{row['run']}: the filter distance settles at epoch {distance}, {order} the loss at {loss}"
-            sentences.append(text)
+    for run, name in zip(comparison.runs, comparison.names, strict=True):
+        distance, loss = _settling_of_both(run)
+        if run.search and distance and loss:
+            what = f"the filter distance from {describe_reference(run.search)}"
+            text = f"{name}: {what} settles {_epochs(distance)}, {{}} the loss {_epochs(loss)}"
+            if order := distance.order(loss):
+                sentences.append(text.format(order))
+            else:
+                sentences.append(text.format("and") + "; they are too close to each other to say which is first")
     for run, name in zip(comparison.runs, comparison.names, strict=True):
         tickets, controls = last_ticket_results(run, "rewind"), last_ticket_results(run, "random")
         for pruning in (pruning for pruning in tickets if pruning.ratio):
@@ -128,6 +151,12 @@ def messages(comparison: Comparison) -> list[str]:
             text = f"{name}: with {pruning.share} of the filters removed the ticket reaches {reached} %"
             sentences.append(text + (f", random filters {percent(against)} %" if against else ""))
     return sentences
+
+
+def _epochs(settling: Settling) -> str:
+    if settling.at is not None:
+        return f"at epoch {settling}"
+    return f"between epochs {settling.after:.4g} and {settling.by:.4g} (too far apart to say when)"
 
 
 def _classes(run: RunFiles) -> str | None:
@@ -148,9 +177,7 @@ def _gigabytes(size: float | None, digits: int) -> float | None:
     return None if size is None else round(size / 1e9, digits)
 
 
-def _state(run: RunFiles | None) -> str:
-    if run is None:
-        return "not run"
+def _state(run: RunFiles) -> str:
     return "finished" if run.summary else "unfinished"
 
 
@@ -160,4 +187,6 @@ def _matches(run: RunFiles, paper: PaperRow) -> bool:
 
 
 def _round(value: Any) -> Any:
+    if isinstance(value, Settling):
+        return str(value) if value.at is None else round(value.at, 2)
     return round(float(value), 2) if isinstance(value, float) and math.isfinite(value) else value

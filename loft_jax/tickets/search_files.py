@@ -18,7 +18,7 @@ from pydantic import Field
 from loft_jax.config import Fraction
 from loft_jax.errors import UserError
 from loft_jax.files import DAMAGED, pack_arrays, table_text, write_atomically
-from loft_jax.filters import Norm, Rules, Scope
+from loft_jax.filters import NO_RULES, Norm, Rules, Scope
 from loft_jax.storage import Count, Hash, RunDirectory, Schema, Text, UnsoundError, read_object, write_object
 from loft_jax.tickets.ticket import Pruning, Ticket, ratio_text
 
@@ -69,7 +69,8 @@ class SearchFiles:
     """The files of a ticket search over T snapshots.
 
     Attributes:
-      options: the options of the search, from search.json: reference, ratios, scope, norm, and the name of its rules.
+      options: the options of the search, from search.json: reference, ratios, scope, norm, the name of its rules, and
+        `made_by`, the `Rules` themselves.
       rounds, epochs: [T], of the snapshots, ascending; an epoch is NaN if the metrics did not have it.
       rankings: group name -> int32 [T, n], 1 = highest score.
       distances: group name -> float [T], normalised filter distance to the reference; 1 is chance.
@@ -123,7 +124,8 @@ class SearchFiles:
         # By what was measured, which is the same wherever the run is moved or copied to.
         own_end = given["reference_round"] == rounds[-1] and all(some[-1] == 0 for some in distances.values())
         options = {key: given[key] for key in ("reference", "reference_round", "ratios", "scope", "norm")}
-        options["rules"] = _rules_name(directory.search, given.get("rules"))
+        options["made_by"] = _rules(directory.search, given.get("rules"))
+        options["rules"] = options["made_by"].name
         return cls(options, rounds, epochs, rankings, distances, overlaps, own_end, names)
 
     def pruning(self, ratio: float) -> Pruning:
@@ -147,9 +149,9 @@ class SearchFiles:
                 )
 
 
-def _rules_name(path: Path, fields: Any) -> str:
+def _rules(path: Path, fields: Any) -> Rules:
     try:
-        return Rules.from_json(fields).name if fields else ""
+        return Rules.from_json(fields) if fields else NO_RULES
     except ValueError as error:
         raise UnsoundError(f"{path}: {error}") from None
 

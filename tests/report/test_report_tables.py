@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from helpers.fake_runs import complete_run, fake_retraining, fake_run, fake_search, read
 
+from loft_jax.paper import PAPER_ROWS
 from loft_jax.report.comparison import group_comparable_runs
-from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, settled_at, stage_distances
+from loft_jax.report.curves import accuracy_by_cost, seconds_a_round, settling_of, stage_distances
 from loft_jax.report.parts import parts_of
 from loft_jax.report.tables import messages, overview_table, own_table, paper_table, settling_table
 
@@ -17,16 +18,27 @@ from loft_jax.report.tables import messages, overview_table, own_table, paper_ta
     [
         ([10, 5, 2, 1, 0.9, 0], 3),  # within 1 of 0 from x = 3 on
         ([10, 0.5, 3, 0.5, 0, 0], 3),  # came near, left again
-        ([0, 0, 0, 0, 0, 10], 5),
+        ([0, 0, 0, 0, 0, 10], "between 4 and 5"),  # it ends there, whatever it did
         ([10, 0, 0, 0, 0, 0], 1),
         ([0, 9, 9.5, 11, 10.5, 10], 1),
         ([5, 6, 7, 6, 7, 5], None),  # ends where it began
         ([10, 0, np.nan, np.nan, np.nan, np.nan], None),
-        ([np.nan, 10, np.nan, 5, 0, 0], 4),
+        ([np.nan, 10, np.nan, 5, 0, 0], "between 3 and 4"),  # a quarter of the curve
     ],
 )
 def test_a_curve_has_settled_where_it_stays_within_a_tenth_of_its_way_around_its_end(y, settled):
-    assert settled_at(range(6), y) == settled
+    found = settling_of(range(6), y)
+    assert str(found) == str(settled)
+
+
+def test_a_curve_of_few_points_does_not_say_when_it_settled_but_between_which():
+    few = settling_of([0, 3, 6, 9], [10, 5, 0, 0])
+    assert (str(few), few.at) == ("between 3 and 6", None)
+    many = settling_of([0, 2, 3, 4, 9], [10, 10, 5, 0, 0])
+    assert (str(many), many.at) == ("4", 4)
+    assert many.order(settling_of([0, 1, 2, 9], [10, 0, 0, 0])) == "after"
+    assert settling_of([0, 1, 2, 9], [10, 0, 0, 0]).order(few) == "before"
+    assert many.order(few) is None
 
 
 def test_a_stages_distance_is_the_mean_of_its_groups(tmp_path):
@@ -45,8 +57,8 @@ def test_a_stages_distance_is_the_mean_of_its_groups(tmp_path):
 
 
 def test_a_search_without_epochs_has_no_place_where_it_settles(tmp_path):
-    assert settled_at([np.nan] * 6, [10, 5, 2, 1, 0.9, 0]) is None
-    assert settled_at([np.nan, 1, 2, 3, 4, 5], [99, 10, 0, 0, 0, 0]) == 2
+    assert settling_of([np.nan] * 6, [10, 5, 2, 1, 0.9, 0]) is None
+    assert settling_of([np.nan, 1, 2, 3, 4, 5, 6], [99, 10, 0, 0, 0, 0, 0]).at == 2
 
 
 def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
@@ -63,7 +75,7 @@ def test_tickets_of_other_scopes_norms_and_like_ratios_are_not_mixed(tmp_path):
     ]
     assert (row["50% removed"], row["50% removed (global, l1)"]) == ("12.22", "90.00")
     assert (row["12% removed"], row["12.5% removed"]) == ("30.00", "70.00")
-    (ours,) = [row for row in paper_table([run]) if row["run"] == "finished"]
+    (ours,) = paper_table([run])
     assert ours["50% removed, ours"] == "12.22"
     said = messages(group_comparable_runs([run])[0])
     assert sum("with 50% of the filters" in line for line in said) == 1
@@ -78,17 +90,16 @@ def test_a_run_on_a_data_set_from_a_file_belongs_to_the_data_set_that_the_file_n
     directory.agree_on_data({"name": "cifar10"})
     (comparison,) = group_comparable_runs([read(directory)])
     assert comparison.title == "preresnet34 on cifar10"
-    assert [row["setting"] for row in paper_table(comparison.runs) if row["run"] == "finished"] == [
-        "PreResNet-34 CIFAR-10"
-    ]
+    assert [row["setting"] for row in paper_table(comparison.runs)] == ["PreResNet-34 CIFAR-10"]
 
 
 def test_retrainings_are_shown_with_their_epochs(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_retraining(directory, 0.5, [0.90, 0.92])
-    (part, _) = parts_of([read(directory)], [], tmp_path)
+    fake_retraining(directory, 0.5, [0.80], mode="random")
+    (part,) = parts_of([read(directory)], [], tmp_path)
     (table,) = [table for table in part.tables if table.name == "retrainings"]
-    assert [row["epochs retrained"] for row in table.rows] == [6.0]
+    assert [row["epochs retrained"] for row in table.rows] == [6.0, 6.0]
     (picture,) = [picture for picture in part.pictures if picture.name == "run1_controls"]
     assert "after retraining, for 6.0 epochs, the last ticket" in picture.caption
 
@@ -134,10 +145,8 @@ def test_the_papers_table_has_what_was_published_beside_what_was_run(tmp_path):
     directory = fake_run(tmp_path / "run", **cifar)
     for ratio, accuracies in {0.8: [0.93, 0.95], 0.5: [0.94], 0.0: [0.9351]}.items():
         fake_retraining(directory, ratio, accuracies)
-    rows = paper_table([read(directory), read(fake_run(tmp_path / "other"))])
-    assert len(rows) == 20
-    by_method = {(row["setting"], row["method"]): row for row in rows}
-    ours = by_method["PreResNet-34 CIFAR-10", "LoFT-4"]
+    (ours,) = paper_table([read(directory), read(fake_run(tmp_path / "other"))])
+    assert (ours["setting"], ours["method"]) == ("PreResNet-34 CIFAR-10", "LoFT-4")
     assert ours["80% removed, published"] == 93.89
     assert ours["80% removed, ours"] == "94.00 ± 1.41"
     assert ours["50% removed, ours"] == "94.00"
@@ -145,19 +154,15 @@ def test_the_papers_table_has_what_was_published_beside_what_was_run(tmp_path):
     assert (ours["GB moved, published"], ours["GB moved, ours"]) == (144.27, 0.012)
     assert ours["improvement, published"] == 3.2
     assert ours["run"] == "finished"
-    assert [row["run"] for row in rows].count("not run") == 19
-    imagenet = by_method["PreResNet-18 ImageNet", "LoFT-2"]
-    assert [imagenet[f"{ratio} removed, published"] for ratio in ("80%", "50%", "30%")] == [65.41, 69.12, 69.64]
-    assert imagenet["improvement, published"] == 21.6
+    assert paper_table([]) == []
 
 
 def test_the_published_improvements_follow_from_the_published_bytes_but_for_the_one_that_does_not():
-    rows = paper_table([])
-    for gpipe, loft in zip(rows[::2], rows[1::2], strict=True):
-        follows = (
-            abs(gpipe["GB moved, published"] / loft["GB moved, published"] - loft["improvement, published"]) < 0.01
-        )
-        assert follows != ((loft["setting"], loft["method"]) == ("PreResNet-18 ImageNet", "LoFT-2"))
+    for name, row in PAPER_ROWS.items():
+        for method, improvement in row.improvements.items():
+            gpipe = row.published[method.replace("LoFT", "GPipe")]
+            follows = abs(gpipe / row.published[method] - improvement) < 0.01
+            assert follows != ((name, method) == ("PreResNet-18 ImageNet", "LoFT-2"))
 
 
 def test_improvement_is_against_gpipe_with_as_many_stages(tmp_path):
@@ -170,7 +175,8 @@ def test_improvement_is_against_gpipe_with_as_many_stages(tmp_path):
 
 def test_the_messages_name_what_settles_first_and_what_a_ticket_is_worth(tmp_path):
     said = messages(group_comparable_runs([read(complete_run(tmp_path / "run"))])[0])
-    assert said[0].startswith("LoFT-4: the filter distance settles at epoch 4.0, after the loss at 3.0")
+    settled = "the filter distance from the run's own last snapshot settles at epoch 4, after the loss at epoch 3"
+    assert said[0] == f"LoFT-4: {settled}"
     ticket = "LoFT-4: with 80% of the filters removed the ticket reaches 94.00 ± 1.41 %"
     assert said[1] == f"{ticket}, random filters 90.50 ± 0.71 %"
 
@@ -222,7 +228,9 @@ def test_a_run_of_imagenet_is_in_the_papers_table(tmp_path):
     run = read(fake_run(tmp_path / "run", loft={"workers": 2}, **imagenet))
     cifar_stem = {**imagenet, "model": {"name": "preresnet18"}}
     other = read(fake_run(tmp_path / "other", rounds=24, loft={"workers": 2}, **cifar_stem))
-    (row,) = [row for row in paper_table([other, run]) if row["run"] != "not run"]
+    (row,) = paper_table([other, run])
+    assert [row[f"{ratio} removed, published"] for ratio in ("80%", "50%", "30%")] == [65.41, 69.12, 69.64]
+    assert row["improvement, published"] == 21.6
     assert (row["setting"], row["method"], row["GB moved, ours"]) == ("PreResNet-18 ImageNet", "LoFT-2", 0.012)
 
 
@@ -234,3 +242,21 @@ def test_a_long_directory_is_shortened_in_a_runs_name(tmp_path):
 def test_the_unpruned_network_is_no_ticket_in_the_messages(tmp_path):
     said = messages(group_comparable_runs([read(complete_run(tmp_path / "run"))])[0])
     assert [line.split(" of the filters")[0] for line in said[1:]] == ["LoFT-4: with 80%", "LoFT-4: with 50%"]
+
+
+def test_snapshots_too_far_apart_are_said_instead_of_an_epoch(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_search(directory, snapshots=3)
+    (comparison,) = group_comparable_runs([read(directory)])
+    (row,) = settling_table(comparison)
+    assert (row["distance from"], row["distance"], row["loss"]) == ("the run's own last snapshot", "between 3 and 6", 3)
+    assert messages(comparison)[0].endswith(
+        "settles between epochs 3 and 6 (too far apart to say when), after the loss at epoch 3"
+    )
+
+
+def test_two_curves_that_settle_between_the_same_measurements_are_not_ordered(tmp_path):
+    directory = fake_run(tmp_path / "run")
+    fake_search(directory, snapshots=4)
+    (said,) = messages(group_comparable_runs([read(directory)])[0])
+    assert said.endswith("and the loss at epoch 3; they are too close to each other to say which is first")
