@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from loft_jax.config.config import Config
 from loft_jax.config.fields import MOST
 from loft_jax.config.loading import Settings, apply_overrides, iterate_fields, read_config, type_name
+from loft_jax.config.model import options_hint
 from loft_jax.console import guarded_output
 from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value
 from loft_jax.signals import act_on_ctrl_c
@@ -212,7 +213,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         if not name.startswith("-"):
             return f"argument {argument!r} is not expected here; options start with --, see --help"
-        return f"unknown option {format_value(name)}{did_you_mean(name, known)}; see --help"
+        near = options_hint(name.removeprefix("--")) or did_you_mean(name, known)
+        return f"unknown option {format_value(name)}{near}; see --help"
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:

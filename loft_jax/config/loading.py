@@ -4,18 +4,18 @@ Imports neither JAX nor NumPy: errors that can be found in the config alone are 
 """
 
 import os
-import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from loft_jax.config.config import Config, expand_short_form
 from loft_jax.config.fields import Section
+from loft_jax.config.model import options_hint
+from loft_jax.config.strict_yaml import parse_yaml
 from loft_jax.errors import UserError, did_you_mean, format_literal, format_value, path_problem
 
 Settings = TypeVar("Settings", bound=Section)
@@ -69,13 +69,16 @@ def read_config(name: str, folder: str = "") -> dict[str, Any]:
     if name in packaged:
         return read_yaml(packaged[name], f"--config {name}")
     if Path(name).name == name and not Path(name).suffix and not path_problem(name) and not Path(name).exists():
-        hint = did_you_mean(name, packaged, f"packaged are {', '.join(packaged)}")
+        beside = did_you_mean(name, [path.name for path in Path().glob("[!.]*.yaml") if path.stem == name])
+        hint = beside or did_you_mean(name, packaged, f"packaged are {', '.join(packaged)}")
         raise UserError(f"--config {format_value(name)}: neither a file nor a packaged config{hint}")
     stem = "" if path_problem(name) or Path(name).exists() else Path(name).stem
     if stem in packaged:
         raise UserError(
             f"--config {format_value(name)}: no such file; did you mean the packaged config, --config {stem}?"
         )
+    if stem and not path_problem(name) and not _nearest_file(Path(name)) and (near := did_you_mean(stem, packaged)):
+        raise UserError(f"--config {format_value(name)}: no such file{near}")
     return read_yaml(name)
 
 
@@ -98,14 +101,13 @@ def read_yaml(path: str | Path, label: str | None = None) -> dict[str, Any]:
     if problem := path_problem(str(path)):
         raise UserError(f"{label}: {problem}; use the name of a YAML file")
     try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+        settings = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{label}: no such file{_nearest_file(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{label}: cannot be read ({error})") from None
-    except Exception as error:
-        # PyYAML raises not only its own errors, but a dozen others on invalid dates, numbers and tags.
-        raise UserError(f"{label}: is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{label}: is not valid YAML: {error}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -142,33 +144,6 @@ def iterate_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[s
 def type_name(field: FieldInfo) -> str:
     """Return a field's type for help texts: its choices, or int, float, bool, str; and null if that is allowed."""
     return "|".join(_type_names(field.annotation))
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that raises an error if a key is given twice; SafeLoader itself silently takes the last value."""
-
-    def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """Read a number as the command line does: YAML 1.1 alone takes 010 for 8, and 1:30 for 90."""
-        text = str(node.value)
-        if ":" in text or re.fullmatch(r"[-+]?0[0-9_bx][0-9A-Fa-f_]*", text):
-            return text
-        return (self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float)(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = set()
-        for key_node, _ in node.value:
-            # A merge key may repeat the keys that it merges; the base class refuses a key that is no scalar.
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-for _kind in ("int", "float"):
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _StrictLoader.construct_number)
 
 
 def _type_names(annotation: Any) -> list[str]:
@@ -215,7 +190,7 @@ def _explain(error: ErrorDetails, key: str, model: type[Section]) -> str:
             top = list(model.model_fields) if "." not in key else []
             # The right name in the wrong section, before similar names.
             elsewhere = [k for k in fields if k.rpartition(".")[2] == key.rpartition(".")[2]]
-            near = did_you_mean(key, elsewhere or [*siblings, *top, *fields])
+            near = options_hint(key) or did_you_mean(key, elsewhere or [*siblings, *top, *fields])
             return f"unknown key {format_value(key)}{near}; see --help"
         case "invalid_key":
             return f"unknown key {format_value(key)}: keys are text; see --help"
@@ -247,5 +222,6 @@ def _nearest_bound(error: ErrorDetails) -> str:
 
 
 def _nearest_file(path: Path) -> str:
-    siblings = [str(p) for p in path.parent.glob("[!.]*.yaml")] if path.parent.is_dir() else []
-    return did_you_mean(str(path), siblings)
+    siblings = path.parent.glob("[!.]*.yaml") if path.parent.is_dir() else ()
+    # Not alike by folder and suffix alone.
+    return did_you_mean(str(path), [str(p) for p in siblings if did_you_mean(path.stem, [p.stem])])

@@ -1,12 +1,12 @@
 """The section "model" of a config: the networks by name, users' own, and their options."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator
 
 from loft_jax.config.fields import Section
+from loft_jax.config.strict_yaml import parse_yaml
 from loft_jax.errors import did_you_mean, format_literal, format_value, path_problem
 
 # Those in the first line declare their filter groups; those of the others are found by tracing.
@@ -74,11 +74,15 @@ class Model(Section):
         """Read options that come as text."""
         if isinstance(value, str):
             try:
-                value = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise ValueError("must be a mapping of names to values, as '{depth: 3}'") from None
+                value = parse_yaml(value)
+            except ValueError as error:
+                raise ValueError(f"must be a mapping of names to values, as '{{depth: 3}}' ({error})") from None
         if not isinstance(value, dict) or not all(isinstance(key, str) and key.isidentifier() for key in value):
             raise ValueError("must be a mapping of names to values, as '{depth: 3}'")
+        for name, option in value.items():
+            if not _is_plain(option):
+                shown = format_literal(option)
+                raise ValueError(f"{name} is {shown}, a {type(option).__name__}; put it in quotes, or give a number")
         return value
 
     def check_options(self) -> None:
@@ -117,3 +121,19 @@ class Model(Section):
     def norms_by_the_batch(self) -> bool:
         """Whether the network's norms use the statistics of the batch in evaluation too."""
         return not self.own and self.options.get("norm") == "batch"
+
+
+def options_hint(key: str) -> str:
+    """Return the end of a message about an unknown key that is an option of a network; "" if it is none."""
+    section, _, option = key.rpartition(".")
+    of = [name for name, options in FAMILY_OPTIONS.items() if option in options and section in ("", "model")]
+    return f"; it is an option of {', '.join(of)}: give model.options, as '{{{option}: ...}}'" if of else ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of an option can be written down and compared: YAML also has dates, sets, bytes and no number."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str | int) and _is_plain(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or (isinstance(value, str | int | float) and value == value)

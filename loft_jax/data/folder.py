@@ -104,10 +104,25 @@ def _read_classes(directory: Path, root: Path) -> Classes:
                 f"{where}holds the folder {format_value(name)} without an image ({', '.join(SUFFIXES)}); each folder "
                 "is a class: remove it, or put its images there"
             )
+    _refuse_several_labels(classes, where)
     if len(classes) == 1 and (directory == root or directory.name == _TRAIN):
         only = format_value(next(iter(classes)))
         raise UserError(f"{where}holds one class only, {only}; must be two or more folders, each a class")
     return classes
+
+
+def _refuse_several_labels(classes: Classes, where: str) -> None:
+    """Raise UserError if one file is in the folders of two classes, as a link."""
+    owners: dict[tuple[int, int], tuple[str, Path]] = {}
+    for name, files in classes.items():
+        for path in files:
+            found = path.stat()
+            other, first = owners.setdefault((found.st_dev, found.st_ino), (name, path))
+            if other != name:
+                raise UserError(
+                    f"{where}is multi-label: {format_value(f'{name}/{path.name}')} is the same file as "
+                    f"{format_value(f'{other}/{first.name}')}; an image must have one label, so keep it in one folder"
+                )
 
 
 def _subfolders(directory: Path) -> list[Path]:

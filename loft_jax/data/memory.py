@@ -89,6 +89,11 @@ def _padding(images: np.ndarray) -> int:
 def check_labels(labels: np.ndarray, split: str) -> np.ndarray:
     """Return the labels of "train" or "test" if they are integers [n] with n > 0. Raises UserError."""
     name = f"{split}_labels"
+    if _is_multi_label(labels):
+        raise UserError(
+            f"{name} is multi-label: its shape is {labels.shape}, and an image has up to "
+            f"{int(np.count_nonzero(labels, axis=1).max())} labels; must be [n], one label for each image"
+        )
     if labels.dtype.kind not in "iu":
         nan = np.flatnonzero(np.isnan(labels)).tolist() if labels.dtype.kind == "f" else []
         where = f", with NaN at {nan[0]}" if nan else ""
@@ -96,6 +101,13 @@ def check_labels(labels: np.ndarray, split: str) -> np.ndarray:
     if labels.ndim != 1 or not labels.size:
         raise UserError(f"{name} has the shape {labels.shape}; must be [n], a label for each image")
     return labels
+
+
+def _is_multi_label(labels: np.ndarray) -> bool:
+    """Whether labels are 0 or 1 for each class, several of them 1 for an image; of one-hot labels only one is."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf" or not labels.size:
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) > 1).any())
 
 
 def count_classes(labels: dict[str, np.ndarray], class_names: Sequence[str] | None) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,21 +105,27 @@ def _not_prepared(name: str, root: Path) -> str:
     prepared = sorted(str(p.relative_to(root)) for p in candidates if _newest_version(p))
     here = f"; known here: digits, and prepared under {root}: {', '.join(prepared) or 'nothing'}"
     if name.split("/")[0] not in known:
-        hint = did_you_mean(name, ["digits", *known], "use digits or a name of tensorflow.org/datasets/catalog")
+        there = did_you_mean(name, ["digits", *prepared])
+        hint = there or did_you_mean(name, known, "use digits or a name of tensorflow.org/datasets/catalog")
         return f"data.name={name}: no such data set{hint}{here}"
     configs = [path for path in prepared if path.startswith(f"{name}/")]
     if configs:
         return f"data.name={name}: is prepared with a config; use {' or '.join(configs)}{here}"
-    command = (
-        f'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()\""
-    )
+    builder = f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record')"
+    program = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
+    # In double quotes, which are easier to read, where nothing in it has a meaning inside them.
+    command = f'python -c "{program}"' if not set(program) & set('"$`\\!') else f"python -c {shlex.quote(program)}"
     return f"data.name={name}: not prepared under data.data_dir={root}; prepare it with\n  {command}\n{here[2:]}"
 
 
 def _check_info(info: Any, name: str, directory: Path) -> None:
     """Raise UserError if a network cannot be trained on the data set."""
     features = info.features
+    if several := [feature for feature in ("label", "labels") if _is_multi_label(features, feature)]:
+        raise UserError(
+            f"data.name={name}: is multi-label: its feature `{several[0]}` holds several labels of an image, and a "
+            "network is trained here on one label of each; use another data set"
+        )
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data.name={name}: has no features `image` and `label`, so it is not for image classification")
     image = features["image"]
@@ -135,6 +142,10 @@ def _check_info(info: Any, name: str, directory: Path) -> None:
             f"data.name={name}: its images are {np.dtype(image.np_dtype)} of shape {image.shape}; use a data set of "
             "uint8 images with height, width and channels"
         )
+
+
+def _is_multi_label(features: Any, name: str) -> bool:
+    return name in features and hasattr(features[name], "num_classes") and features[name].shape != ()
 
 
 def _test_split(builder: Any, name: str) -> str:

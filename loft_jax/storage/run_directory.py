@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loft_jax.config import Config, apply_overrides, flatten
-from loft_jax.errors import UserError, format_value, path_problem
+from loft_jax.errors import UserError, format_value, offer, path_problem
 from loft_jax.files import ASIDE, clear_leftovers, ensure_writable, put_aside, stop_on_write_error
 from loft_jax.storage.config_file import owner_of, read_config_file, write_config_file
 from loft_jax.storage.data_file import read_data, write_data
@@ -232,7 +232,8 @@ class RunDirectory:
                 f"drawn from, {run}"
             )
         if not rounds:
-            raise UserError(f"{self.path}: holds no snapshots; train it first, python -m loft_jax.train --workdir ...")
+            train = offer("train", "--config", self.path / CONFIG, "--workdir", self.path)
+            raise UserError(f"{self.path}: holds no snapshots; train it first: {train}")
         if rounds[0] != 0:
             raise UserError(f"{self.snapshots}: that of round 0, the initialisation, is missing; train the run again")
         return rounds

@@ -145,7 +145,7 @@ class SearchFiles:
             if ranks is not None and kept[-1] < ranks.shape[1] and ranks[at[0], kept].max() != len(kept):
                 raise UserError(
                     f"ticket {ticket.name}: keeps other filters of {group} than those with the highest scores in the "
-                    "search; draw it again with python -m loft_jax.tickets"
+                    "search; draw it again with python -m loft_jax.tickets RUN"
                 )
 
 

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loft_jax.config import Fraction
-from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
+from loft_jax.errors import UserError, did_you_mean, format_value, offer, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
 from loft_jax.filters import NO_RULES, NORMS, SCOPES, Norm, Rules, Scope, draw_kept, rules_fields
 from loft_jax.storage import TICKET, parse_object
@@ -126,7 +126,9 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     """
     if "/" in name or path_problem(name) or not os.path.lexists(directory / name / TICKET):
         there = sorted(p.parent.name for p in directory.glob(f"*/{TICKET}"))
-        otherwise = f"there are {', '.join(there[:20])}" if there else "draw some with python -m loft_jax.tickets"
+        otherwise = (
+            f"there are {', '.join(there[:20])}" if there else f"draw some: {offer('tickets', directory.parent)}"
+        )
         hint = did_you_mean(name, there, otherwise)
         raise UserError(f"--ticket {format_value(name)}: no such ticket in {directory}{hint}")
     ticket = read_ticket(directory / name)
@@ -138,12 +140,14 @@ def load_ticket(directory: Path, name: str) -> Ticket:
     return ticket
 
 
-_AGAIN = "draw it again with python -m loft_jax.tickets"
+def read_ticket(directory: Path, advice: str | None = None) -> Ticket:
+    """Read a directory's ticket.json, as RUN/tickets/NAME.
 
-
-def read_ticket(directory: Path, advice: str = _AGAIN) -> Ticket:
-    """Read a directory's ticket.json. Raises UserError, which ends with the advice, if it does not hold a ticket."""
+    Raises:
+      UserError: it does not hold a ticket; the message ends with the advice, which is to draw it again if None.
+    """
     path = directory / TICKET
+    advice = advice or f"draw it again: {offer('tickets', directory.parent.parent)}"
     try:
         fields: dict[str, Any] = parse_object(path.read_bytes())
         if "rules" in fields:
@@ -168,7 +172,7 @@ def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -
     if ticket.config_hash != run_hash:
         raise UserError(
             f"{label}: was drawn from a run of config {ticket.config_hash}, and this run's is {run_hash}; "
-            "draw it again with python -m loft_jax.tickets"
+            "draw it again with python -m loft_jax.tickets RUN"
         )
     declared = {group.name: group.width for group in groups}
     if differing := sorted(declared.keys() ^ ticket.kept.keys()):
@@ -179,5 +183,5 @@ def check_fits(ticket: Ticket, groups: Sequence["FilterGroup"], run_hash: str) -
         if outside := [i for i in kept if not 0 <= i < declared[name]]:
             raise UserError(
                 f"{label}: filter group {name!r} keeps filter {outside[0]}, and the model has {declared[name]}; "
-                "draw it again with python -m loft_jax.tickets"
+                "draw it again with python -m loft_jax.tickets RUN"
             )

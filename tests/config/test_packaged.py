@@ -74,9 +74,12 @@ def test_a_name_is_a_packaged_config_and_a_path_is_a_file(tmp_path, monkeypatch)
             "configs/digits.yaml",
             "--config configs/digits.yaml: no such file; did you mean the packaged config, --config ",
         ),
-        ("digit.yaml", "--config digit.yaml: no such file"),
+        ("digit.yaml", "--config digit.yaml: no such file; did you mean digits?"),
+        ("mine", "--config mine: neither a file nor a packaged config; did you mean mine.yaml?"),
+        ("min.yaml", "--config min.yaml: no such file; did you mean mine.yaml?"),
     ],
 )
 def test_a_name_that_is_neither_names_the_nearest_packaged_config(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 1")
     assert refusal(read_config, name).startswith(message)

@@ -19,6 +19,11 @@ WRONG_SETTINGS = {
         "optimizer: {workers: 2}",
         "unknown key optimizer.workers; did you mean loft.workers?; see --help",
     ),
+    "an option of a network": (
+        "model: {hidden_layers: 3}",
+        "unknown key model.hidden_layers; it is an option of mlp: give model.options, as '{hidden_layers: ...}'; see "
+        "--help",
+    ),
     "no section": ("workers: 2", "unknown key workers; did you mean loft.workers?; see --help"),
     "text for int": (
         "loft: {workers: two}",
@@ -184,6 +189,10 @@ def test_a_wrong_override_is_refused_like_a_wrong_setting(option, value, message
         (["--loft.rounds", "2"], "unknown option --loft.rounds; did you mean --train.rounds?; see --help"),
         (["--confg", "x.yaml"], "unknown option --confg; did you mean --config?; see --help"),
         (["--loft.work", "2"], "unknown option --loft.work; did you mean --loft.workers?; see --help"),
+        (
+            ["--model.norm", "batch"],
+            "unknown option --model.norm; it is an option of mlp: give model.options, as '{norm: ...}'; see --help",
+        ),
         (["run.yaml"], "argument 'run.yaml' is not expected here; options start with --, see --help"),
     ],
 )

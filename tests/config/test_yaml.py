@@ -30,3 +30,28 @@ def test_a_number_means_the_same_in_a_file_and_as_an_option(tmp_path, text):
 
     given = value(lambda: apply_overrides({}, {"train.rounds": text}, "command line"))
     assert value(lambda: read(tmp_path, f"train:\n  rounds: {text}\n")) == given
+
+
+@pytest.mark.parametrize("text", ["010", "12", "1_000", "0x10", "1:30", "0o10", "1e3", "yes", "'010'", "[1, 010]"])
+def test_options_of_a_network_mean_the_same_in_a_file_and_as_an_option(tmp_path, text):
+    own = {"model.name": "net.py:Net"}
+    (tmp_path / "c.yaml").write_text(f"model: {{name: 'net.py:Net', options: {{depth: {text}}}}}")
+    in_file = apply_overrides(read_yaml(tmp_path / "c.yaml"), {}, "c.yaml").model.options
+    given = apply_overrides({}, own | {"model.options": f"{{depth: {text}}}"}, "command line").model.options
+    assert in_file == given
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{depth: 3, depth: 4}", "key 'depth' is given twice"),
+        ("{depth: 2020-01-02}", "depth is datetime.date(2020, 1, 2), a date; put it in quotes"),
+        ("{depth: .nan}", "depth is nan, a float"),
+        ("{depth: [1, !!set {a}]}", "a list; put it in quotes"),
+        ("{depth: 2020-13-02}", "must be a mapping of names to values"),
+    ],
+)
+def test_options_that_cannot_be_written_down_are_refused(text, message):
+    with pytest.raises(UserError) as caught:
+        apply_overrides({}, {"model.name": "net.py:Net", "model.options": text}, "command line")
+    assert message in str(caught.value)

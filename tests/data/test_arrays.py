@@ -213,6 +213,14 @@ BAD = {
         changed(train_labels=np.eye(3, dtype=int)[LABELS]),
         "train_labels has the shape (6, 3); must be",
     ),
+    "multi-label": (
+        changed(train_labels=np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]])),
+        "train_labels is multi-label: its shape is (6, 3), and an image has up to 2 labels; must be [n], one label",
+    ),
+    "multi-label, in floats": (
+        changed(test_labels=np.ones((2, 3), np.float32)),
+        "test_labels is multi-label: its shape is (2, 3), and an image has up to 3 labels",
+    ),
     "float labels": (changed(train_labels=LABELS / 1), "train_labels is float64; must be whole numbers"),
     "NaN labels": (
         changed(train_labels=np.where(LABELS == 1, np.nan, LABELS)),

@@ -293,6 +293,14 @@ def test_folders_that_are_no_data_set_are_refused(root, images, message):
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_an_image_that_is_linked_into_two_classes_is_called_multi_label(root, link):
+    write(root, TREE)
+    getattr(root / "train/dog/linked.png", link)(root / "train/cat/1.png")
+    with pytest.raises(UserError, match=r"train is multi-label: dog/linked\.png is the same file as cat/1\.png"):
+        load(root)
+
+
 def test_too_large_a_share_for_tests_is_refused(root):
     write(root, FLAT)
     with pytest.raises(UserError, match="6 of 6 images cannot be held out, because each of 2 classes keeps one"):

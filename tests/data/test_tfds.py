@@ -1,7 +1,9 @@
 """Data sets that TFDS has prepared: read without TensorFlow, cached, and refused with the way out."""
 
+import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -127,6 +129,12 @@ def test_a_data_set_without_classes_is_refused(tmp_path, cache):
     assert "has no features `image` and `label`" in refusal("tiny_images", tmp_path)
 
 
+def test_a_data_set_of_several_labels_an_image_is_called_multi_label(tmp_path, cache):
+    images = {split: (images, [[0, 2]] * len(images)) for split, (images, _) in tiny_content().items()}
+    prepare(tmp_path, images, label=tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)))
+    assert "is multi-label: its feature `label` holds several labels of an image" in refusal("tiny_images", tmp_path)
+
+
 def test_a_data_set_without_a_test_split_is_refused(tmp_path, cache):
     prepare(tmp_path, tiny_content(splits=(("train", 3),)))
     said = refusal("tiny_images", tmp_path)
@@ -213,6 +221,7 @@ def refused_without_network(name, directory):
     ("name", "hint"),
     [
         ("cifr10", "did you mean cifar10?"),
+        ("tiny_imges", "did you mean tiny_images?"),  # what is prepared, before tiny_imagenet and its like
         pytest.param("digit", "did you mean digits?", marks=pytest.mark.full),
         pytest.param("qqqqqqqq", "use digits or a name of tensorflow.org/datasets/catalog", marks=pytest.mark.full),
     ],
@@ -233,6 +242,16 @@ def test_a_data_set_that_is_not_prepared_is_refused_with_the_command_that_prepar
     )
     assert f'python -c "import tensorflow_datasets as tfds; {command}"\n' in said
     assert said.endswith(f"prepared under {tmp_path}/nowhere: nothing\n")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("directory", ["it's here", 'say "$HOME"', "a`b"])
+def test_the_command_that_prepares_a_data_set_can_be_pasted(directory, tmp_path):
+    said = refused_without_network("cifar100", tmp_path / directory)
+    python, option, program = shlex.split(said.split("\n")[1])
+    assert (python, option) == ("python", "-c")
+    (call,) = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call) and node.args]
+    assert {key.arg: key.value.value for key in call.keywords}["data_dir"] == str(tmp_path / directory)
 
 
 # TFDS: CIFAR-10

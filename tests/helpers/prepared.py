@@ -34,7 +34,8 @@ class TinyImages(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images, labels):
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield i, {"image": io.BytesIO(image) if isinstance(image, bytes) else png(image), "label": int(label)}
+            file = io.BytesIO(image) if isinstance(image, bytes) else png(image)
+            yield i, {"image": file, "label": label if isinstance(label, list) else int(label)}
 
 
 def tiny_content(seed=0, splits=(("train", 12), ("test", 5)), shape=(8, 6, 3)):

@@ -15,6 +15,7 @@ from loft_jax.report.commands import commands_part
 from loft_jax.retrain.__main__ import add_options as retrain_options
 from loft_jax.retrain.settings import retrain_config
 from loft_jax.storage.records import write_object
+from loft_jax.storage.run_directory import RunDirectory
 from loft_jax.tickets.__main__ import add_options as search_options
 from loft_jax.tickets.options import rules_of
 
@@ -62,11 +63,13 @@ def test_the_commands_make_what_the_report_shows(tmp_path):
 def test_settings_of_a_retraining_that_are_not_its_runs_are_in_its_command(tmp_path):
     directory = fake_run(tmp_path / "run")
     fake_retraining(directory, 0.5, [0.9])
-    overrides = {"optimizer.learning_rate": "0.01", "data.augment": "false", "train.rounds": "20"}
+    overrides = {"optimizer.learning_rate": "0.01", "data.augment": "false", "train.eval_every": "3"}
     config = retrain_config(directory.read_config(), overrides)
     path = directory.retrain / "r12-group-l2-0.5/rewind/seed0/config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump()))
-    (line,) = [line for line in commands_part([read(directory)], [], [], tmp_path).commands if "retrain" in line]
+    summary = RunDirectory(path.parent).summary()
+    RunDirectory(path.parent).write_summary(summary | {"settings": config.model_copy(update={"seed": 0}).hash()})
+    _, line, _ = commands_part([read(directory)], [], [], tmp_path).commands
     _, given = parsed(line, "retrain", retrain_options)
     assert retrain_config(directory.read_config(), given) == config
 

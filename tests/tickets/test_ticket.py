@@ -166,7 +166,7 @@ def test_a_ticket_is_read_back_as_it_was_written(tmp_path):
 
 def test_a_ticket_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     assert refusal(load_ticket, tmp_path, "nope") == (
-        f"--ticket nope: no such ticket in {tmp_path}; draw some with python -m loft_jax.tickets"
+        f"--ticket nope: no such ticket in {tmp_path}; draw some: python -m loft_jax.tickets {tmp_path.parent}"
     )
     for round_number in (7, 40):
         ticket = replace(TICKET, round=round_number)
