@@ -58,7 +58,7 @@ def main() -> None:
     check_same(jobs, place)
     check_tests(mine, study)
     with Preemption() as preemption:
-        queue = Queue(study, place, jobs, mine, Clock(math.inf, math.inf, 0.0, place.path), preemption)
+        queue = Queue(study, place, jobs, mine, Clock(math.inf, math.inf, 0.0), preemption)
         if options.list:
             print_jobs(jobs, queue.states(), queue.times())
             return
@@ -155,7 +155,7 @@ def clock_of(options: argparse.Namespace, queue: Queue) -> Clock:
     report = max(fields.report.seconds, queue.place.files("report").result().get("seconds", 0.0))
     kept = fields.stop_seconds + report + (0.0 if seconds == math.inf else _MARGIN * max(0.0, seconds))
     now = time.monotonic()
-    return Clock(now + seconds, now + (this if fields.budget is None else together), kept, queue.place.path)
+    return Clock(now + seconds, now + (this if fields.budget is None else together), kept)
 
 
 def check_budget(queue: Queue) -> None:
@@ -191,7 +191,7 @@ def run(queue: Queue, name: str) -> None:
     place.open(yaml.safe_dump(study.fields.model_dump(), sort_keys=False))
     for setting, config in study.configs.items():
         write_atomically(place.settings(setting), yaml.safe_dump(config.model_dump(), sort_keys=False))
-    queue.clock.file = place.start(describe_machine())
+    queue.clock.stopwatch = place.start(describe_machine())
     seconds = queue.clock.end - time.monotonic()
     budget = "" if seconds == math.inf else f"; {duration(seconds)} to spend"
     left = queue.left()

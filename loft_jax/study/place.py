@@ -75,11 +75,9 @@ class Place:
         """Return the lock of a file that several processes write."""
         return _lock(self.path / f".{name}.lock")
 
-    def start(self, facts: Row) -> Path:
-        """Write down a start, with what is known of it. Returns the file whose age says how long it has taken."""
-        path = self.path / "starts" / f"{time.time_ns()}-{uuid.uuid4().hex}.json"
-        start_clock(path, facts)
-        return path
+    def start(self, facts: Row) -> "Stopwatch":
+        """Write down a start, with what is known of it. Returns what says how long it has taken."""
+        return Stopwatch(self.path / "starts" / f"{time.time_ns()}-{uuid.uuid4().hex}.json", facts)
 
     def starts(self) -> list[Row]:
         """Return what is known of all starts, in their order, with the seconds that each has taken."""
@@ -114,6 +112,7 @@ class JobFiles:
     def __init__(self, path: Path):
         self.path, self.log, self._attempt = path, path / "log.txt", path / "attempt.json"
         self._lock: filelock.BaseFileLock | None = None
+        self._stopwatch: Stopwatch | None = None
 
     def claim(self) -> bool:
         """Lock the job for this process until `release`, or until the process ends.
@@ -164,11 +163,12 @@ class JobFiles:
 
     def begin(self) -> None:
         """Start the clock of an attempt."""
-        start_clock(self._attempt, {"before": self.seconds})
+        self._stopwatch = Stopwatch(self._attempt, {"before": self.seconds})
 
     def tick(self) -> None:
         """Note that the attempt goes on: if this process is killed, its time is known from the last tick."""
-        tick(self._attempt)
+        if self._stopwatch:
+            self._stopwatch.tick()
 
     def end(self, result: Row) -> None:
         """Write the result of an attempt, with the seconds of all."""
@@ -181,19 +181,27 @@ class JobFiles:
         write_record(self.path / "result.json", result)
 
 
-def start_clock(path: Path, facts: Row) -> None:
-    """Write a file whose age says, from now on, how long something has taken: until its last `tick`."""
-    write_record(path, {"began": time.time(), **facts})
+class Stopwatch:
+    """A file whose age says how long something has taken until its last tick: for other processes, and after a kill.
 
+    The age is by this process's monotonic clock; the clock of the day may jump, and may differ from a file server's.
+    """
 
-def tick(path: Path) -> None:
-    """Note that what the clock measures goes on."""
-    with suppress(OSError):
-        os.utime(path)
+    def __init__(self, path: Path, facts: Row):
+        """Start, and write the file, with these facts in it."""
+        self._path, self._began, self._started = path, time.time(), time.monotonic()
+        write_record(path, {"began": self._began, **facts})
+        self.tick()
+
+    def tick(self) -> None:
+        """Note that what is measured goes on."""
+        until = self._began + time.monotonic() - self._started
+        with suppress(OSError):
+            os.utime(self._path, (until, until))
 
 
 def clock_seconds(path: Path) -> float:
-    """Return the seconds that a clock has measured; 0.0 if it has not been started."""
+    """Return the seconds that the stopwatch of a file has measured; 0.0 if it has not been started."""
     began = read_record(path, CLOCK).get("began")
     if began is None:
         return 0.0

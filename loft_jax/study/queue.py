@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from loft_jax.console import SECONDS_BETWEEN_LINES, duration
@@ -17,7 +16,7 @@ from loft_jax.storage import CONFIG, METRICS
 from loft_jax.study.commands import SPEED, TESTS, command_of, report_command
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
-from loft_jax.study.place import RESULTS, JobFiles, Place, tick
+from loft_jax.study.place import RESULTS, JobFiles, Place, Stopwatch
 from loft_jax.study.process import Process
 from loft_jax.study.records import DONE, FAILED, STOPPED
 from loft_jax.study.rows import headline, is_evident, join_rows, result_rows, share_done
@@ -39,13 +38,13 @@ class Clock:
       end: when it must have ended, on the monotonic clock; infinite without a budget.
       end_of_study: when the budget of all starts together is spent, if starts follow each other at once.
       kept: seconds before an end which are kept for saving and for the report.
-      file: whose age tells other starts how long this one has taken.
+      stopwatch: tells other starts how long this one has taken; None before it begins.
     """
 
     end: float
     end_of_study: float
     kept: float
-    file: Path
+    stopwatch: Stopwatch | None = None
 
     def left(self) -> float:
         """Seconds that are left for jobs."""
@@ -59,7 +58,8 @@ class Clock:
 
     def tick(self) -> None:
         """Note that the start goes on."""
-        tick(self.file)
+        if self.stopwatch:
+            self.stopwatch.tick()
 
 
 @dataclass
