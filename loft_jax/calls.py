@@ -44,7 +44,7 @@ def pretrain(
     if model is not None:
         settings["model"] = _own_model(settings, model)
     if data is not None:
-        settings["data"] = {**settings.get("data", {}), **_settings_of(data, Path(workdir))}
+        settings["data"] = {**settings.get("data", {}), **_settings_of(data, RunDirectory(workdir, "workdir").path)}
     final = apply_overrides(settings, {}, source="config")
     from loft_jax.arithmetic import keep_jax_options
     from loft_jax.devices import configure_jax
@@ -53,7 +53,7 @@ def pretrain(
     with closing(RunDirectory(workdir, "workdir")) as directory:
         directory.open(final)
         if data is not None:
-            _keep_data(data, Path(workdir))
+            _keep_data(data, directory.path)
         if summary := directory.summary():
             return summary
         with keep_jax_options():
@@ -117,7 +117,7 @@ def write_report(runs: str | Path | Iterable[str | Path], out: str | Path) -> Pa
     several = [runs] if isinstance(runs, str | Path) else list(runs)
     with keep_jax_options():
         main([*map(str, several), "--out", str(out)])
-    return Path(out) / REPORT
+    return Path(out).expanduser() / REPORT
 
 
 def _settings(config: Config | Mapping[str, Any] | str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from loft_jax.bench.rows import Row, append_row, check_writable, print_row, print_table, write_report
-from loft_jax.config import Parser, run_command, whole_number
+from loft_jax.config import Parser, path_name, run_command, whole_number
 from loft_jax.errors import UserError
 
 _OF_ACCELERATORS = ("seconds", "networks", "width", "batches")
@@ -59,8 +59,13 @@ def make_parser() -> Parser:
     parser = Parser("python -m loft_jax.bench", __doc__ or "")
     add, number = parser.add_argument, whole_number(1)
     add("--pairs", metavar="N", type=number, default=7, help="pairs A B of a row, or its most repetitions (default: 7)")
-    add("--json", metavar="FILE", help="write the table into this file at the end")
-    add("--append", metavar="FILE", help="append each row to this file when it is measured, as a line of JSON")
+    add("--json", metavar="FILE", type=path_name, help="write the table into this file at the end")
+    add(
+        "--append",
+        metavar="FILE",
+        type=path_name,
+        help="append each row to this file when it is measured, as a line of JSON",
+    )
     add("--torch", action="store_true", help="compare with PyTorch on CPU cores (pip install 'loft_jax[torch]')")
     add("--only", metavar="TEXT", help="with --torch: only the rows whose name contains this")
     add("--table", choices=("auto", "parts", "accelerator"), default="auto", help="which table (default: the device's)")

@@ -2,6 +2,7 @@ from .command_line import (
     ALL as ALL,
     CommandLine as CommandLine,
     Parser as Parser,
+    path_name as path_name,
     run_command as run_command,
     whole_number as whole_number,
 )

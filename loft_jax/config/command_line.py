@@ -97,9 +97,11 @@ class CommandLine(Generic[Settings]):
         self.parser = Parser(prog, description)
         if reads_run:
             nargs = "+" if reads_run == "several" else None
-            self.parser.add_argument("run", metavar="RUN", nargs=nargs, help="run directory of loft_jax.train")
+            self.parser.add_argument(
+                "run", metavar="RUN", type=path_name, nargs=nargs, help="run directory of loft_jax.train"
+            )
         else:
-            self.parser.add_argument("--config", metavar="FILE", help=file)
+            self.parser.add_argument("--config", metavar="FILE", type=path_name, help=file)
         self._fields = dict(iterate_fields(settings))
         overridden = "that of the run" if reads_run else "that in the file"
         rule = f"(each overrides {overridden})"
@@ -215,6 +217,11 @@ class Parser(argparse.ArgumentParser):
             return f"argument {argument!r} is not expected here; options start with --, see --help"
         near = options_hint(name.removeprefix("--")) or did_you_mean(name, known)
         return f"unknown option {format_value(name)}{near}; see --help"
+
+
+def path_name(text: str) -> str:
+    """Parse the name of a file or directory: ~ is the user's home; an argparse type, of every option that is a path."""
+    return os.path.expanduser(text)
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:

@@ -15,7 +15,6 @@ is in it), or a directory that Orbax has written. Writes into DIR, and replaces 
 """
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
-from loft_jax.config import Parser, run_command
+from loft_jax.config import Parser, path_name, run_command
 from loft_jax.console import console, make_table, megabytes, shows_bars
 from loft_jax.errors import UserError, did_you_mean, format_value, path_problem
 from loft_jax.files import ensure_writable
@@ -56,12 +55,18 @@ def main(argv: list[str] | None = None) -> None:
 def add_options(parser: Parser) -> None:
     """Add the command's options to its parser."""
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", nargs="+", help="files of weights, or directories of Orbax, in order")
-    add("--out", metavar="DIR", required=True, help="directory of the results")
+    add(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=path_name,
+        nargs="+",
+        help="files of weights, or directories of Orbax, in order",
+    )
+    add("--out", metavar="DIR", type=path_name, required=True, help="directory of the results")
     add("--layout", choices=("torch", "flax"), help="torch: kernels are [out, in, height, width]; flax: [height,\n"
         "width, in, out] (default: told by their shapes, and otherwise by their names)")  # fmt: skip
-    add("--reference", metavar="CHECKPOINT", help="one of the checkpoints, from which distances are measured\n"
-        "(default: the last)")  # fmt: skip
+    add("--reference", metavar="CHECKPOINT", type=path_name, help="one of the checkpoints, from which distances are\n"
+        "measured (default: the last)")  # fmt: skip
     add("--ratios", type=ratio, nargs="+", default=[0.8, 0.5, 0.3],
         help="shares of the filters removed (default: 0.8 0.5 0.3)")  # fmt: skip
     add_ticket_options(parser)
@@ -70,7 +75,6 @@ def add_options(parser: Parser) -> None:
 def check_paths(texts: list[str]) -> list[Path]:
     """Return the checkpoints. Raises UserError if one cannot exist, does not, or is named twice."""
     paths: dict[Path, str] = {}
-    texts = [os.path.expanduser(text) for text in texts]
     for text in texts:
         if problem := path_problem(text):
             raise UserError(f"{format_value(text)}: {problem}; give a file of weights")
@@ -97,7 +101,7 @@ def check_out(text: str) -> Path:
     """Return the directory of the results, made if needed. Raises UserError if nothing can be written there."""
     if problem := path_problem(text):
         raise UserError(f"--out {format_value(text)}: {problem}; use the name of a directory")
-    out = Path(os.path.expanduser(text))
+    out = Path(text)
     if (out / CONFIG).exists():
         raise UserError(f"--out {text}: holds a run, whose search would be replaced; use another directory")
     ensure_writable(out, "--out")

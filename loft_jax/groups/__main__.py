@@ -10,7 +10,7 @@ the package that declare their groups are traced too. Nothing is computed.
 
 from pathlib import Path
 
-from loft_jax.config import CommandLine, Config, run_command
+from loft_jax.config import CommandLine, Config, path_name, run_command
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import write_atomically
 
@@ -19,7 +19,9 @@ from loft_jax.files import write_atomically
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.groups", __doc__)
-    command.parser.add_argument("--figure", metavar="FILE", help="draw the network with its groups into this SVG file")
+    command.parser.add_argument(
+        "--figure", metavar="FILE", type=path_name, help="draw the network with its groups into this SVG file"
+    )
     arguments, config = command.parse()
     check_figure(arguments.figure)
     run(config, arguments.figure)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from loft_jax.config import CommandLine, read_yaml, run_command, whole_number
+from loft_jax.config import CommandLine, path_name, read_yaml, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.errors import RunStopped, UserError, format_value
 from loft_jax.files import write_atomically
@@ -55,7 +55,7 @@ def main() -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options to its parser."""
     add = parser.add_argument
-    add("--workdir", metavar="RUN", help="directory of the lottery (default: runs/NAME_OF_CONFIG)")
+    add("--workdir", metavar="RUN", type=path_name, help="directory of the lottery (default: runs/NAME_OF_CONFIG)")
     add("--seeds", metavar="K", type=whole_number(0), nargs="+", help="all levels for each (default: the setting seed)")
 
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from loft_jax.config import CommandLine, Config, run_command
+from loft_jax.config import CommandLine, Config, path_name, run_command
 from loft_jax.console import megabytes
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import directory_aside, ensure_writable, stop_on_write_error
@@ -30,7 +30,7 @@ HALF = ".report.half"
 
 def main(argv: list[str] | None = None) -> None:
     command = CommandLine("python -m loft_jax.report", __doc__, reads_run="several")
-    command.parser.add_argument("--out", metavar="DIR", required=True, help="directory of the report")
+    command.parser.add_argument("--out", metavar="DIR", type=path_name, required=True, help="directory of the report")
     options, overrides = command.parse_overrides(argv)
     directories = open_runs(options.run)
     configs = [directory.config_with(overrides) for directory in directories]
@@ -53,7 +53,7 @@ def open_out(path: str) -> Path:
     """Return the report's directory, made if needed. Raises UserError if no report can be written there."""
     if problem := path_problem(path):
         raise UserError(f"--out {format_value(path)}: {problem}; use the name of a directory")
-    out = Path(os.path.expanduser(path))
+    out = Path(path)
     for name in (FIGURES, TABLES):
         if (out / name).exists() and not ((out / REPORT).exists() or (out / HALF).exists()):
             raise UserError(

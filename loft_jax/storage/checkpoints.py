@@ -141,7 +141,8 @@ def load_checkpoint(run_dir: str | Path, round: int | None = None) -> Tree:
     Raises:
       UserError: nothing is saved there, not that round, or it is damaged; or the config cannot be read.
     """
-    directory, run_dir = RunDirectory(run_dir), Path(run_dir)
+    directory = RunDirectory(run_dir)
+    run_dir = directory.path
     kinds = {saved: kind for kind in (SNAPSHOTS, CHECKPOINTS) for saved in saved_rounds(run_dir / kind)}
     if not kinds:
         raise UserError(f"{run_dir}: holds no checkpoints or snapshots; is it a run directory of loft_jax.train?")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from loft_jax.config import CommandLine, run_command, whole_number
+from loft_jax.config import CommandLine, path_name, run_command, whole_number
 from loft_jax.console import duration
 from loft_jax.errors import RunStopped, UserError, did_you_mean, format_value
 from loft_jax.files import write_atomically
@@ -71,7 +71,7 @@ def main() -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's own options to its parser."""
     add = parser.add_argument
-    add("--workdir", metavar="DIR", help="directory of the study (default: runs/NAME_OF_CONFIG)")
+    add("--workdir", metavar="DIR", type=path_name, help="directory of the study (default: runs/NAME_OF_CONFIG)")
     add(
         "--budget", metavar="SECONDS", type=whole_number(1), help="seconds that this start may take (default: no limit)"
     )

@@ -39,7 +39,7 @@ class Place:
     def __init__(self, path: str):
         if problem := path_problem(path):
             raise UserError(f"--workdir {format_value(path)}: {problem}; use the name of a directory")
-        self.path = Path(os.path.expanduser(path))
+        self.path = Path(path)
         self.jobs, self.runs, self.report = self.path / "jobs", self.path / "runs", self.path / REPORT
 
     def open(self, study_text: str) -> None:

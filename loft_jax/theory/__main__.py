@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from loft_jax.config import CommandLine, run_command
+from loft_jax.config import CommandLine, path_name, run_command
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import ensure_writable, write_atomically, write_table
 from loft_jax.storage import CONFIG, RESULTS, SUMMARY
@@ -23,7 +23,11 @@ from loft_jax.theory.config import TheoryConfig
 def main() -> None:
     command = CommandLine("python -m loft_jax.theory", __doc__, TheoryConfig)
     command.parser.add_argument(
-        "--out", metavar="DIR", default="runs/theory", help="directory of the results (default: %(default)s)"
+        "--out",
+        metavar="DIR",
+        type=path_name,
+        default="runs/theory",
+        help="directory of the results (default: %(default)s)",
     )
     arguments, config = command.parse()
     check_fits(config, machine_bytes())
@@ -60,7 +64,7 @@ def results_directory(name: str) -> Path:
     """
     if problem := path_problem(name):
         raise UserError(f"--out {format_value(name)}: {problem}; use the name of a directory")
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     ensure_writable(path, "--out")
     held = {entry.name for entry in path.iterdir()}
     if held and RESULTS not in held:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from loft_jax.config import CommandLine, Config, Parser, run_command, whole_number
+from loft_jax.config import CommandLine, Config, Parser, path_name, run_command, whole_number
 from loft_jax.console import console, make_table, megabytes, shows_bars
 from loft_jax.filters import NORMS, SCOPES, Rules
 from loft_jax.storage import RunDirectory
@@ -53,8 +53,8 @@ def add_options(parser: Parser) -> None:
     ratios = [0.8, 0.5, 0.3]
     add("--ratios", type=ratio, nargs="+", default=ratios, help="shares of the filters removed (default: 0.8 0.5 0.3)")
     add_ticket_options(parser)
-    add("--reference", metavar="RUN2[@ROUND]", help="run with the same initialisation, from which distances are\n"
-        "measured (default: RUN's own last snapshot)")  # fmt: skip
+    add("--reference", metavar="RUN2[@ROUND]", type=path_name, help="run with the same initialisation, from which\n"
+        "distances are measured (default: RUN's own last snapshot)")  # fmt: skip
     add("--force", action="store_true", help="accept a reference with another initialisation, although its\n"
         "distances mean nothing")  # fmt: skip
     add("--rounds", metavar="ROUND", type=whole_number(0), nargs="+",

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from loft_jax.config import CommandLine, Config, run_command
+from loft_jax.config import CommandLine, Config, path_name, run_command
 from loft_jax.console import duration, now_doing
 from loft_jax.devices import check_visible, connect_processes, run_on_first
 from loft_jax.errors import UserError
@@ -20,10 +20,9 @@ from loft_jax.storage import CONFIG, PHASES, RunDirectory, describe_rounds
 
 def main() -> None:
     command = CommandLine("python -m loft_jax.train", __doc__)
-    command.parser.add_argument("--workdir", metavar="RUN", help="run directory (default: runs/NAME_OF_CONFIG)")
-    command.parser.add_argument(
-        "--dry_run", action="store_true", help="compile one round, print sizes, memory and bytes, and write nothing"
-    )
+    add = command.parser.add_argument
+    add("--workdir", metavar="RUN", type=path_name, help="run directory (default: runs/NAME_OF_CONFIG)")
+    add("--dry_run", action="store_true", help="compile one round, print sizes, memory and bytes, and write nothing")
     arguments, config = command.parse()
     if arguments.dry_run:
         if config.distributed.is_enabled:
