@@ -63,6 +63,13 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     return f"; {hint}" if hint else ""
 
 
+def no_device(error: Exception) -> str:
+    """Say that JAX has no device, by the error that it raised."""
+    platforms = os.environ.get("JAX_PLATFORMS", "not set")
+    reason = str(error).split("\n")[0] or "none of them is here, or its plug-in is not installed; unset it, or try cpu"
+    return f"JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {reason}"
+
+
 def offer(command: str, *words: str | Path) -> str:
     """Return a command of this package as it can be pasted into a shell, whatever is in its paths.
 

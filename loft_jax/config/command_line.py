@@ -19,7 +19,7 @@ from loft_jax.config.fields import MOST
 from loft_jax.config.loading import Settings, apply_overrides, iterate_fields, read_config, type_name
 from loft_jax.config.model import options_hint
 from loft_jax.console import guarded_output
-from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value
+from loft_jax.errors import Preempted, RunStopped, UserError, did_you_mean, exit_code, format_value, no_device
 from loft_jax.signals import act_on_ctrl_c
 
 
@@ -59,16 +59,25 @@ def _run(main: Callable[[], None], interrupted: str) -> None:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
-    except RuntimeError as error:
-        if not str(error).startswith("Unable to initialize backend"):
+    except (RuntimeError, AssertionError) as error:
+        # JAX asserts that it has a device where its plug-in is not installed.
+        if not str(error).startswith("Unable to initialize backend") and not _lacks_devices():
             raise
-        platforms, reason = os.environ.get("JAX_PLATFORMS", "not set"), str(error).split("\n")[0]
-        print(f"error: JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {reason}", file=sys.stderr)
+        print(f"error: {no_device(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         # The program that reads our output has ended. Otherwise Python would report this again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _lacks_devices() -> bool:
+    """Whether JAX has been loaded and has no device."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is not None and not jax.devices()
+    except (RuntimeError, AssertionError):
+        return True
 
 
 _FILE = (

@@ -1,7 +1,6 @@
 """Devices: which of them a run uses, how arrays are placed on them, and the rule for collectives on CPU."""
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from loft_jax.config import Config, nearest_multiple
-from loft_jax.errors import UserError
+from loft_jax.errors import UserError, no_device
 
 WORKER, DATA = "worker", "data"
 REPLICATED = PartitionSpec()
@@ -83,8 +82,7 @@ def _find_devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "not set")
-        raise UserError(f"JAX finds no device to run on (JAX_PLATFORMS is {platforms}): {error}") from error
+        raise UserError(no_device(error)) from error
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from helpers import TESTS
@@ -219,3 +220,46 @@ def test_a_platform_without_a_device_is_one_message(capsys, monkeypatch):
         "error: JAX finds no device to run on (JAX_PLATFORMS is tpu): Unable to initialize backend 'tpu': INTERNAL: no "
         "libtpu\n"
     )
+
+
+def test_an_assertion_of_our_own_keeps_its_traceback():
+    def main():
+        raise AssertionError("a bug")
+
+    with pytest.raises(AssertionError, match="a bug"):
+        run_command(main)
+
+
+# Every command that computes on a device, on what can be had without training; `tickets` and `retrain` read a run.
+ON_A_DEVICE = {
+    "train": "train --config digits --workdir new",
+    "dry run": "train --config digits --dry_run",
+    "lottery": "lottery --data.validation 0.1 --workdir new",
+    "cost": "cost --config digits --no_compile",
+    "the paper's costs": "cost --paper",
+    "theory": "theory --out new",
+    "bench": "bench --pairs 1",
+    "tickets": "tickets RUN",
+    "retrain": "retrain RUN --ticket r6-group-l2-0.5 --seeds 9",
+}
+
+
+@pytest.mark.full
+@pytest.mark.skipif(find_spec("jax_cuda12_plugin") is not None, reason="there may be a GPU")
+@pytest.mark.parametrize(("command", "platform"), [("train", "tpu"), *((command, "cuda") for command in ON_A_DEVICE)])
+def test_a_platform_that_is_not_there_is_one_message_in_every_command(command, platform, tmp_path, request):
+    words = ON_A_DEVICE[command].split()
+    if "RUN" in words:
+        words[words.index("RUN")] = str(request.getfixturevalue("run"))
+    done = subprocess.run(
+        [sys.executable, "-m", f"loft_jax.{words[0]}", *words[1:]],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    (said,) = [line for line in done.stderr.splitlines() if not line.startswith("working ")]
+    assert said.startswith(f"error: JAX finds no device to run on (JAX_PLATFORMS is {platform}): ")
+    assert len(said) > len("error: JAX finds no device to run on (JAX_PLATFORMS is cuda): ") + 20
+    assert done.returncode == 2
