@@ -1,6 +1,5 @@
 """Trackers that are services: Weights & Biases and MLflow. Their libraries are imported when a run starts."""
 
-import json
 import os
 import secrets
 import shutil
@@ -9,13 +8,18 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from loft_jax.config import Config, flatten
 from loft_jax.errors import RunStopped, UserError
-from loft_jax.files import write_atomically
 from loft_jax.storage.metrics import Row, scalars, with_times
+from loft_jax.storage.records import CHECKSUM, Schema, UnsoundError, read_object, write_object
 
+_Name = Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
+_OF_WANDB = Schema(needed={"id": _Name, "round": Annotated[int, Field(ge=-1, lt=2**63)]}, optional={"open": _Name})
+_OF_MLFLOW = Schema(needed={"id": _Name}, optional={})
 _LATER = "some rounds are not logged yet, and are sent again with later ones"
 
 
@@ -35,7 +39,8 @@ class WandbRun:
     def start(self, rows: Sequence[Row]) -> None:
         """Begin the run, or resume it, and log those of the rows that it lacks."""
         self.close(finished=False)
-        self._kept = _read_kept(self._directory / "wandb.json", "wandb") or {"id": secrets.token_hex(8), "round": -1}
+        begun = _read_kept(self._directory / "wandb.json", "wandb", _OF_WANDB)
+        self._kept = begun or {"id": secrets.token_hex(8), "round": -1}
         self._remove_open_part()
         self._waiting, self._failing = [], False
         with _service("wandb", "run `wandb login`, or set WANDB_MODE=offline and run `wandb sync` later"):
@@ -88,7 +93,7 @@ class WandbRun:
 
     def _keep(self, open_part: str | None) -> None:
         self._kept["open"] = open_part
-        write_atomically(self._directory / "wandb.json", json.dumps(self._kept) + "\n")
+        write_object(self._directory / "wandb.json", self._kept)
 
     def _remove_open_part(self) -> None:
         part = self._directory / "wandb" / Path(self._kept.get("open") or "none").name
@@ -114,7 +119,7 @@ class MlflowRun:
         """Begin the run, or resume it, and log those of the rows that it lacks."""
         self.close(finished=False)
         path = self._directory / "mlflow.json"
-        kept = _read_kept(path, "mlflow")
+        kept = _read_kept(path, "mlflow", _OF_MLFLOW)
         with _service(
             "mlflow", f"see that MLFLOW_TRACKING_URI is right (for a resumed run, as when {path} was written)"
         ):
@@ -123,7 +128,7 @@ class MlflowRun:
             client = MlflowClient()
             if kept is None:
                 kept = {"id": self._create(client)}
-                write_atomically(path, json.dumps(kept) + "\n")
+                write_object(path, kept)
             client.update_run(kept["id"], status="RUNNING")
             self._logged = int(client.get_run(kept["id"]).data.tags.get(self._TAG, -1))
         self._id, self._client, self._try_at = kept["id"], client, 0.0
@@ -183,15 +188,14 @@ def _run_name(directory: Path) -> str:
     return str(directory)[-128:]  # longer names are refused
 
 
-def _read_kept(path: Path, name: str) -> dict[str, Any] | None:
+def _read_kept(path: Path, name: str, schema: Schema) -> dict[str, Any] | None:
     """Read what a tracker has kept in a file of the run directory; None where there is none. Raises UserError."""
-    if not path.exists():
-        return None
-    with suppress(ValueError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(kept, dict) and isinstance(kept.get("id"), str):
-            return kept
-    raise UserError(f"{path}: does not name the {name} run to resume; delete the file to begin another one")
+    try:
+        kept = read_object(path, schema)
+    except UnsoundError as error:
+        advice = f"so it does not name the {name} run to resume; delete the file to begin another one"
+        raise UserError(f"{error}, {advice}") from None
+    return kept and {key: value for key, value in kept.items() if key != CHECKSUM}
 
 
 @contextmanager

@@ -61,7 +61,8 @@ def test_a_resumed_run_of_wandb_is_the_same_and_has_each_round_once(tmp_path, mo
     assert fake.asked["resume"] == "allow"
     assert fake.asked["config"]["train"]["trackers"] == "wandb"
     (name,) = fake.runs
-    assert json.loads((tmp_path / "run/wandb.json").read_text()) == {"id": name, "round": 8, "open": None}
+    kept = json.loads((tmp_path / "run/wandb.json").read_text())
+    assert kept == {"id": name, "round": 8, "open": None, "checksum": kept["checksum"]}
     # Another run is another one there.
     train(open_with(tmp_path / "other", "wandb"), 0, 1)
     assert len(fake.runs) == 2
@@ -183,12 +184,18 @@ def test_a_service_that_does_not_start_is_refused(name, tmp_path, monkeypatch, i
     directory.close()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"id": 5}'])
+SPOILT = ["", "{", "[1]", '{"id": 5}', '{"id": null}', '{"id": ""}', '{"id": "a/../b", "round": 0}']
+SPOILT += ['{"id": "a", "round": 3, "open": null, "checksum": 1}', "[" * 10_000, "directory"]
+
+
+@pytest.mark.parametrize("content", SPOILT, ids=range(len(SPOILT)))
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_file_that_names_no_run_of_a_service_is_refused(name, content, tmp_path, installed):
     directory = open_with(tmp_path / "run", name)
-    (directory.path / f"{name}.json").write_text(content)
-    with pytest.raises(UserError, match=rf"run/{name}.json: does not name the {name} run to resume; delete the file"):
+    file = directory.path / f"{name}.json"
+    file.mkdir() if content == "directory" else file.write_text(content)
+    said = rf"run/{name}.json: .*, so it does not name the {name} run to resume; delete the file"
+    with pytest.raises(UserError, match=said):
         train(directory, 0, 1)
 
 
