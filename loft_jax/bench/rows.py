@@ -9,6 +9,7 @@ from typing import Any
 from loft_jax.console import console, make_table
 from loft_jax.errors import UserError, format_value, path_problem
 from loft_jax.files import stop_on_write_error, write_atomically
+from loft_jax.storage import line_of
 
 Row = dict[str, Any]
 
@@ -54,9 +55,9 @@ def check_writable(option: str, file: str) -> None:
 
 
 def append_row(file: str, machine: Row, row: Row) -> None:
-    """Append a row and the machine to a file, as one line of JSON. Raises RunStopped if it cannot be written."""
+    """Append a row and the machine, as a line of JSON with a checksum. Raises RunStopped if they cannot be written."""
     with stop_on_write_error(Path(file)), open(file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps({**row, "machine": machine}) + "\n")
+        lines.write(line_of({**row, "machine": machine}))
 
 
 def write_report(file: str, setting: Row, machine: Row, rows: list[Row]) -> None:

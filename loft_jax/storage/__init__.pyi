@@ -15,7 +15,9 @@ from .records import (
     Share as Share,
     Text as Text,
     UnsoundError as UnsoundError,
+    line_of as line_of,
     parse_object as parse_object,
+    read_lines as read_lines,
     read_object as read_object,
     write_object as write_object,
 )

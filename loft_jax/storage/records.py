@@ -140,3 +140,39 @@ def write_object(path: Path, fields: Mapping[str, Any], indent: int | None = Non
         put_aside(path)
     write_atomically(path, json.dumps(written, indent=indent) + "\n")
     return written
+
+
+def line_of(fields: Mapping[str, Any]) -> str:
+    """Return an object with its checksum as a line of JSON."""
+    return json.dumps({**fields, CHECKSUM: checksum(fields)}) + "\n"
+
+
+def read_lines(path: Path, schema: Schema) -> tuple[list[Row], list[str]]:
+    """Read a file of objects, one a line, without their checksums; no rows where there is no file.
+
+    Returns:
+      The sound rows, also those behind others, and what is wrong with the file or its other lines.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        return [], [f"{path}: cannot be read ({error.strerror})"]
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(_read_line(line, schema))
+        except ValueError as error:
+            problems.append(f"{path}: line {number}: {error}")
+    return rows, problems
+
+
+def _read_line(line: bytes, schema: Schema) -> Row:
+    """Read an object, without its checksum. Raises ValueError if it is not sound."""
+    fields = parse_object(line)
+    if problem := schema.problem(fields):
+        raise ValueError(problem)
+    if not is_as_written(fields):
+        raise ValueError("has been changed since it was written (its checksum does not match)")
+    return {key: value for key, value in fields.items() if key != CHECKSUM}

@@ -25,6 +25,12 @@ RESULT = Schema(
 CLOCK = Schema(needed={"began": NonNegative}, optional={"before": NonNegative})
 LENGTHS = Schema(needed={"rounds": Annotated[int, Field(ge=1, lt=2**31)]}, optional={})
 
+# A row of the bench; others of its values depend on the table.
+SPEED_ROW = Schema(
+    needed={"what": Text, "machine": dict[str, Any]},
+    optional={**dict.fromkeys(("ratio", "least", "largest", "a", "b"), NonNegative), "pairs": Count, "unit": Text},
+)
+
 
 def read_record(path: Path, schema: Schema) -> Row:
     """Return the object in a file; {} if there is none, or a damaged one, which is said."""

@@ -4,17 +4,15 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from loft_jax.storage import CHECKSUM, RunDirectory, UnsoundError, parse_object
+from loft_jax.storage import CHECKSUM, RunDirectory, UnsoundError, read_lines
 from loft_jax.study.commands import SPEED, TESTS, tickets_of
 from loft_jax.study.fields import RetrainStep
 from loft_jax.study.jobs import Job
 from loft_jax.study.place import Place
-from loft_jax.study.records import warn
+from loft_jax.study.records import SPEED_ROW, warn
 from loft_jax.tickets import read_distances
 
 Row = dict[str, Any]
@@ -74,7 +72,10 @@ def _rows(job: Job, place: Place) -> list[Row]:
         case "test":
             return _tests(place, job.name)
         case _:
-            return _lines(place.files(job.name).path / SPEED)
+            rows, problems = read_lines(place.files(job.name).path / SPEED, SPEED_ROW)
+            for problem in problems:
+                warn(f"{problem}; it is left out")
+            return rows
 
 
 def _summary(directory: RunDirectory) -> Row | None:
@@ -119,15 +120,6 @@ def _distances(directory: RunDirectory) -> list[Row]:
         }
         for number, some in sorted(by_round.items())
     ]
-
-
-def _lines(path: Path) -> list[Row]:
-    """Return the rows of a file, a line of JSON each, up to the first that is cut."""
-    rows = []
-    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-        for line in file:
-            rows.append(parse_object(line))
-    return rows
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:

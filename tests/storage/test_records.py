@@ -7,7 +7,18 @@ import re
 import pytest
 
 from loft_jax.storage.metrics import JsonLines, describe_rounds, missing_rounds
-from loft_jax.storage.records import Count, Schema, Share, UnsoundError, read_object, write_object
+from loft_jax.storage.records import (
+    Count,
+    NonNegative,
+    Schema,
+    Share,
+    Text,
+    UnsoundError,
+    line_of,
+    read_lines,
+    read_object,
+    write_object,
+)
 
 SCHEMA = Schema(needed={"a/b": Share, "n": Count}, optional={"more": list[Count]})
 GOOD = {"a/b": 0.123456789, "n": 3, "free": {"of": [1, None]}}
@@ -165,3 +176,20 @@ def test_rounds_that_have_no_row_are_named():
     assert missing_rounds([{"round": 0}, {"round": 3}], 4) == [1, 2, 4]
     some = ([2], [2, 3], [2, 3, 4], [2, 4], range(0, 20, 2))
     assert list(map(describe_rounds, some)) == ["2", "2, 3", "2 to 4", "2, 4", "0 to 18, 10 of them"]
+
+
+def test_a_spoilt_line_is_said_and_those_behind_it_stay(tmp_path):
+    schema, path = Schema(needed={"what": Text}, optional={"ratio": NonNegative}), tmp_path / "rows.jsonl"
+    good = [{"what": "a", "ratio": 1.5}, {"what": "b", "machine": {"cores": 2}}]
+    spoilt = [b'{"what": "x"', b"[]", b'{"what": null}', b'{"what": "x", "ratio": -1}', b"\xff"]
+    spoilt.append(line_of(good[0]).strip().replace("1.5", "2.5").encode())
+    path.write_bytes(line_of(good[0]).encode() + b"\n".join(spoilt) + b"\n" + line_of(good[1]).encode())
+    rows, problems = read_lines(path, schema)
+    assert rows == good
+    assert [problem.split(":")[1] for problem in problems] == [f" line {n}" for n in range(2, 8)]
+    assert problems[-1].endswith("(its checksum does not match)")
+    # As other programs and earlier versions write it.
+    path.write_text('{"what": "a"}\n')
+    assert read_lines(path, schema) == ([{"what": "a"}], [])
+    assert read_lines(tmp_path / "none", schema) == ([], [])
+    assert read_lines(tmp_path, schema) == ([], [f"{tmp_path}: cannot be read (Is a directory)"])
