@@ -152,7 +152,8 @@ def _accuracy_range(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
     room for the differences that there are at the end.
     """
     later = [value for curve in curves for value in curve[math.ceil(_START * (len(curve) - 1)) :]]
-    margin = 0.1 * max(max(later) - min(later), _LEAST_POINTS)
+    span = max(later) - min(later)
+    margin = max(0.1 * span, (_LEAST_POINTS - span) / 2)
     lowest, everything = min(later) - margin, [value for curve in curves for value in curve]
     # A curve that has only begun lower by a little is shown whole.
     lowest = min(everything) - margin if min(everything) > lowest - 5 * margin else lowest

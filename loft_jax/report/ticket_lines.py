@@ -10,9 +10,11 @@ from loft_jax.report.comparison import Comparison
 from loft_jax.report.run_files import RunFiles, most_pruned_first, pruning_of
 from loft_jax.tickets import Pruning, ratio_text
 
-_UNPRUNED = "Dotted: the unpruned network."
+_UNPRUNED = "Dotted: the unpruned network, retrained as a ticket is, or else at the end of its run."
 # That fit side by side under an axis.
 _LETTERS = 40
+# Inches of one.
+_LETTER = 0.09
 
 
 def tickets_by_snapshot(name: str, comparison: Comparison) -> Chart | None:
@@ -24,15 +26,21 @@ def tickets_by_snapshot(name: str, comparison: Comparison) -> Chart | None:
     )
     chart = Chart(name, "Tickets by the snapshot they were drawn from", caption)
     ax = chart.figure.subplots()
+    looks: dict[Pruning, dict[str, Any]] = {}
     for k, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-        for i, (pruning, rows) in enumerate(_ticket_series(run).items()):
-            look = {**run_style(k), "linestyle": DASHES[i % 4], "marker": MARKERS[i % 6]}
-            x = [row["ticket_epoch"] for row in rows]
-            _error_bars(chart, ax, k, f"{label}, {pruning.removed}", x, rows, look)
-        if _ticket_series(run):
-            _draw_unpruned(ax, k, label, run)
+        series = _ticket_series(run)
+        for pruning, rows in series.items():
+            i = len(looks)
+            look = looks.setdefault(pruning, {"linestyle": DASHES[i % 3], "marker": MARKERS[i % 6]})
+            x, colour = [row["ticket_epoch"] for row in rows], run_style(k)["color"]
+            _error_bars(chart, ax, k, f"{label}, {pruning.removed}", x, rows, {"color": colour, **look}, named=False)
+        if series:
+            ax.plot([], color=run_style(k)["color"], label=label)
+            _draw_unpruned(ax, k, run, run_style(k)["color"])
     if not ax.containers:
         return None
+    for pruning, look in looks.items():
+        ax.plot([], color=INK, label=pruning.removed, **look)
     ax.set_xlabel("epoch of the snapshot")
     ax.set_ylabel("test accuracy, %")
     chart.name_lines()
@@ -62,8 +70,8 @@ def tickets_and_controls(name: str, number: int, title: str, run: RunFiles) -> C
         x = [prunings.index(pruning_of(row)) + shift for row in rows]
         look = {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "linestyle": "none"}
         _error_bars(chart, ax, number, mode, x, rows, look)
-    _draw_unpruned(ax, number, title, run, named=False)
-    _name_prunings(ax, [pruning.share for pruning in prunings])
+    _draw_unpruned(ax, number, run, INK)
+    _name_prunings(chart, ax, [pruning.share for pruning in prunings])
     ax.set_xlim(-0.5, len(prunings) - 0.5)
     ax.set_xlabel("filters removed")
     ax.set_ylabel("test accuracy, %")
@@ -77,24 +85,25 @@ def _gap(series: Mapping[str, Any]) -> str:
     return "The gap to random filters shows what the choice of filters is worth. "
 
 
-def _draw_unpruned(ax: Axes, number: int, label: str, run: RunFiles, *, named: bool = True) -> None:
+def _draw_unpruned(ax: Axes, number: int, run: RunFiles, colour: str) -> None:
     """Draw a line at the unpruned network's accuracy: retrained as a ticket is, or else that of the run's end."""
     retrained = [row for row in run.retrained if not row["ratio"] and row["mode"] == "rewind" and not row["rewind_to"]]
     if retrained:
-        accuracy, what = max(retrained, key=lambda row: row["ticket_round"])["test_accuracy_mean"], "unpruned"
-    elif run.summary and run.summary["test/accuracy"] is not None:
-        accuracy, what = run.summary["test/accuracy"], "unpruned, end of the run"
+        accuracy = max(retrained, key=lambda row: row["ticket_round"])["test_accuracy_mean"]
+    elif run.summary:
+        accuracy = run.summary["test/accuracy"]
     else:
         return
-    look = {"color": run_style(number)["color"] if named else INK, "linestyle": ":", "linewidth": 1}
-    show_with_run(number, ax.axhline(100 * accuracy, label=f"{label}, {what}" if named else what, **look))
+    line = ax.axhline(100 * accuracy, color=colour, linestyle=":", linewidth=1, label="unpruned")
+    show_with_run(number, line)
 
 
-def _name_prunings(ax: Axes, shares: Sequence[str]) -> None:
+def _name_prunings(chart: Chart, ax: Axes, shares: Sequence[str]) -> None:
     """Label places 0, 1, ... with the shares removed, upright where they would touch each other."""
     lines = [share.replace(" ", "\n", 1) for share in shares]
-    longest = max(len(line) for text in lines for line in text.split("\n"))
-    crowded = longest * len(shares) > _LETTERS
+    crowded = len(shares) * max(len(line) for text in lines for line in text.split("\n")) > _LETTERS
+    if crowded:
+        chart.figure.set_figheight(chart.figure.get_figheight() + _LETTER * max(map(len, shares)))
     ax.set_xticks(range(len(shares)), shares if crowded else lines, rotation=90 if crowded else 0)
 
 
@@ -133,11 +142,19 @@ def kept_overlap(name: str, comparison: Comparison) -> Chart | None:
 
 
 def _error_bars(
-    chart: Chart, ax: Axes, run: int, label: str, x: Sequence[float], rows: Sequence[Any], look: dict[str, Any]
+    chart: Chart,
+    ax: Axes,
+    run: int,
+    label: str,
+    x: Sequence[float],
+    rows: Sequence[Any],
+    look: dict[str, Any],
+    *,
+    named: bool = True,
 ) -> None:
     y = [100 * row["test_accuracy_mean"] for row in rows]
     spread = [100 * (row["test_accuracy_std"] or 0) for row in rows]
-    drawn = ax.errorbar(x, y, spread, label=label, capsize=2, elinewidth=0.8, **look)
+    drawn = ax.errorbar(x, y, spread, label=label if named else None, capsize=2, elinewidth=0.8, **look)
     show_with_run(run, *drawn.get_children())
     texts = [
         f"{label}: {a:.2f}" + (f" ± {b:.2f}" if b else "") + f" % (seeds {row['seeds']})"
