@@ -26,7 +26,9 @@ def commands_part(runs: Sequence[RunFiles], lotteries: Sequence[Path], inputs: S
       out: directory of the report.
     """
     lines = [line for run in runs for line in _commands_of(run)]
-    lines += [_lottery_command(path) for path in lotteries]
+    for path in lotteries:
+        with suppress(UserError):  # Its settings cannot be read, so no command has them.
+            lines.append(_lottery_command(path))
     return Part("Commands", commands=[*lines, offer("report", *inputs, "--out", out)])
 
 

@@ -106,3 +106,11 @@ def test_the_command_of_a_lottery_has_its_settings_and_seeds(tmp_path):
     assert (options.seeds, options.workdir) == ([0, 1], str(directory.path))
     assert (config.lottery.levels, config.lottery.rates) == (2, "*=0.3,fc=0.1")
     assert config.training(0) == directory.read_config()
+    (directory.path / "lottery.yaml").write_text("[")
+    assert commands_part([], [directory.path], [directory.path], tmp_path).commands == [
+        line_of_report(directory, tmp_path)
+    ]
+
+
+def line_of_report(directory, out):
+    return f"python -m loft_jax.report {shlex.quote(str(directory.path))} --out {out}"
