@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     RANDOM_TICKET = 6
     THEOREM = 7
     DROPOUT = 8
+    STAGGER = 9
 
 
 # Named, because the environment may name another one, with other numbers: a run is the same for every user.

@@ -28,4 +28,5 @@ from .loading import (
     read_yaml as read_yaml,
     validate_settings as validate_settings,
 )
+from .loft import ONE_WORKER as ONE_WORKER
 from .optimizer import Optimizer as Optimizer

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from loft_jax.config.data import Data
-from loft_jax.config.fields import MOST, Distributed, GPipe, Loft, Mesh, Section, Train
+from loft_jax.config.fields import MOST, Distributed, GPipe, Mesh, Section, Train
+from loft_jax.config.loft import Loft
 from loft_jax.config.model import Model
 from loft_jax.config.optimizer import Optimizer
 
@@ -66,6 +67,7 @@ class Config(Section):
                 f"model.width={self.model.width}: a network of your own has its width in model.options; leave it out"
             )
         self.optimizer.check(self.total_steps)
+        self.loft.check(self.train.rounds, self.gpipe.stages)
         if self.data.name == "digits":
             self._check_digits()
         if self.data.name in _KEPT_ON_DEVICE:
@@ -176,9 +178,9 @@ class Config(Section):
             is_usual = self.loft.momentum == "carry" or self.optimizer.momentum == 0
             return name if is_usual else f"{name}, momentum reset"
         if self.loft.partition == "none":
-            return f"local SGD-{self.loft.workers}"
+            return ", ".join([f"local SGD-{self.loft.workers}", *self.loft.messages])
         differing = ["exchange"] * (self.loft.sync == "exchange") + ["all groups"] * (self.loft.partition == "all")
-        return ", ".join([f"{self.splitting}-{self.loft.workers}", *differing])
+        return ", ".join([f"{self.splitting}-{self.loft.workers}", *differing, *self.loft.messages])
 
     @property
     def splitting(self) -> str:

@@ -42,33 +42,6 @@ class Section(BaseModel):
         return value
 
 
-class Loft(Section):
-    workers: PositiveInt = Field(
-        4, description="sub-CNNs trained side by side; 1 is plain SGD, and the default if gpipe.stages is set"
-    )
-    local_steps: PositiveInt = Field(16, description="SGD steps of a worker between two syncs")
-    sync: Literal["psum", "exchange"] = Field(
-        "psum",
-        description="how owned slices are sent at the end of a round; psum: they are summed into the full CNN on every "
-        "device; exchange: each goes directly from its owner to its next owner (fewer bytes, and no device holds the "
-        "full CNN)",
-    )
-    partition: Literal["paper", "all", "none"] = Field(
-        "paper",
-        description="groups to split; paper: those that the model declares; all: every group; none: no group (local "
-        "SGD)",
-    )
-    momentum: Literal["carry", "reset"] = Field(
-        "carry",
-        description="momentum after a sync; carry: it travels with its filters; reset: it starts at zero again",
-    )
-    rescale: bool = Field(
-        False,
-        description="multiply a split block's residual branch by the number of workers in local training "
-        "(in resnet18 and resnet34 the norm after it cancels most of this)",
-    )
-
-
 TRACKERS = ("tensorboard", "wandb", "mlflow", "none")
 
 

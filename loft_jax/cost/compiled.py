@@ -51,7 +51,7 @@ class Program:
     """
 
     name: str
-    runs: int
+    runs: float
     flops: float
     accessed: float
     collectives: tuple[Collective, ...] = ()
@@ -183,12 +183,30 @@ class RoundBill:
 
     @cached_property
     def wire(self) -> float:
-        """Bytes that all devices together send in the training of one round, as declared."""
-        total = 0.0
-        for program in self.programs.values():
-            groups = self.mesh.size // program.traffic.devices
-            total += program.runs * (groups * program.traffic.wire + program.sent)
-        return total
+        """Bytes that all devices together send in the training of one round, as declared; the mean over rounds."""
+        return sum(program.runs * self._sent(program) for program in self.programs.values())
+
+    def wire_in(self, round_number: int) -> float:
+        """Count what all devices together send in this round, counted from 0."""
+        runs = [
+            (program.runs if program.due is None else program.due(round_number), program)
+            for program in self.programs.values()
+        ]
+        return sum(number * self._sent(program) for number, program in runs)
+
+    @property
+    def mean_sync(self) -> Traffic:
+        """What the collectives of a sync move, in the mean over rounds."""
+        payloads: dict[str, float] = {}
+        syncs = [program for program in self.programs.values() if program.due is not None]
+        for program in syncs:
+            for kind, payload in program.traffic.payloads.items():
+                payloads[kind] = payloads.get(kind, 0) + program.runs * payload
+        return Traffic(payloads, max(program.traffic.devices for program in syncs))
+
+    def _sent(self, program: RoundProgram) -> float:
+        """Count what all devices together send in one run of a program."""
+        return self.mesh.size // program.traffic.devices * program.traffic.wire + program.sent
 
     def compiled(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from loft_jax.config import Config, validate_settings
+from loft_jax.config import ONE_WORKER, Config, validate_settings
 from loft_jax.cost.compiled import RoundBill, wire_bytes
 from loft_jax.cost.memory import PeakMemory
 from loft_jax.cost.prediction import ParameterSplit
@@ -123,7 +123,7 @@ class Costs:
         The function raises UserError if the settings, the model or the devices do not allow the method.
         """
         if workers == 1:
-            return [("plain SGD", partial(self._make_round_rows, "plain SGD", 1, loft={"workers": 1, "sync": "psum"}))]
+            return [("plain SGD", partial(self._make_round_rows, "plain SGD", 1, loft=ONE_WORKER))]
         named: dict[str, Callable[[], list[Cost]]] = {}
         own, split = self._config.loft.momentum, self._config.splitting
         splits = self._config.loft.partition != "none"
@@ -132,11 +132,12 @@ class Costs:
         for sync in ("psum", "exchange") if splits else ():
             for momentum in (own, *({"carry", "reset"} - {own})):
                 loft = {"workers": workers, "sync": sync, "momentum": momentum}
+                loft |= {"stagger": 1} if sync == "psum" else {}
                 make_rows = partial(self._make_round_rows, f"{split}-{workers}, {sync}", workers, loft=loft)
                 named[f"{split}-{workers}, {sync}, momentum {momentum}"] = make_rows
-        name, loft = f"local SGD-{workers}", {"workers": workers, "sync": "psum", "partition": "none"}
+        name, loft = f"local SGD-{workers}", ONE_WORKER | {"workers": workers, "partition": "none"}
         named[name] = partial(self._make_round_rows, name, workers, loft=loft)
-        name, loft = f"data-parallel SGD-{workers}", {"workers": 1, "sync": "psum"}
+        name, loft = f"data-parallel SGD-{workers}", ONE_WORKER
         batch = {"batch_size": workers * self._config.data.batch_size}
         named[name] = partial(self._make_round_rows, name, workers, loft=loft, data=batch, mesh={"data": workers})
         return [*named.items(), (f"GPipe-{workers}", partial(self._make_gpipe_rows, workers))]
@@ -180,7 +181,7 @@ class Costs:
             gradients = step_traffic(self._measure_size(self._model).parameters, workers)
             moved = Bytes.from_traffic(gradients, "step", config.total_steps, measured)
         else:
-            moved = Bytes.from_traffic(bill.programs["sync"].traffic, "sync", rounds, measured)
+            moved = Bytes.from_traffic(bill.mean_sync, "sync", rounds, measured)
         rows = [row(moved, memory)]
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         estimate = NormEstimator(config, self._model, self._dataset, mesh, images)
@@ -194,7 +195,7 @@ class Costs:
         gpipe: dict[str, Any] = {"stages": stages}
         if self._config.gpipe.cut_blocks and len(self._config.gpipe.cut_blocks) != stages - 1:
             gpipe["cuts"] = "balanced"
-        config = self._change_config(loft={"workers": 1, "sync": "psum"}, gpipe=gpipe)
+        config = self._change_config(loft=ONE_WORKER, gpipe=gpipe)
         mesh = make_mesh(config)
         images = make_images(config, self._dataset, mesh, shapes_only=True)
         pipeline = GPipe(config, self._model, self._dataset, mesh, images)

@@ -16,7 +16,6 @@ from .state import (
 from .sync import Sync as Sync
 from .taylor import TaylorScorer as TaylorScorer
 from .traffic import (
-    BYTES_OF_FLOAT as BYTES_OF_FLOAT,
     COLLECTIVE_KINDS as COLLECTIVE_KINDS,
     NO_TRAFFIC as NO_TRAFFIC,
     Traffic as Traffic,
@@ -24,3 +23,4 @@ from .traffic import (
     sent_bytes as sent_bytes,
     step_traffic as step_traffic,
 )
+from .wire import BYTES_OF_FLOAT as BYTES_OF_FLOAT

@@ -4,7 +4,7 @@
 device trains its workers in turns: one compact sub-CNN after another.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from loft_jax.devices import (
     wait_for_collective,
 )
 from loft_jax.loft.exchange import Exchange
+from loft_jax.loft.fragments import Fragment, all_fragments, fragment_of_round, share_of_rounds
 from loft_jax.loft.images import Batches, Images
 from loft_jax.loft.local_step import make_local_step
 from loft_jax.loft.program import RoundProgram
@@ -41,6 +42,13 @@ from loft_jax.models import Network, parameter_count
 from loft_jax.randomness import Purpose, key_for
 
 Carry = dict[str, Any]
+
+# What is said of the bytes in each kind of collective of a sync.
+_MOVED = {
+    "all-reduce": "summed over the workers",
+    "all-to-all": "exchanged",
+    "all-gather": "sent to all",
+}
 
 
 class Round:
@@ -85,12 +93,18 @@ class Round:
             step_has_collective=data > 1,
             fused=fused,
         )
-        self._finish = jax.jit(
-            jax.shard_map(
-                self._combine, mesh=mesh, in_specs=(at_rest, masks, PER_WORKER), out_specs=(at_rest, REPLICATED)
-            ),
-            donate_argnums=0,
+        self._finish = {fragment: self._jit_finish(fragment) for fragment in all_fragments(config)}
+
+    def _jit_finish(self, fragment: Fragment) -> Any:
+        """Jit the sync of one fragment."""
+        at_rest, masks = self.sync.state_spec, self.sync.masks_spec
+        combine = jax.shard_map(
+            partial(self._combine, fragment=fragment),
+            mesh=self._mesh,
+            in_specs=(at_rest, masks, PER_WORKER),
+            out_specs=(at_rest, REPLICATED),
         )
+        return jax.jit(combine, donate_argnums=0)
 
     @cached_property
     def _turn_numbers(self) -> list[jax.Array]:
@@ -127,21 +141,33 @@ class Round:
     def finish(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
         """Do step 3, the sync. Returns the next state, and the mean loss of all local steps. `state` is donated."""
         wait_for_collective(workers, self._mesh)
-        return wait_for_collective(self._finish(state, masks, workers), self._mesh)
+        fragments = list(self._finish)
+        # Reading the round waits for the sync before this round, so it is only read where something depends on it.
+        fragment = fragments[0] if len(fragments) == 1 else fragment_of_round(self._config, int(state.round))
+        return wait_for_collective(self._finish[fragment](state, masks, workers), self._mesh)
 
     def programs(self, full: State) -> dict[str, RoundProgram]:
         """Return the programs of a round by name; those of local steps run once for each turn."""
         steps = self._config.loft.local_steps
         step = step_traffic(parameter_count(self.step.model, self._image_shape), self._mesh.shape[DATA])
         tracing = self._make_tracing(full)
-        finish = RoundProgram(tracing.finish, 1, self.sync.traffic(full), grows=False)
+        syncs = {
+            str(fragment): RoundProgram(
+                partial(tracing.finish, finish),
+                share_of_rounds(self._config, fragment),
+                self.sync.traffic(full, fragment),
+                grows=False,
+                due=partial(self._is_due, fragment),
+            )
+            for fragment, finish in self._finish.items()
+        }
         if self._train.fused:
             loop = RoundProgram(tracing.loop, self.turns, step.times(steps), begin=tracing.begin, steps=steps)
-            return {"loop": loop, "sync": finish}
+            return {"loop": loop, **syncs}
         return {
             "begin": RoundProgram(tracing.begin, self.turns, grows=False),
             "step": RoundProgram(tracing.step, self.turns * steps, step),
-            "sync": finish,
+            **syncs,
         }
 
     def resident(self, full: State) -> dict[str, int]:
@@ -151,11 +177,12 @@ class Round:
         worker = bytes_on_device(tracing.carry)
         # While "begin" or "loop" makes one worker's state, those of the other turns may wait; the other programs run
         # while the states of all turns are there.
-        waiting = {"begin": self.turns - 1, "loop": self.turns - 1, "step": self.turns, "sync": self.turns}
+        waiting = {"begin": self.turns - 1, "loop": self.turns - 1, "step": self.turns}
+        waiting |= {str(fragment): self.turns for fragment in self._finish}
         return {name: at_rest + number * worker for name, number in waiting.items()}
 
     def _make_tracing(self, full: State) -> "_Tracing":
-        return _Tracing(full, self.sync, self._train, self._finish, self._batches, self._mesh, self.turns)
+        return _Tracing(full, self.sync, self._train, self._batches, self._mesh, self.turns)
 
     def assembly(self, full: State) -> dict[str, RoundProgram]:
         """Return the programs that `full` runs, by name."""
@@ -164,14 +191,14 @@ class Round:
     def describe(self, full: State) -> dict[str, str]:
         """Return how the mesh is used, and what a sync and a step move: label -> text."""
         rows, workers, data = self._mesh.shape[WORKER], self._config.loft.workers, self._mesh.shape[DATA]
-        traffic = self.sync.traffic(full)
-        exchanged = traffic.payloads.get("all-to-all", 0)
-        moved = f"{megabytes(traffic.payloads.get('all-reduce', 0))} summed over the workers"
-        if exchanged:
-            moved += f", {megabytes(exchanged)} of filters exchanged"
+        traffics = {str(fragment): self.sync.traffic(full, fragment) for fragment in self._finish}
+        traffic = max(traffics.values(), key=lambda traffic: traffic.sent)
+        moved = [f"{megabytes(payload)} {_MOVED[kind]}" for kind, payload in traffic.payloads.items() if kind in _MOVED]
+        which = "; the one that sends most" if len(traffics) > 1 else ""
+        sent = f"each device sends {megabytes(traffic.sent)}, sums in a ring{which}"
         lines = {
             "mesh": f"worker {rows} x data {data}; {workers} workers, {workers // rows} a device",
-            "sync": f"{moved}; each device sends {megabytes(traffic.sent)}, sums in a ring",
+            "sync": f"{', '.join(moved) or megabytes(0)}; {sent}",
         }
         if data > 1:
             step = step_traffic(parameter_count(self.step.model, self._image_shape), data)
@@ -181,7 +208,8 @@ class Round:
 
     def figures(self, full: State) -> dict[str, Any]:
         """Return the bytes that each device contributes to a sync."""
-        return {"sync_payload_bytes": sum(self.sync.traffic(full).payloads.values())}
+        syncs = [self.sync.traffic(full, fragment) for fragment in self._finish]
+        return {"sync_payload_bytes": max(sum(traffic.payloads.values()) for traffic in syncs)}
 
     def _begin(self, state: Any, masks: Masks, turn: jax.Array, *_: jax.Array) -> Carry:
         config, round_number = self._config, vary(state.round, WORKER)
@@ -204,22 +232,23 @@ class Round:
         compact, loss = self.step(carry["compact"], images, labels, key, step)
         return carry | {"compact": compact, "step": step + 1, "loss": carry["loss"] + loss}
 
-    def _combine(self, state: Any, masks: Masks, workers: list[Carry]) -> tuple[Any, jax.Array]:
+    def _is_due(self, fragment: Fragment, round_number: int) -> bool:
+        return fragment_of_round(self._config, round_number) == fragment
+
+    def _combine(self, state: Any, masks: Masks, workers: list[Carry], *, fragment: Fragment) -> tuple[Any, jax.Array]:
         compacts = [unstack(carry["compact"]).unpack() for carry in workers]
         if self._config.loft.momentum == "reset":
             compacts = [compact.without_moments() for compact in compacts]
         steps = self._config.loft.workers * self._config.loft.local_steps
         loss = jax.lax.psum(sum(carry["loss"][0] for carry in workers), WORKER) / steps
-        return self.sync.combine(state, masks, compacts), loss
+        return self.sync.combine(state, masks, compacts, fragment), loss
 
 
 class _Tracing:
     """Traces the programs of a round for the shapes of a full state, sharded as a run's arrays are."""
 
-    def __init__(
-        self, full: State, sync: Sync, train: DeviceLoop, finish: Any, batches: Batches, mesh: Mesh, turns: int
-    ):
-        self._full, self._sync, self._train, self._finish = full, sync, train, finish
+    def __init__(self, full: State, sync: Sync, train: DeviceLoop, batches: Batches, mesh: Mesh, turns: int):
+        self._full, self._sync, self._train = full, sync, train
         self._batches, self._mesh, self._turns = batches, mesh, turns
 
     @cached_property
@@ -249,5 +278,5 @@ class _Tracing:
     def loop(self) -> jax.stages.Traced:
         return self._train.loop.trace(*self._arguments)
 
-    def finish(self) -> jax.stages.Traced:
-        return self._finish.trace(*self.at_rest, [self.carry] * self._turns)
+    def finish(self, finish: Any) -> jax.stages.Traced:
+        return finish.trace(*self.at_rest, [self.carry] * self._turns)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from loft_jax.config import Config
-from loft_jax.filters import MOMENTS, FilterGroup, draw_partition
+from loft_jax.filters import MOMENTS, FilterGroup, draw_partition, flatten_paths, unflatten_paths
+from loft_jax.loft.beside import start_beside
 from loft_jax.loft.split import split_groups
 from loft_jax.models import Network
 from loft_jax.randomness import Purpose, key_for
@@ -23,6 +24,7 @@ class State:
 
     Attributes:
       batch_stats: running norm statistics of training; {} where the network has none.
+      beside: what syncs keep beside the variables, {part: nested dicts} (`beside.py`); None if nothing.
       kept: a tree like `params`, bool: which weights there are; the others stay 0. None if there are all.
       momentum: a tree like `params`, SGD's trace or Adam's first moment; None if every round starts with zeros.
       owners: group name -> bool [S, n], the partition of the next round if it depends on the last one; otherwise None.
@@ -32,6 +34,7 @@ class State:
     """
 
     batch_stats: Any = field(default_factory=dict)
+    beside: Any = None
     kept: Any = None
     momentum: Any = None
     owners: Any = None
@@ -57,8 +60,12 @@ class State:
 
     @classmethod
     def from_collections(cls, collections: Mapping[str, Any], **others: Any) -> Self:
-        """Make the state that has these `collections`, and `owners`, `round` and `kept` as given."""
+        """Make the state that has these `collections`, and `beside`, `owners`, `round` and `kept` as given."""
         return cls(**collections, **others)
+
+    def with_collections(self, collections: Mapping[str, Any]) -> Self:
+        """Return the same state with these `collections` in place of its own."""
+        return replace(self, **collections)
 
     def with_zero_moments(self, names: Sequence[str]) -> Self:
         """Return the same state with these moments, at zero."""
@@ -78,7 +85,13 @@ class State:
         Args:
           variables: `variables` of this state with re-estimated norm statistics, ready to evaluate.
         """
-        training = {"batch_stats": self.batch_stats, "kept": self.kept, "owners": self.owners, **self.moments}
+        training = {
+            "batch_stats": self.batch_stats,
+            "beside": self.beside,
+            "kept": self.kept,
+            "owners": self.owners,
+            **self.moments,
+        }
         training = {name: value for name, value in training.items() if value is not None and value != {}}
         return {"variables": dict(variables), "training": training, "round": self.round}
 
@@ -103,7 +116,10 @@ def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequenc
     state = State(
         params=variables["params"], batch_stats=variables.get("batch_stats", {}), owners=owners, round=jnp.int32(0)
     )
-    return state.with_zero_moments(config.optimizer.moments) if config.loft.momentum == "carry" else state
+    if config.loft.momentum == "carry":
+        state = state.with_zero_moments(config.optimizer.moments)
+    beside = start_beside(config, groups, flatten_paths(state.collections))
+    return replace(state, beside=beside and {part: unflatten_paths(tree) for part, tree in beside.items()})
 
 
 def exchanges(config: Config, groups: Sequence[FilterGroup]) -> bool:

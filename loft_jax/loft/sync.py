@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import PartitionSpec
 
+from loft_jax.loft.fragments import Fragment
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
 from loft_jax.loft.traffic import Traffic
@@ -46,11 +47,14 @@ class Sync(Protocol):
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         ...
 
-    def combine(self, state: Any, masks: Masks, compacts: Sequence[State]) -> Any:
-        """Inside shard_map: make the next state at rest from the compact states of a device's workers."""
+    def combine(self, state: Any, masks: Masks, compacts: Sequence[State], fragment: Fragment) -> Any:
+        """Inside shard_map: make the next state at rest from the compact states of a device's workers.
+
+        Only what belongs to `fragment` is brought together.
+        """
         ...
 
-    def traffic(self, full: State) -> Traffic:
+    def traffic(self, full: State, fragment: Fragment) -> Traffic:
         """Count what the collectives of one sync move, from the full state or its shapes; nothing is compiled."""
         ...
 

@@ -11,8 +11,7 @@ import jax
 
 from loft_jax.filters import flatten_paths
 from loft_jax.loft.state import State
-
-BYTES_OF_FLOAT = 4
+from loft_jax.loft.wire import BYTES_OF_FLOAT
 
 # Bytes that a device sends for each byte that it contributes, among g devices; all-reduce as a ring.
 _SENT = {
@@ -36,7 +35,7 @@ class Traffic:
       devices: number of devices that exchange with each other.
     """
 
-    payloads: Mapping[str, int]
+    payloads: Mapping[str, float]
     devices: int
 
     @property

@@ -17,11 +17,16 @@ def check_method(model: Network, config: Config) -> None:
     A pipeline runs in one process. If a run has several processes, call this after they have connected.
     """
     try:
-        split_groups(model, config)
+        groups = split_groups(model, config)
         if config.gpipe.stages is not None:
             check_cuts(model, config)
     except ValueError as error:
         raise UserError(str(error)) from None
+    split = sum(group.partitioned for group in groups)
+    if 0 < split < config.loft.stagger:
+        raise UserError(
+            f"loft.stagger={config.loft.stagger}: there are only {split} split filter groups to take turns; try {split}"
+        )
     if config.gpipe.stages is not None and jax.process_count() > 1:
         raise UserError(
             f"gpipe.stages={config.gpipe.stages}: GPipe runs in one process, but {jax.process_count()} were started; "

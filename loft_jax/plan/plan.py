@@ -51,7 +51,7 @@ class Plan:
         return self.compiled.memory
 
     @property
-    def declared(self) -> dict[tuple[str, str, int], int]:
+    def declared(self) -> dict[tuple[str, str, int], float]:
         """Map (program, kind of collective, devices) to the bytes that a device contributes in a round, as declared.
 
         The norm statistics of a data-parallel step are not declared.

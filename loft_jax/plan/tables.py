@@ -57,13 +57,13 @@ def _round_seconds(plan: Plan, chip: Chip) -> Seconds | None:
     return None if compute is None or sending is None else compute + Seconds(links=sending)
 
 
-def _sum_collectives(plan: Plan, program: Program) -> list[tuple[str, int, int | None, int, float]]:
+def _sum_collectives(plan: Plan, program: Program) -> list[tuple[str, int, int | None, float, float]]:
     """Sum the collectives of a round that are of one kind, among as many devices.
 
     Returns:
       For each: kind, devices, those of them in one host (None if all are), bytes that a device contributes, and sends.
     """
-    total: dict[tuple[str, int, int | None], tuple[int, float]] = {}
+    total: dict[tuple[str, int, int | None], tuple[float, float]] = {}
     for found in program.collectives:
         key, runs = (found.kind, found.devices, cards_together(found, plan.hosts)), program.runs
         payload, sent = total.get(key, (0, 0.0))
@@ -117,7 +117,7 @@ def _print_programs(plan: Plan, chip: Chip) -> None:
         kernels = [f"{sum_kernels(program.kernels)[0]:,}"] if counted else []
         peak = [f"{seconds.total * 1e3:,.2f} ms", seconds.bound] if seconds else ["", ""]
         figures = [_billions(program.flops), _billions(program.accessed)]
-        table.add_row(program.name, f"{program.runs}", *figures, *kernels, *peak)
+        table.add_row(program.name, f"{program.runs:g}", *figures, *kernels, *peak)
     console().print(table)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from loft_jax.config import Config, GPipe, apply_overrides
+from loft_jax.config import ONE_WORKER, Config, GPipe, apply_overrides
 from loft_jax.errors import UserError
 
 # Settings that a retraining cannot have, and why.
@@ -16,6 +16,10 @@ _FIXED = {
     "loft.sync": "there is one worker",
     "loft.rescale": "there is one worker",
     "loft.momentum": "there is one worker, which keeps its momentum",
+    "loft.shared_every": "there is one worker",
+    "loft.wire": "there is one worker",
+    "loft.outer": "there is one worker",
+    "loft.stagger": "there is one worker",
     "gpipe.": "a ticket is retrained by plain SGD",
     "train.stop": "a retraining ends with its last round",
     "train.snapshot": "a retraining takes no snapshots",
@@ -31,7 +35,7 @@ def retrain_config(run: Config, overrides: Mapping[str, str]) -> Config:
             if key.startswith(fixed):
                 raise UserError(f"--{key}: cannot be changed for a retraining: {reason}")
     settings = run.model_dump()
-    settings["loft"] |= {"workers": 1, "sync": "psum", "momentum": "carry"}
+    settings["loft"] |= ONE_WORKER | {"momentum": "carry"}
     settings["gpipe"] = GPipe().model_dump()
     settings["mesh"]["worker"], settings["train"]["stop_when"] = None, None
     settings["train"]["profile_rounds"] = "none"

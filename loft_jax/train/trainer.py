@@ -228,7 +228,7 @@ class Trainer:
         self.stop_requested = self._is_stop_requested()
         self._stop_unless_finite("train/loss", loss)
         learning_rate = float(experiment.method.step.learning_rate(self.done * config.loft.local_steps - 1))
-        moved = experiment.bill.wire
+        moved = experiment.bill.wire_in(self.done - 1)
         return self._conclude({"train/loss": loss, "learning_rate": learning_rate, "bytes_on_the_wire": moved})
 
     def _conclude(self, metrics: Row) -> Row:

@@ -67,6 +67,38 @@ RULES = {
         "--train.rounds 10 --train.profile_rounds 2,11",
         "train.profile_rounds=2,11: the run has no round 11, because train.rounds=10; try 2",
     ),
+    "outer learning rate without an outer optimizer": (
+        "--loft.outer_learning_rate 0.5",
+        "loft.outer_learning_rate=0.5: has no effect with loft.outer=none; use loft.outer=nesterov, or leave it out",
+    ),
+    "outer steps of filters without an outer optimizer": (
+        "--loft.outer_filters true",
+        "loft.outer_filters=True: has no effect with loft.outer=none",
+    ),
+    "int8 of one worker": (
+        "--loft.workers 1 --loft.wire int8",
+        "loft.wire=int8: loft.workers=1 has no sync, in which something is sent; leave it out",
+    ),
+    "int8 of a pipeline": ("--gpipe.stages 2 --loft.wire int8", "loft.wire=int8: a pipeline has no sync"),
+    "an outer optimizer of one worker": ("--loft.workers 1 --loft.outer nesterov", "loft.outer=nesterov: loft.workers=1"),
+    "fragments under psum": (
+        "--loft.stagger 2",
+        "loft.stagger=2: under loft.sync=psum every device holds all filters after each round; use loft.sync=exchange",
+    ),
+    "averages after the end": (
+        "--loft.shared_every 11 --train.rounds 10",
+        "loft.shared_every=11: with train.rounds=10 not all shared variables would be averaged even once; try 10",
+    ),
+    "averages of fragments after the end": (
+        "--loft.shared_every 3 --loft.stagger 4 --loft.sync exchange --train.rounds 10",
+        "loft.shared_every=3: with loft.stagger=4 rounds, train.rounds=10 not all shared variables would be averaged "
+        "even once; try 2",
+    ),
+    "fragments after the end": (
+        "--loft.stagger 4 --loft.sync exchange --train.rounds 3",
+        "loft.shared_every=1: with loft.stagger=4 rounds, train.rounds=3 not all shared variables would be averaged "
+        "even once; lower loft.stagger",
+    ),
     "momentum of Adam": (
         "--optimizer.name adam --optimizer.momentum 0.5",
         "optimizer.momentum=0.5: has no effect, because optimizer.name=adam has optimizer.beta1; leave it out",
@@ -129,6 +161,10 @@ RULES = {
 }
 # The same, once model, devices (four, here) and data are seen.
 LATER_RULES = {
+    "more fragments than groups": (
+        "--loft.stagger 50 --loft.sync exchange",
+        "loft.stagger=50: there are only 4 split filter groups to take turns; try 4",
+    ),
     "workers over widths": ("--loft.workers 3", "loft.workers=3: must divide every partitioned width"),
     "IST over neurons": (
         "--model.name mlp --model.width 64 --loft.workers 3",
@@ -219,6 +255,7 @@ def test_settings_that_do_not_go_together_are_refused(row, said_to_rules):
     "file",
     [
         "config/config.py",
+        "config/loft.py",
         "gpipe/cuts.py",
         "loft/split.py",
         "devices/mesh.py",

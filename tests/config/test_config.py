@@ -71,6 +71,13 @@ OTHER_VALUES = {
     "loft.partition": "all",
     "loft.momentum": "reset",
     "loft.rescale": True,
+    "loft.shared_every": 2,
+    "loft.wire": "int8",
+    "loft.outer": "nesterov",
+    "loft.outer_learning_rate": 0.5,
+    "loft.outer_momentum": 0.8,
+    "loft.outer_filters": True,
+    "loft.stagger": 2,
     "optimizer.name": "adam",
     "optimizer.learning_rate": 0.2,
     "optimizer.momentum": 0.5,
@@ -151,6 +158,8 @@ def test_the_hash_changes_with_every_field_that_can_change_the_result_and_no_oth
     base = {"data.name": "cifar10"} if key in ("data.data_dir", "data.loading") else {}
     base |= {"model.name": "nets.py:Net"} if key == "model.options" else {}
     base |= {"optimizer.name": "adamw"} if key in ("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon") else {}
+    base |= {"loft.outer": "nesterov"} if key.startswith("loft.outer_") else {}
+    base |= {"loft.sync": "exchange"} if key == "loft.stagger" else {}
     base |= {"optimizer.schedule": "step"} if key in ("optimizer.milestones", "optimizer.decay") else {}
     one, other = (parse(*(f"--{k}={v}" for k, v in settings.items())) for settings in (base, base | given))
     assert flatten(other)[key] == OTHER_VALUES[key] != flatten(one)[key]

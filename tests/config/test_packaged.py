@@ -31,6 +31,7 @@ HASHES = {
     "ist_fashion_3layer": "30b235772e68",
     "ist_speech_2layer": "14b5f0b9b553",
     "ist_speech_3layer": "bcbef3701537",
+    "messages_fashion": "328aec9880ab",
 }
 
 # Of the trainings of a lottery, with seed 0.
