@@ -80,7 +80,10 @@ RULES = {
         "loft.wire=int8: loft.workers=1 has no sync, in which something is sent; leave it out",
     ),
     "int8 of a pipeline": ("--gpipe.stages 2 --loft.wire int8", "loft.wire=int8: a pipeline has no sync"),
-    "an outer optimizer of one worker": ("--loft.workers 1 --loft.outer nesterov", "loft.outer=nesterov: loft.workers=1"),
+    "an outer optimizer of one worker": (
+        "--loft.workers 1 --loft.outer nesterov",
+        "loft.outer=nesterov: loft.workers=1",
+    ),
     "fragments under psum": (
         "--loft.stagger 2",
         "loft.stagger=2: under loft.sync=psum every device holds all filters after each round; use loft.sync=exchange",

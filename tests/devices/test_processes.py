@@ -82,8 +82,9 @@ def test_processes_stop_when_one_is_frozen(frozen, tmp_path):
 
 @pytest.mark.full
 def test_processes_stop_when_one_is_killed_and_leave_together_when_one_is_preempted(tmp_path):
-    """With filters that are exchanged, and snapshots off the cadence of checkpoints."""
-    options = ("--train.rounds", 40, "--train.eval_every", 40, "--loft.sync", "exchange")
+    """With filters that are exchanged, what each worker keeps, and snapshots off the cadence of checkpoints."""
+    options = ("--train.rounds", 40, "--train.eval_every", 40, "--loft.sync", "exchange", "--loft.wire", "int8")
+    options += ("--loft.shared_every", 2)
     run = DisturbedRun(tmp_path / "run", 2, (*options, "--train.snapshot_every", 3))
     (left_code, _, said), (killed_code, _, _) = run.disturb(signal.SIGKILL, 5, random.Random(0), hit=[1])
     assert killed_code == -signal.SIGKILL

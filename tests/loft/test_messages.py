@@ -1,5 +1,7 @@
 """Rarer averages, messages of fewer bits, outer steps and fragments that take turns, against what is simpler."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,10 @@ from jax.sharding import NamedSharding
 
 from loft_jax import create_model
 from loft_jax.cost.hlo import payloads
-from loft_jax.devices.mesh import PER_WORKER, make_mesh, replicate
+from loft_jax.devices.mesh import PER_WORKER, REPLICATED, make_mesh, replicate
 from loft_jax.filters import flatten_paths
+from loft_jax.loft.average import Average
+from loft_jax.loft.beside import parts_of, start_beside
 from loft_jax.loft.exchange import Exchange
 from loft_jax.loft.fragments import Fragment, all_fragments, fragment_of_round, share_of_rounds
 from loft_jax.loft.outer import OuterStep
@@ -96,6 +100,48 @@ def test_what_rounding_leaves_out_is_kept_and_nothing_is_lost(sync, devices):
             owed = np.moveaxis(rows.reshape(-1, *shape), 0, axis)
         np.testing.assert_allclose(leaf + owed, start[path], rtol=0, atol=2e-6, err_msg=path)
         np.testing.assert_allclose(leaf, start[path], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("kind", "stagger"), [("int8", 1), pytest.param("int8", 2, marks=full), ("bfloat16", 2)])
+def test_all_changes_of_shared_variables_arrive_in_the_end(kind, stagger):
+    """What has been agreed on and what is still owed sum up to the mean of what all workers have changed."""
+    settings = config(loft__wire=kind, loft__sync="exchange", loft__stagger=stagger, train__rounds=8)
+    mesh, rng = make_mesh(settings), np.random.default_rng(0)
+    start = {"params/a": rng.normal(size=(3, 10)), "params/b": rng.normal(size=7), "batch_stats/c": rng.normal(size=())}
+    agreed = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in start.items()}
+    parts = start_beside(settings, (), agreed)
+    beside = {part: tree for part, tree in parts.items() if part != "agreed"}
+    specs = {part: parts_of(settings)[part] for part in beside}
+    average, total = Average(settings, 4), dict.fromkeys(start, 0.0)
+
+    def sync(agreed, beside, changes, fragment):
+        own = average.own(agreed, beside, jnp.int32(0))
+        trained = {path: leaf + changes[path][0] for path, leaf in own.items()}
+        agreed, changed = average.combine(agreed, beside, [trained], fragment)
+        return agreed, beside | changed
+
+    for number in range(6):
+        changes = {path: rng.normal(size=(4, *leaf.shape)).astype(np.float32) for path, leaf in agreed.items()}
+        total = {path: total[path] + change.mean(axis=0) for path, change in changes.items()}
+        mapped = jax.shard_map(
+            partial(sync, fragment=fragment_of_round(settings, number)),
+            mesh=mesh,
+            in_specs=(REPLICATED, specs, PER_WORKER),
+            out_specs=(REPLICATED, specs),
+        )
+        agreed, beside = jax.jit(mapped)(agreed, beside, changes)
+    errors = beside["errors"]["params/a"].mean(axis=0)
+    means = beside["mean_errors"]["params/a"].swapaxes(0, 1)
+    rows = [len(range(10)[Fragment(k, stagger).part(10)]) for k in range(stagger)]
+    means = jnp.concatenate([m.reshape(-1, 3)[:n] for m, n in zip(means, rows, strict=True)])
+    assert np.abs(errors).max() > 1e-3
+    owed = {"params/a": (errors + means).T}
+    for path, leaf in agreed.items():
+        arrived = leaf + owed.get(path, 0)
+        if stagger > 1:
+            # What workers have changed since the turn of a fragment is their own yet.
+            arrived = arrived + (beside["own"][path].mean(axis=0) - leaf)
+        np.testing.assert_allclose(arrived, start[path] + total[path], rtol=0, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["int8 exchanged", *(pytest.param(n, marks=full) for n in ("int8", "all"))])

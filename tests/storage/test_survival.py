@@ -31,8 +31,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 DAMAGE = ("truncate", "flip", "halve")
 
 
-def assert_survives(path, processes, kills, terminations, rounds):
-    options = ("--train.rounds", rounds, "--train.checkpoint_every", 3, "--train.eval_every", rounds)
+# What a sync can keep beside the variables, all of it.
+MESSAGES = ("--loft.sync", "exchange", "--loft.wire", "int8", "--loft.shared_every", 2, "--loft.stagger", 2)
+MESSAGES += ("--loft.outer", "nesterov", "--loft.outer_filters", "true")
+
+
+def assert_survives(path, processes, kills, terminations, rounds, options=()):
+    options += ("--train.rounds", rounds, "--train.checkpoint_every", 3, "--train.eval_every", rounds)
     options += ("--train.snapshot_every", rounds)
     undisturbed = DisturbedRun(path / "undisturbed", processes, options, heartbeat=30)
     undisturbed.finish()
@@ -49,6 +54,12 @@ def assert_survives(path, processes, kills, terminations, rounds):
 @pytest.mark.campaign
 def test_a_killed_and_preempted_run_ends_bit_equal_to_an_undisturbed_one(tmp_path):
     assert_survives(tmp_path, processes=1, kills=1, terminations=1, rounds=20)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ten_kills_with_all_that_syncs_keep_beside_the_variables_end_bit_equal(processes, tmp_path):
+    assert_survives(tmp_path, processes, kills=10, terminations=2, rounds=100, options=MESSAGES)
 
 
 @pytest.mark.campaign
