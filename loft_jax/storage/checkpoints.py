@@ -188,7 +188,7 @@ def read_state(directory: Path, round_number: int) -> Tree:
 
 
 def _on_this_host(leaf: Any) -> Any:
-    """Return an array that this process can read whole: of one over the devices of several, a copy. All must call it."""
+    """Return an array as this process can read it whole: a copy if others hold parts of it. All must call it."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
     from jax.experimental import multihost_utils

@@ -13,6 +13,7 @@ from loft_jax.cost.prediction import gpipe_bytes
 from loft_jax.data.facts import Facts
 from loft_jax.devices.mesh import make_mesh
 from loft_jax.gpipe.cuts import boundary_floats
+from loft_jax.loft.fragments import Fragment
 from loft_jax.loft.images import make_images
 from loft_jax.loft.round import Round
 from loft_jax.loft.state import initial_state
@@ -203,7 +204,7 @@ def compiled(run, names=None):
 @pytest.mark.parametrize("sync", ["psum", pytest.param("exchange", marks=(pytest.mark.full, pytest.mark.compat))])
 def test_a_round_has_no_collective_but_its_syncs(sync, fused):
     run = Run(config(loft__sync=sync), fused=fused)
-    predicted = run.round.sync.traffic(run.full).payloads
+    predicted = run.round.sync.traffic(run.full, Fragment()).payloads
     assert set(predicted) == ({"all-reduce", "all-to-all"} if sync == "exchange" else {"all-reduce"})
     training = {"loop": {}} if fused else {"begin": {}, "step": {}}
     assert compiled(run) == training | {"sync": predicted}
@@ -226,7 +227,7 @@ SETTINGS = [
 def test_the_ledger_is_the_bytes_of_the_compiled_sync_and_assembly(model, settings):
     sections = {"devices": "mesh__worker", "data": "mesh__data"}
     run = Run(config(**{sections.get(key, f"loft__{key}"): value for key, value in settings.items()}), model=model)
-    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full).payloads
+    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full, Fragment()).payloads
     assembly = run.round.assembly(run.full)
     assert set(assembly) == ({"assembly"} if settings["sync"] == "exchange" else set())
     for program in assembly.values():
@@ -235,7 +236,7 @@ def test_the_ledger_is_the_bytes_of_the_compiled_sync_and_assembly(model, settin
 
 def test_variables_of_two_split_groups_are_in_the_ledger():
     run = Run(config(loft__workers=2), model=TwoLayers())
-    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full).payloads
+    assert compiled(run, ["sync"])["sync"] == run.round.sync.traffic(run.full, Fragment()).payloads
 
 
 @pytest.mark.full
