@@ -144,7 +144,8 @@ def test_all_changes_of_shared_variables_arrive_in_the_end(kind, stagger):
         np.testing.assert_allclose(arrived, start[path] + total[path], rtol=0, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["int8 exchanged", *(pytest.param(n, marks=full) for n in ("int8", "all"))])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["int8 exchanged", "int8", "all"])
 def test_rounds_do_not_depend_on_the_number_of_devices(name):
     one, *others = (Run(config(mesh__worker=devices, **SETTINGS[name])).rounds(3) for devices in (1, 2, 4))
     for other in others:
@@ -176,6 +177,7 @@ def test_an_outer_step_is_that_of_optax():
         np.testing.assert_allclose(params, expected, rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sync", ["exchange", pytest.param("psum", marks=full)])
 def test_outer_steps_of_rate_one_without_momentum_change_nothing(sync):
     settings = {"loft__sync": sync}
@@ -184,6 +186,7 @@ def test_outer_steps_of_rate_one_without_momentum_change_nothing(sync):
     close(one.rounds(3)["params"], other.rounds(3)["params"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("filters", [True, pytest.param(False, marks=full)])
 def test_outer_steps_are_the_same_whichever_way_filters_come_together(filters):
     own = {**NESTEROV, "loft__outer_filters": filters}
@@ -199,6 +202,7 @@ def test_outer_steps_are_the_same_whichever_way_filters_come_together(filters):
     close(state["beside"], expected["beside"])
 
 
+@pytest.mark.full
 def test_workers_keep_their_own_until_they_are_averaged():
     run = Run(config(loft__sync="exchange", loft__shared_every=2))
     path = "params/head/kernel"
@@ -228,6 +232,7 @@ def test_fragments_take_turns_and_are_the_whole_together():
         assert [i for k in range(3) for i in range(length)[Fragment(k, 3).part(length)]] == list(range(length))
 
 
+@pytest.mark.full
 def test_a_sync_moves_the_filters_of_its_fragment_and_no_others():
     settings = config(loft__sync="exchange", loft__stagger=2, loft__partition="all")
     run = Run(settings)
@@ -244,6 +249,7 @@ def test_a_sync_moves_the_filters_of_its_fragment_and_no_others():
     assert not moved[0] & moved[1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", [n if n in ("int8 exchanged", "all") else pytest.param(n, marks=full) for n in SETTINGS]
 )
