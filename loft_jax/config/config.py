@@ -180,6 +180,7 @@ class Config(Section):
         if self.loft.partition == "none":
             return ", ".join([f"local SGD-{self.loft.workers}", *self.loft.messages])
         differing = ["exchange"] * (self.loft.sync == "exchange") + ["all groups"] * (self.loft.partition == "all")
+        differing += ["ranked"] * (self.loft.deal == "ranked")
         return ", ".join([f"{self.splitting}-{self.loft.workers}", *differing, *self.loft.messages])
 
     @property

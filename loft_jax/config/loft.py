@@ -23,6 +23,11 @@ class Loft(Section):
         description="groups to split; paper: those that the model declares; all: every group; none: no group (local "
         "SGD)",
     )
+    deal: Literal["random", "ranked"] = Field(
+        "random",
+        description="how filters are dealt to the workers; random: each as likely to any; ranked: so that every worker "
+        "gets as many of large and of small norm (l2)",
+    )
     momentum: Literal["carry", "reset"] = Field(
         "carry",
         description="momentum after a sync; carry: it travels with its filters; reset: it starts at zero again",
@@ -93,6 +98,11 @@ class Loft(Section):
                 f"loft.stagger={self.stagger}: under loft.sync=psum every device holds all filters after each round; "
                 "use loft.sync=exchange"
             )
+        if self.deal == "ranked" and self.sync == "exchange":
+            raise ValueError(
+                "loft.deal=ranked: under loft.sync=exchange no device holds all filters, to rank them; use "
+                "loft.sync=psum"
+            )
         if self.shared_every * self.stagger > rounds:
             turns = f"loft.stagger={self.stagger} rounds, " if self.stagger > 1 else ""
             advice = f"try {rounds // self.stagger}" if self.stagger <= rounds else "lower loft.stagger"
@@ -108,6 +118,7 @@ ONE_WORKER: dict[str, Any] = {"workers": 1} | {
     name: Loft.model_fields[name].default
     for name in (
         "sync",
+        "deal",
         "shared_every",
         "wire",
         "outer",

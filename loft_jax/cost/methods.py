@@ -132,7 +132,8 @@ class Costs:
         for sync in ("psum", "exchange") if splits else ():
             for momentum in (own, *({"carry", "reset"} - {own})):
                 loft = {"workers": workers, "sync": sync, "momentum": momentum}
-                loft |= {"stagger": 1} if sync == "psum" else {}
+                # What a sync does not have.
+                loft |= {"stagger": 1} if sync == "psum" else {"deal": "random"}
                 make_rows = partial(self._make_round_rows, f"{split}-{workers}, {sync}", workers, loft=loft)
                 named[f"{split}-{workers}, {sync}, momentum {momentum}"] = make_rows
         name, loft = f"local SGD-{workers}", ONE_WORKER | {"workers": workers, "partition": "none"}

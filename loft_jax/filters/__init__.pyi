@@ -10,6 +10,7 @@ from .partition import (
     ascending_indices as ascending_indices,
     deal_partition as deal_partition,
     draw_partition as draw_partition,
+    draw_ranked_partition as draw_ranked_partition,
     extract as extract,
     merge as merge,
     owned_indices as owned_indices,

@@ -43,6 +43,28 @@ def draw_partition(key: jax.Array, groups: Sequence[FilterGroup], workers: int) 
     return _draw(key, split, workers)
 
 
+def draw_ranked_partition(
+    key: jax.Array, groups: Sequence[FilterGroup], workers: int, scores: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Draw a partition in which every worker gets as many strong and weak filters as any other.
+
+    The filters of a group, by descending score, are cut into runs of S, each dealt at random, one to each worker.
+
+    Args:
+      key, groups, workers: as for `draw_partition`; S divides the width of every group that is split.
+      scores: group name -> float [n], as `filter_scores` returns them.
+
+    Returns:
+      Group name -> bool [S, n], as `draw_partition` returns it.
+    """
+    masks = {}
+    for i, group in enumerate(group for group in groups if group.partitioned):
+        runs = jnp.argsort(-scores[group.name]).reshape(-1, workers)
+        dealt = jax.random.permutation(jax.random.fold_in(key, i), runs, axis=1, independent=True)
+        masks[group.name] = jnp.zeros((workers, group.width), bool).at[jnp.arange(workers), dealt].set(True)
+    return masks
+
+
 def deal_partition(key: jax.Array, owned: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Make the next partition from the last one (`loft.sync: exchange`): every worker deals its filters to all workers.
 

@@ -9,7 +9,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED, WORKER, shapes_with_specs, vary, wait_for_collective
-from loft_jax.filters import FilterGroup, draw_partition, filter_cuts, flatten_paths, unflatten_paths, with_moments
+from loft_jax.filters import (
+    FilterGroup,
+    draw_partition,
+    draw_ranked_partition,
+    filter_cuts,
+    filter_scores,
+    flatten_paths,
+    unflatten_paths,
+    with_moments,
+)
 from loft_jax.loft.average import Average
 from loft_jax.loft.beside import AGREED, ERRORS, OUTER, OWN, parts_of, shared_rows
 from loft_jax.loft.fragments import Fragment
@@ -50,6 +59,7 @@ class Psum:
         self._summed, self._whole = Summed(rest, self._workers), Summed(split, self._workers)
         self._average, self._cuts = Average(config, self._devices), filter_cuts(split)
         self._outer = OuterStep.of_filters(config)
+        self._ranked = config.loft.deal == "ranked"
         self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, PER_WORKER))
         parts = parts_of(config)
         self.holds_full = not parts
@@ -69,7 +79,7 @@ class Psum:
 
     def partition(self, state: State) -> Masks:
         """Draw the masks of the next round: group name -> bool [S, n]; row s is what worker s owns."""
-        return self._draw(state.round)
+        return self._draw(state.round, state.variables if self._ranked else None)
 
     def compact(self, state: State, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
@@ -89,7 +99,7 @@ class Psum:
         after = flatten_paths(self._summed.combine(unflatten_paths(summed), masks, rest))
         beside = self._beside(state)
         if travelling:
-            everyones = self._draw_masks(state.round)
+            everyones = self._draw_masks(state.round, state.variables)
             found, beside[ERRORS] = self._travel.publish(before, flat, beside[ERRORS], masks, everyones)
             after |= found
         if self._outer:
@@ -158,5 +168,8 @@ class Psum:
         found = replace(state, beside={part: unflatten_paths(tree) for part, tree in beside.items()})
         return found.with_collections(unflatten_paths(flatten_paths(state.collections) | means))
 
-    def _draw_masks(self, round_number: jax.Array) -> Masks:
-        return draw_partition(key_for(self._seed, Purpose.PARTITION, round_number), self._split, self._workers)
+    def _draw_masks(self, round_number: jax.Array, variables: Any) -> Masks:
+        key = key_for(self._seed, Purpose.PARTITION, round_number)
+        if not self._ranked:
+            return draw_partition(key, self._split, self._workers)
+        return draw_ranked_partition(key, self._split, self._workers, filter_scores(variables, self._split))

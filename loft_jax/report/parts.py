@@ -9,7 +9,7 @@ from rich.progress import track
 
 from loft_jax.console import shows_bars
 from loft_jax.files import write_atomically, write_table
-from loft_jax.report import heat, lines, ticket_lines
+from loft_jax.report import heat, lines, pareto, ticket_lines
 from loft_jax.report.chart import Chart, run_style, style
 from loft_jax.report.comparison import Comparison, group_comparable_runs
 from loft_jax.report.curves import seconds_a_round
@@ -154,6 +154,7 @@ def figures_of(comparison: Comparison, prefix: str) -> Iterator[Callable[[], Cha
     yield partial(lines.settling, f"{prefix}settling", comparison)
     for cost in ("bytes", "images", "seconds"):
         yield partial(lines.accuracy_against, f"{prefix}accuracy_by_{cost}", comparison, cost)
+    yield partial(pareto.accuracy_by_setting, f"{prefix}accuracy_by_setting", comparison)
     yield partial(ticket_lines.tickets_by_snapshot, f"{prefix}tickets_by_snapshot", comparison)
     for k, name, run in runs:
         yield partial(ticket_lines.tickets_and_controls, f"{prefix}run{k + 1}_controls", k, name, run)

@@ -14,6 +14,7 @@ _FIXED = {
     "loft.workers": "a ticket is retrained by plain SGD",
     "loft.partition": "there is one worker",
     "loft.sync": "there is one worker",
+    "loft.deal": "there is one worker",
     "loft.rescale": "there is one worker",
     "loft.momentum": "there is one worker, which keeps its momentum",
     "loft.shared_every": "there is one worker",

@@ -88,6 +88,10 @@ RULES = {
         "--loft.stagger 2",
         "loft.stagger=2: under loft.sync=psum every device holds all filters after each round; use loft.sync=exchange",
     ),
+    "ranks of filters that are with their owners": (
+        "--loft.deal ranked --loft.sync exchange",
+        "loft.deal=ranked: under loft.sync=exchange no device holds all filters, to rank them; use loft.sync=psum",
+    ),
     "averages after the end": (
         "--loft.shared_every 11 --train.rounds 10",
         "loft.shared_every=11: with train.rounds=10 not all shared variables would be averaged even once; try 10",

@@ -71,6 +71,7 @@ OTHER_VALUES = {
     "loft.partition": "all",
     "loft.momentum": "reset",
     "loft.rescale": True,
+    "loft.deal": "ranked",
     "loft.shared_every": 2,
     "loft.wire": "int8",
     "loft.outer": "nesterov",

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from loft_jax import FilterGroup, draw_partition, extract, merge, prune
 from loft_jax.filters.groups import with_moments
-from loft_jax.filters.partition import deal_partition, owned_indices
+from loft_jax.filters.partition import deal_partition, draw_ranked_partition, owned_indices
 
 # An MLP of two hidden layers: "b" holds outputs of group one and inputs of group two.
 MLP = (
@@ -249,3 +249,18 @@ def test_groups_of_one_width_are_split_independently():
     assert (drawn["a"] != drawn["b"]).any()
     dealt = deal_partition(jax.random.key(0), {"a": drawn["a"], "b": drawn["a"]})
     assert (dealt["a"] != dealt["b"]).any()
+
+
+@pytest.mark.parametrize(("width", "workers"), [(16, 4), (32, 4), (8, 8), (12, 3)])
+def test_a_ranked_partition_gives_every_worker_as_many_of_each_rank(width, workers):
+    groups = [FilterGroup("a", width, {}, True), FilterGroup("whole", 8, {}, False)]
+    scores = {"a": np.random.default_rng(0).normal(size=width).astype(np.float32)}
+    drawn = [draw_ranked_partition(jax.random.key(seed), groups, workers, scores) for seed in range(20)]
+    assert all(masks.keys() == {"a"} for masks in drawn)
+    ranks = np.argsort(np.argsort(-scores["a"]))
+    for masks in drawn:
+        mask = np.asarray(masks["a"])
+        assert (mask.sum(axis=0) == 1).all()
+        for row in mask:
+            assert sorted(ranks[row] // workers) == list(range(width // workers)), "one of each run of ranks"
+    assert len({np.asarray(masks["a"]).tobytes() for masks in drawn}) > 10

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from loft_jax import create_model
 from loft_jax.cost.hlo import payloads
 from loft_jax.devices.mesh import PER_WORKER, REPLICATED, make_mesh, replicate
-from loft_jax.filters import flatten_paths
+from loft_jax.filters import filter_scores, flatten_paths
 from loft_jax.loft.average import Average
 from loft_jax.loft.beside import parts_of, start_beside
 from loft_jax.loft.exchange import Exchange
@@ -212,6 +212,25 @@ def test_workers_keep_their_own_until_they_are_averaged():
         apart = np.abs(own - own[:1]).max()
         assert (apart == 0) == (number == 2)
         np.testing.assert_allclose(flatten_paths({"params": state["params"]})[path], own.mean(axis=0), atol=1e-7)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("change", [{}, {"loft__wire": "int8"}])
+def test_every_worker_gets_filters_of_each_rank(change):
+    """Int8 needs to know on every device who owns what: the ranks are those of the network before the round."""
+    run = Run(config(loft__deal="ranked", **change))
+    for _ in range(2):
+        before = jax.device_get(run.state.variables)
+        masks, workers = run.round.train_locally(run.state)
+        ranks = np.argsort(np.argsort(-filter_scores(before, run.round.groups)["stage2/block2"]))
+        for row in jax.device_get(masks["stage2/block2"]):
+            assert sorted(ranks[row] // 4) == [0, 1]
+        trained = np.asarray(workers[0]["compact"].params["kernels"]["stage2_block2"]["conv1"]["kernel"])
+        run.state, _ = run.round.finish(run.state, masks, workers)
+        after = flatten_paths(jax.device_get(run.round.full(run.state)).variables)
+        for row, own in zip(jax.device_get(masks["stage2/block2"]), trained, strict=True):
+            found = after["params/stage2_block2/conv1/kernel"][..., row]
+            np.testing.assert_allclose(found, own, atol=0.02 if change else 0)
 
 
 def test_fragments_take_turns_and_are_the_whole_together():
