@@ -127,3 +127,41 @@ def test_pruned_weights_stay_zero_and_the_others_are_as_without_them(name):
         for path in ("kernel", "bias"):
             assert getattr(pruned, collection)["layer"][path][0] == getattr(alone, collection)["layer"][path][0]
             assert pruned.params["layer"][path][1] == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_in_float64_pruned_weights_train_as_a_network_that_never_had_them(name):
+    """Fifty steps of a tiny perceptron, against the same with only the kept weights as its parameters."""
+    update, rng = rule(name=name, weight_decay=0.01), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        kernels = {"hidden": rng.normal(size=(6, 5)), "head": rng.normal(size=(5, 3))}
+        kept = {path: rng.random(leaf.shape) < 0.4 for path, leaf in kernels.items()}
+        images, targets = rng.normal(size=(8, 6)), rng.normal(size=(8, 3))
+
+        def loss(params):
+            return ((jnp.tanh(images @ params["hidden"]["kernel"]) @ params["head"]["kernel"] - targets) ** 2).mean()
+
+        def scattered(params):
+            wide = {
+                path: jnp.zeros(leaf.shape).at[kept[path]].set(params[path]["kernel"]) for path, leaf in kernels.items()
+            }
+            return loss({path: {"kernel": leaf} for path, leaf in wide.items()})
+
+        def train(loss, params, kept):
+            state = State(params=params, kept=kept, round=None).with_zero_moments(update.moments)
+            step = jax.jit(lambda state, n: update.update_parameters(jax.grad(loss)(state.params), state, 0.05, n))
+            for number in range(50):
+                state = replace(state, **step(state, jnp.int32(number)))
+            return state.params
+
+        masked = {path: {"kernel": jnp.where(kept[path], leaf, 0)} for path, leaf in kernels.items()}
+        with_zeros = train(loss, masked, {path: {"kernel": jnp.asarray(mask)} for path, mask in kept.items()})
+        without = train(
+            scattered, {path: {"kernel": jnp.asarray(leaf[kept[path]])} for path, leaf in kernels.items()}, None
+        )
+        for path, mask in kept.items():
+            found = with_zeros[path]["kernel"]
+            assert found.dtype == jnp.float64
+            assert (found[~mask] == 0).all()
+            np.testing.assert_allclose(found[mask], without[path]["kernel"], rtol=1e-11, atol=1e-13)
+            assert np.abs(found[mask] - kernels[path][mask]).max() > 0.01
