@@ -239,8 +239,8 @@ def test_every_option_and_setting_in_the_text_exists(page):
         if re.match(r"--\w+\.\w+ \S", span):
             command = "cost" if "--workers " in span else "train"
             check_settings(span.split(".")[0].removeprefix("--"), shlex.split(span), command)
-        # data.json is a file of a run, and lottery.yaml.
-        for key in re.findall(rf"(?:--|^)((?:{sections})\.(?!json$|yaml$)\w+)", span):
+        # data.json is a file of a run, and lottery.yaml; loft.py one of the package.
+        for key in re.findall(rf"(?:--|^)((?:{sections})\.(?!json$|yaml$|py$)\w+)", span):
             assert key in known, f"{page}: {span}"
         if named := re.fullmatch(rf"((?:{sections})\.\w+): (\w+)", span):
             check_settings(span.split(".")[0], [f"--{named[1]}", named[2]])

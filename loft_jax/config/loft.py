@@ -98,6 +98,14 @@ class Loft(Section):
                 f"loft.stagger={self.stagger}: under loft.sync=psum every device holds all filters after each round; "
                 "use loft.sync=exchange"
             )
+        for key, does in (("deal", "dealt"), ("outer_filters", "stepped")):
+            value = getattr(self, key)
+            if self.partition == "none" and value != ONE_WORKER[key]:
+                raise ValueError(
+                    f"loft.{key}={value}: with loft.partition=none no filters are split, to be {does}; leave it out"
+                )
+        if self.stagger > rounds:
+            raise ValueError(f"loft.stagger={self.stagger}: more fragments than train.rounds={rounds}; try {rounds}")
         if self.deal == "ranked" and self.sync == "exchange":
             raise ValueError(
                 "loft.deal=ranked: under loft.sync=exchange no device holds all filters, to rank them; use "
@@ -105,10 +113,9 @@ class Loft(Section):
             )
         if self.shared_every * self.stagger > rounds:
             turns = f"loft.stagger={self.stagger} rounds, " if self.stagger > 1 else ""
-            advice = f"try {rounds // self.stagger}" if self.stagger <= rounds else "lower loft.stagger"
             raise ValueError(
                 f"loft.shared_every={self.shared_every}: with {turns}train.rounds={rounds} not all shared variables "
-                f"would be averaged even once; {advice}"
+                f"would be averaged even once; try {rounds // self.stagger}"
             )
 
 

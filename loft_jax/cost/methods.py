@@ -136,7 +136,9 @@ class Costs:
                 loft |= {"stagger": 1} if sync == "psum" else {"deal": "random"}
                 make_rows = partial(self._make_round_rows, f"{split}-{workers}, {sync}", workers, loft=loft)
                 named[f"{split}-{workers}, {sync}, momentum {momentum}"] = make_rows
-        name, loft = f"local SGD-{workers}", ONE_WORKER | {"workers": workers, "partition": "none"}
+        # Beside LoFT, local SGD is the baseline that sends everything, in float32.
+        name, loft = f"local SGD-{workers}", {"workers": workers, "sync": "psum", "partition": "none"}
+        loft = ONE_WORKER | loft if splits else loft | {"stagger": 1}
         named[name] = partial(self._make_round_rows, name, workers, loft=loft)
         name, loft = f"data-parallel SGD-{workers}", ONE_WORKER
         batch = {"batch_size": workers * self._config.data.batch_size}

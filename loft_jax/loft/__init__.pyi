@@ -11,6 +11,7 @@ from .state import (
     State as State,
     exchanges as exchanges,
     initial_state as initial_state,
+    put_state as put_state,
     starting_state as starting_state,
 )
 from .sync import Sync as Sync

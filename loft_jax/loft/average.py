@@ -91,10 +91,10 @@ class Average:
         if not fragment.averages:
             return {}
         numbers, messages = 0, 0
-        for length, size in sizes.values():
+        for path, (length, size) in sizes.items():
             part = fragment.part(length)
             numbers += (part.stop - part.start) * size
-            messages += rows_of_one(part.stop - part.start, self._workers) * self._wire.message_bytes(size)
+            messages += rows_of_one(part.stop - part.start, self._workers) * self._wire.message_bytes(path, size)
         if self._wire.exact:
             return {"all-reduce": BYTES_OF_FLOAT * numbers}
         return {"all-to-all": self._turns * self._workers * messages, "all-gather": self._turns * messages}
@@ -103,8 +103,10 @@ class Average:
         self, before: Flat, mine: Flat, beside: Beside, fragment: Fragment, parts: Mapping[str, slice]
     ) -> tuple[dict[str, jax.Array], Beside]:
         """Return the mean rows, the same everywhere, and the next errors. Rows as in `combine`."""
+        if not mine:
+            return {}, {}
         errors, mean_errors = dict(beside[ERRORS]), dict(beside[MEAN_ERRORS])
-        lossy = [path for path, rows in mine.items() if self._wire.rounds(rows.shape[-1])]
+        lossy = [path for path, rows in mine.items() if self._wire.rounds(path, rows.shape[-1])]
         start, sent = vary(dict(before), WORKER), dict(mine)
         # What is rounded is sent as its change, which is smaller; the rest as it is.
         for path in lossy:
@@ -140,15 +142,15 @@ class Average:
 
     def _write(self, rows: Flat) -> jax.Array:
         """Return [..., rows, size] of several variables as one message: [..., length]."""
-        messages = [self._wire.encode(of_one) for of_one in rows.values()]
+        messages = [self._wire.encode(path, of_one) for path, of_one in rows.items()]
         return jnp.concatenate([own.reshape(*own.shape[:-2], -1) for own in messages], axis=-1)
 
     def _read(self, messages: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
         """Invert `_write`, for rows of these shapes."""
-        lengths = [rows * self._wire.message_length(size) for rows, size in shapes.values()]
+        lengths = [rows * self._wire.message_length(path, size) for path, (rows, size) in shapes.items()]
         parts = split_last(messages, lengths)
         return {
-            path: self._wire.decode(part.reshape(*part.shape[:-1], rows, -1), size)
+            path: self._wire.decode(path, part.reshape(*part.shape[:-1], rows, -1), size)
             for (path, (rows, size)), part in zip(shapes.items(), parts, strict=True)
         }
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from loft_jax.config import Config
 from loft_jax.devices import PER_WORKER, REPLICATED
+from loft_jax.errors import UserError
 from loft_jax.filters import FilterGroup, filter_cuts, with_moments
 from loft_jax.loft.wire import Wire, rows_of
 
@@ -41,6 +42,7 @@ def start_beside(config: Config, groups: Sequence[FilterGroup], variables: Mappi
     cut = filter_cuts(with_moments(group for group in groups if group.partitioned))
     axes = {path: axis for paths in travelling_axes(groups).values() for path, axis in paths.items()}
     shared = [path for path in variables if path not in cut]
+    _check_shared(config, [variables[path] for path in shared])
     parts: Beside = {}
     if config.loft.keeps_own:
         parts[AGREED] = {path: variables[path] for path in shared}
@@ -54,7 +56,7 @@ def start_beside(config: Config, groups: Sequence[FilterGroup], variables: Mappi
         if config.loft.sync == "exchange" and config.loft.outer_filters:
             rows |= {outer_path(path): row for path, row in rows.items() if takes_outer_steps(path)}
         rows |= {path: shared_rows(variables[path]) for path in shared}
-        rows = {path: row for path, row in rows.items() if wire.rounds(row.shape[-1])}
+        rows = {path: row for path, row in rows.items() if wire.rounds(path, row.shape[-1])}
         parts[ERRORS] = {path: jnp.zeros((workers, *row.shape)) for path, row in rows.items()}
         count = config.loft.stagger
         parts[MEAN_ERRORS] = {
@@ -63,6 +65,19 @@ def start_beside(config: Config, groups: Sequence[FilterGroup], variables: Mappi
             if path in shared
         }
     return parts or None
+
+
+def _check_shared(config: Config, shared: Sequence[Any]) -> None:
+    """Raise UserError for a setting of shared variables that has no effect, because there are none, or too few."""
+    loft = config.loft
+    for key, value, off in (("shared_every", loft.shared_every, 1), ("outer", loft.outer, "none")):
+        if not shared and value != off and not (key == "outer" and loft.outer_filters):
+            reason = "the network has no shared variables, because all are split"
+            raise UserError(f"loft.{key}={value}: {reason}; leave it out")
+    most = max((leaf.shape[-1] for leaf in shared if leaf.ndim), default=1)
+    if loft.partition == "none" and loft.stagger > most:
+        reason = f"no variable of the network has more than {most} filters, to be averaged in so many parts"
+        raise UserError(f"loft.stagger={loft.stagger}: {reason}; try {most}")
 
 
 def rows_of_one(rows: int, workers: int) -> int:

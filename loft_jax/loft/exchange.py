@@ -41,7 +41,7 @@ from loft_jax.loft.outer import OuterStep
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
 from loft_jax.loft.summed import Summed
-from loft_jax.loft.sync import Masks
+from loft_jax.loft.sync import Masks, own_rows
 from loft_jax.loft.traffic import NO_TRAFFIC, Traffic, variable_sizes
 from loft_jax.loft.travel import Travel
 from loft_jax.loft.wire import BYTES_OF_FLOAT, Wire
@@ -98,6 +98,7 @@ class Exchange:
         self._summed, self._whole = Summed(rest, workers), Summed(split, workers)
         self._average, self._cuts = Average(config, self._devices), filter_cuts(rest)
         self._outer = OuterStep.of_filters(config)
+        self._parts = tuple(parts_of(config))
         parts = {part: spec for part, spec in parts_of(config).items() if part != AGREED}
         self.state_spec = ExchangeState(
             beside=parts, kept=REPLICATED, owners=REPLICATED, round=REPLICATED, shared=REPLICATED, slices=PER_WORKER
@@ -141,7 +142,7 @@ class Exchange:
             for path, s in state.slices.items()
             if not path.startswith(outer_path(""))
         }
-        rows = self._own_rows(masks)
+        rows = own_rows(masks, self._turns)
         summed, shared = self._divide(state.shared)
         rest = self._summed.take(unflatten_paths(vary(summed, WORKER)), rows, turn)
         kept = self._whole.take_kept(vary(state.kept, WORKER), rows, turn)
@@ -155,7 +156,7 @@ class Exchange:
         flat = [flatten_paths(compact.collections) for compact in compacts]
         summed, shared = self._divide(state.shared)
         rest = [unflatten_paths({path: compact[path] for path in summed}) for compact in flat]
-        summed_after = flatten_paths(self._summed.combine(unflatten_paths(summed), self._own_rows(masks), rest))
+        summed_after = flatten_paths(self._summed.combine(unflatten_paths(summed), own_rows(masks, self._turns), rest))
         own = [{path: compact[path] for path in shared} for compact in flat]
         shared, changed = self._average.combine(shared, state.beside, own, fragment)
         beside = state.beside | changed
@@ -239,14 +240,10 @@ class Exchange:
             compact[path], compact[trace] = self._outer(slices[path][turn], compact[path], slices[trace][turn])
         return compact
 
-    def _own_rows(self, masks: Masks) -> dict[str, jax.Array]:
-        """Inside shard_map: return what this device's workers own, group name -> bool [T, n]."""
-        first = jax.lax.axis_index(WORKER) * self._turns
-        return {name: jax.lax.dynamic_slice_in_dim(mask, first, self._turns) for name, mask in masks.items()}
-
     def _split_filters(self, full: State) -> ExchangeState:
         flat = flatten_paths(full.collections)
-        beside: Beside = {part: flatten_paths(tree) for part, tree in (full.beside or {}).items()}
+        # A checkpoint leaves out what is empty.
+        beside: Beside = {part: flatten_paths((full.beside or {}).get(part, {})) for part in self._parts}
         flat |= beside.pop(AGREED, {})
         traces = {outer_path(path): leaf for path, leaf in beside.get(OUTER, {}).items()}
         slices = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 
@@ -56,7 +57,7 @@ def fragment_of_round(config: Config, round_number: int) -> Fragment:
     cycle, turn = divmod(round_number, count)
     number = turn
     if count > 1:
-        number = int(jax.random.permutation(key_for(config.seed, Purpose.STAGGER, cycle), count)[turn])
+        number = _order(config.seed, cycle, count)[turn]
     return Fragment(number, count, averages=(cycle + 1) % every == 0)
 
 
@@ -64,3 +65,9 @@ def share_of_rounds(config: Config, fragment: Fragment) -> float:
     """Return the share of a long run's rounds whose sync is this fragment's."""
     rare = 1 / config.loft.shared_every
     return (rare if fragment.averages else 1 - rare) / fragment.count
+
+
+@cache
+def _order(seed: int, cycle: int, count: int) -> tuple[int, ...]:
+    """Return the order of the fragments in a cycle."""
+    return tuple(jax.random.permutation(key_for(seed, Purpose.STAGGER, cycle), count).tolist())

@@ -26,7 +26,7 @@ from loft_jax.loft.outer import OuterStep
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
 from loft_jax.loft.summed import Summed
-from loft_jax.loft.sync import Masks
+from loft_jax.loft.sync import Masks, own_rows
 from loft_jax.loft.traffic import NO_TRAFFIC, Traffic
 from loft_jax.loft.travel import Travel
 from loft_jax.loft.wire import BYTES_OF_FLOAT, Wire
@@ -42,11 +42,10 @@ class Psum:
     partition. In low precision owners send what they changed to all devices (`Travel.publish`).
 
     Attributes:
-      state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh.
+      state_spec, masks_spec: sharding of the state at rest, and of a partition's masks, over the mesh; all devices know
+        all masks where they receive filters from their owners.
       holds_full: whether every device holds the full state at rest.
     """
-
-    masks_spec = PER_WORKER
 
     def __init__(self, config: Config, groups: Sequence[FilterGroup], mesh: Mesh):
         self._seed, self._workers, self._devices = config.seed, config.loft.workers, mesh.shape[WORKER]
@@ -60,9 +59,10 @@ class Psum:
         self._average, self._cuts = Average(config, self._devices), filter_cuts(split)
         self._outer = OuterStep.of_filters(config)
         self._ranked = config.loft.deal == "ranked"
-        self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, PER_WORKER))
+        self.masks_spec = REPLICATED if self._travel.axes else PER_WORKER
+        self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, self.masks_spec))
         parts = parts_of(config)
-        self.holds_full = not parts
+        self.holds_full, self._parts = OWN not in parts, tuple(parts)
         everywhere = {field.name: REPLICATED for field in fields(State)}
         self.state_spec = State(**everywhere | {"beside": parts or None}) if parts else REPLICATED
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
@@ -71,7 +71,7 @@ class Psum:
 
     def place(self, full: State) -> State:
         """Return the state at rest: the full state, but shared variables as they were last agreed on."""
-        return full if self.holds_full else self._place(full)
+        return self._place(full) if self._parts else full
 
     def full(self, state: State) -> State:
         """Return the full state: the state at rest, but the means of what workers keep their own of."""
@@ -84,6 +84,7 @@ class Psum:
     def compact(self, state: State, masks: Masks, turn: jax.Array) -> State:
         """Inside shard_map: take from the state at rest the compact state of the worker that has this turn."""
         full, kept = vary((state.collections, state.kept), WORKER)
+        masks = self._own_rows(masks)
         own, beside = self._whole.take(full, masks, turn), self._beside(state)
         if not self._average.plain:
             flat = flatten_paths(own)
@@ -96,11 +97,10 @@ class Psum:
         before, flat = flatten_paths(state.collections), [flatten_paths(compact.collections) for compact in compacts]
         summed, shared, travelling = self._divide(before)
         rest = [unflatten_paths({path: own[path] for path in summed}) for own in flat]
-        after = flatten_paths(self._summed.combine(unflatten_paths(summed), masks, rest))
+        after = flatten_paths(self._summed.combine(unflatten_paths(summed), self._own_rows(masks), rest))
         beside = self._beside(state)
         if travelling:
-            everyones = self._draw_masks(state.round, state.variables)
-            found, beside[ERRORS] = self._travel.publish(before, flat, beside[ERRORS], masks, everyones)
+            found, beside[ERRORS] = self._travel.publish(before, flat, beside[ERRORS], masks)
             after |= found
         if self._outer:
             filters = {path: leaf for path, leaf in before.items() if path not in shared}
@@ -152,17 +152,23 @@ class Psum:
         summed = {path: leaf for path, leaf in flat.items() if path in self._cuts and path not in travelling}
         return summed, shared, {path: flat[path] for path in flat if path in travelling}
 
+    def _own_rows(self, masks: Masks) -> Masks:
+        """Inside shard_map: return what this device's workers own, group name -> bool [T, n]."""
+        if self.masks_spec == PER_WORKER:
+            return masks
+        return own_rows(masks, self._workers // self._devices)
+
     def _beside(self, state: State) -> dict[str, Flat]:
-        return {part: flatten_paths(tree) for part, tree in (state.beside or {}).items()}
+        # A checkpoint leaves out what is empty.
+        return {part: flatten_paths((state.beside or {}).get(part, {})) for part in self._parts}
 
     def _take_agreed(self, full: State) -> State:
-        agreed = self._beside(full).get(AGREED, {})
-        return full.with_collections(unflatten_paths(flatten_paths(full.collections) | agreed))
+        beside = self._beside(full)
+        full = replace(full, beside={part: unflatten_paths(tree) for part, tree in beside.items()})
+        return full.with_collections(unflatten_paths(flatten_paths(full.collections) | beside.get(AGREED, {})))
 
     def _take_means(self, state: State) -> State:
         beside = self._beside(state)
-        if OWN not in beside:
-            return state
         means = {path: own.mean(axis=0) for path, own in beside[OWN].items()}
         beside[AGREED] = {path: leaf for path, leaf in flatten_paths(state.collections).items() if path in means}
         found = replace(state, beside={part: unflatten_paths(tree) for part, tree in beside.items()})

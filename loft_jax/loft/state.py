@@ -6,10 +6,12 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
+from loft_jax.devices import distribute, replicate
 from loft_jax.filters import MOMENTS, FilterGroup, draw_partition, flatten_paths, unflatten_paths
-from loft_jax.loft.beside import start_beside
+from loft_jax.loft.beside import parts_of, start_beside
 from loft_jax.loft.split import split_groups
 from loft_jax.models import Network
 from loft_jax.randomness import Purpose, key_for
@@ -87,7 +89,7 @@ class State:
         """
         training = {
             "batch_stats": self.batch_stats,
-            "beside": self.beside,
+            "beside": {part: tree for part, tree in (self.beside or {}).items() if tree},
             "kept": self.kept,
             "owners": self.owners,
             **self.moments,
@@ -120,6 +122,15 @@ def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequenc
         state = state.with_zero_moments(config.optimizer.moments)
     beside = start_beside(config, groups, flatten_paths(state.collections))
     return replace(state, beside=beside and {part: unflatten_paths(tree) for part, tree in beside.items()})
+
+
+def put_state(state: State, config: Config, mesh: Mesh) -> State:
+    """Put a full state, which every process has, on a mesh: on every device, but for what is kept beside by worker."""
+    specs = parts_of(config)
+    beside = state.beside and {
+        part: distribute(tree, NamedSharding(mesh, specs[part])) for part, tree in state.beside.items()
+    }
+    return replace(replicate(replace(state, beside=None), mesh), beside=beside)
 
 
 def exchanges(config: Config, groups: Sequence[FilterGroup]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import PartitionSpec
 
+from loft_jax.devices import WORKER
 from loft_jax.loft.fragments import Fragment
 from loft_jax.loft.program import RoundProgram
 from loft_jax.loft.state import State
@@ -61,3 +62,9 @@ class Sync(Protocol):
     def assembly(self, full: State) -> dict[str, RoundProgram]:
         """Return the programs that `full` runs between rounds, once each, by name; {} without any."""
         ...
+
+
+def own_rows(masks: Any, turns: int) -> Any:
+    """Inside shard_map: return what this device's workers own, [T, n], of the masks of all, [S, n]: one or a tree."""
+    first = jax.lax.axis_index(WORKER) * turns
+    return jax.tree.map(lambda mask: jax.lax.dynamic_slice_in_dim(mask, first, turns), masks)

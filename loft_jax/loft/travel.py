@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from loft_jax.devices import WORKER
 from loft_jax.filters import FilterGroup, ascending_indices
 from loft_jax.loft.beside import outer_path, takes_outer_steps, travelling_axes
-from loft_jax.loft.sync import Masks
+from loft_jax.loft.sync import Masks, own_rows
 from loft_jax.loft.wire import Wire, from_rows, rows_of, split_last
 
 Flat = Mapping[str, jax.Array]
@@ -40,8 +40,12 @@ class Travel:
         self.shares = {group.name: group.width // workers for group in groups if group.partitioned}
 
     def numbers(self, flat: Mapping[str, Any]) -> dict[str, int]:
-        """Return group -> numbers of all its filters, from full or compact variables or their shapes."""
-        return {name: sum(flat[p].size for p in axes if p in flat) for name, axes in self.axes.items()}
+        """Return group -> numbers of all its filters, but traces, from full or compact variables or their shapes."""
+        traces = outer_path("")
+        return {
+            name: sum(flat[path].size for path in axes if path in flat and not path.startswith(traces))
+            for name, axes in self.axes.items()
+        }
 
     def send(
         self, compacts: Sequence[Flat], errors: Flat, old: Masks, new: Masks, moved: Sequence[str]
@@ -60,7 +64,7 @@ class Travel:
         rows = {name: self._rows(compacts, name) for name in self.axes}
         outgoing = []
         for name in moved:
-            own = self._own(old[name])
+            own = own_rows(old[name], self._turns)
             filters = ascending_indices(own[:, None] & new[name], self.largest_share(name))
             places = jnp.cumsum(own, axis=1)[:, None] - 1
             # A share that is not full is padded with the worker's last filter, which the receiver leaves out.
@@ -76,15 +80,13 @@ class Travel:
                 rows[name], errors = self._settle(rows[name], received, errors, old[name], new[name])
         return self._as_slices(rows, compacts[0]), dict(errors)
 
-    def publish(
-        self, reference: Flat, compacts: Sequence[Flat], errors: Flat, own: Masks, everyones: Masks
-    ) -> tuple[Rows, Rows]:
+    def publish(self, reference: Flat, compacts: Sequence[Flat], errors: Flat, masks: Masks) -> tuple[Rows, Rows]:
         """Inside shard_map: send what owners changed of their filters to every device, in one all-gather.
 
         Args:
           reference: path -> full variable, which all devices hold.
           compacts, errors: as for `send`; errors of filters that the worker owns are in its variables already.
-          own, everyones: group -> bool [T, n] of this device's workers, and [S, n] of all.
+          masks: group -> bool [S, n], who owns which filter.
 
         Returns:
           path -> the next full variable, on every device; and the next errors.
@@ -92,8 +94,11 @@ class Travel:
         messages, sizes, shapes = [], {}, {}
         errors = dict(errors)
         for name in self.axes:
-            rows, indices = self._rows(compacts, name), ascending_indices(own[name], self.shares[name])
-            lossy = [path for path, row in rows.items() if self._wire.rounds(row.shape[-1])]
+            rows, indices = (
+                self._rows(compacts, name),
+                ascending_indices(own_rows(masks[name], self._turns), self.shares[name]),
+            )
+            lossy = [path for path, row in rows.items() if self._wire.rounds(path, row.shape[-1])]
             for path in lossy:
                 rows[path] -= rows_of(reference[path], self.axes[name][path])[indices]
             message = self._write(rows)
@@ -108,12 +113,12 @@ class Travel:
         gathered = jax.lax.all_gather(jnp.concatenate(messages, axis=-1), WORKER, to="invarying")
         parts = split_last(gathered.reshape(self._workers, -1), [math.prod(shape) for shape in shapes.values()])
         for name, part in zip(shapes, parts, strict=True):
-            indices = ascending_indices(everyones[name], self.shares[name]).reshape(-1)
+            indices = ascending_indices(masks[name], self.shares[name]).reshape(-1)
             found = self._read(part.reshape(len(indices), -1), sizes[name])
             for path, rows in found.items():
                 before = rows_of(reference[path], self.axes[name][path])
                 place = before.at[indices]
-                after = place.add(rows) if self._wire.rounds(rows.shape[-1]) else place.set(rows)
+                after = place.add(rows) if self._wire.rounds(path, rows.shape[-1]) else place.set(rows)
                 result[path] = from_rows(after, self.axes[name][path], reference[path].shape)
         return result, errors
 
@@ -142,7 +147,7 @@ class Travel:
 
     def _message_bytes(self, flat: Mapping[str, Any], name: str) -> int:
         width = self._workers * self.shares[name]
-        return sum(self._wire.message_bytes(flat[path].size // width) for path in self.axes[name] if path in flat)
+        return sum(self._wire.message_bytes(path, flat[path].size // width) for path in self.axes[name] if path in flat)
 
     def _rows(self, compacts: Sequence[Flat], name: str) -> Rows:
         """Return the variables of a group as rows, path -> [T, k, size]."""
@@ -151,17 +156,19 @@ class Travel:
 
     def _write(self, rows: Rows) -> jax.Array:
         """Return one message for each filter: [..., length]."""
-        return jnp.concatenate([self._wire.encode(row) for row in rows.values()], axis=-1)
+        return jnp.concatenate([self._wire.encode(path, row) for path, row in rows.items()], axis=-1)
 
     def _read(self, messages: jax.Array, sizes: Mapping[str, int]) -> Rows:
         """Invert `_write`, for rows of these sizes."""
-        parts = split_last(messages, [self._wire.message_length(size) for size in sizes.values()])
-        return {path: self._wire.decode(part, size) for (path, size), part in zip(sizes.items(), parts, strict=True)}
+        parts = split_last(messages, [self._wire.message_length(path, size) for path, size in sizes.items()])
+        return {
+            path: self._wire.decode(path, part, size) for (path, size), part in zip(sizes.items(), parts, strict=True)
+        }
 
     def _receive(self, sent: jax.Array, like: Rows, old: jax.Array, new: jax.Array, name: str) -> Rows:
         """Return the rows of what this device's workers will own, filters ascending, from what all workers sent."""
         share = self.largest_share(name)
-        own = self._own(new)
+        own = own_rows(new, self._turns)
         found = []
         for turn in range(self._turns):
             messages = sent[:, :, turn].swapaxes(0, 1).reshape(self._workers * share, -1)
@@ -174,11 +181,11 @@ class Travel:
 
         A filter that stays is exact. One that comes gets the error that the worker has of it.
         """
-        lossy = [path for path in received if self._wire.rounds(received[path].shape[-1])]
+        lossy = [path for path in received if self._wire.rounds(path, received[path].shape[-1])]
         if not lossy:
             return received, errors
         count = received[lossy[0]].shape[1]
-        was, will = self._own(old), self._own(new)
+        was, will = own_rows(old, self._turns), own_rows(new, self._turns)
         had, has = ascending_indices(was, count), ascending_indices(will, count)
         stay = jnp.take_along_axis(was, has, axis=1)[..., None]
         leave = ~jnp.take_along_axis(will, had, axis=1)[..., None]
@@ -186,7 +193,7 @@ class Travel:
         rows, errors = dict(received), dict(errors)
         for path in lossy:
             size = received[path].shape[-1]
-            rounded = self._wire.decode(self._wire.encode(before[path]), size)
+            rounded = self._wire.decode(path, self._wire.encode(path, before[path]), size)
             left = _set_rows(errors[path], had, jnp.where(leave, before[path] - rounded, 0))
             exact = jnp.take_along_axis(before[path], jnp.maximum(places, 0), axis=1)
             owed = jnp.take_along_axis(left, has[..., None], axis=1)
@@ -201,11 +208,6 @@ class Travel:
                 axis, shape = self.axes[name][path], like[path].shape
                 slices[path] = jnp.stack([from_rows(own, axis, shape) for own in row])
         return slices
-
-    def _own(self, masks: jax.Array) -> jax.Array:
-        """Inside shard_map: return the rows of this device's workers, of [S, n] of all."""
-        first = jax.lax.axis_index(WORKER) * self._turns
-        return jax.lax.dynamic_slice_in_dim(masks, first, self._turns)
 
 
 def _set_rows(rows: jax.Array, indices: jax.Array, values: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 BYTES_OF_FLOAT = 4
 _LARGEST = 127.0
+_WHOLE = "second_moment/"
 
 
 class Wire:
@@ -25,25 +26,28 @@ class Wire:
     def __init__(self, kind: Literal["float32", "bfloat16", "int8"]):
         self._kind, self.exact = kind, kind == "float32"
 
-    def rounds(self, size: int) -> bool:
-        """Whether rows of so many numbers are sent with fewer bits than they have."""
-        return not self.exact and size > 1
+    def rounds(self, path: str, size: int) -> bool:
+        """Whether rows of so many numbers, of the variable at this path, are sent with fewer bits than they have.
 
-    def message_bytes(self, size: int) -> int:
+        Second moments are not: a negative one, which a correction could make of it, has no root.
+        """
+        return not self.exact and size > 1 and not path.startswith(_WHOLE)
+
+    def message_bytes(self, path: str, size: int) -> int:
         """Return the bytes of a row of so many numbers, its scale included."""
-        if not self.rounds(size):
+        if not self.rounds(path, size):
             return BYTES_OF_FLOAT * size
         return 2 * size if self._kind == "bfloat16" else size + BYTES_OF_FLOAT
 
-    def message_length(self, size: int) -> int:
+    def message_length(self, path: str, size: int) -> int:
         """Return the last axis of the messages that `encode` makes of rows of so many numbers."""
-        return size if self.exact else self.message_bytes(size)
+        return size if self.exact else self.message_bytes(path, size)
 
-    def encode(self, rows: jax.Array) -> jax.Array:
+    def encode(self, path: str, rows: jax.Array) -> jax.Array:
         """Return rows, float32 [..., size], as messages: uint8 [..., bytes]; with `exact` the rows themselves."""
         if self.exact:
             return rows
-        if not self.rounds(rows.shape[-1]):
+        if not self.rounds(path, rows.shape[-1]):
             return _to_bytes(rows)
         if self._kind == "bfloat16":
             return _to_bytes(rows.astype(jnp.bfloat16))
@@ -51,11 +55,11 @@ class Wire:
         codes = jnp.round(rows / jnp.where(scales > 0, scales, 1)).astype(jnp.int8)
         return jnp.concatenate([_to_bytes(codes), _to_bytes(scales)], axis=-1)
 
-    def decode(self, messages: jax.Array, size: int) -> jax.Array:
+    def decode(self, path: str, messages: jax.Array, size: int) -> jax.Array:
         """Return rows of so many numbers from their messages: what `encode` was given, but for its rounding."""
         if self.exact:
             return messages
-        if not self.rounds(size):
+        if not self.rounds(path, size):
             return _from_bytes(messages, jnp.float32)
         if self._kind == "bfloat16":
             return _from_bytes(messages, jnp.bfloat16).astype(jnp.float32)

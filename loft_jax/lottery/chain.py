@@ -10,9 +10,8 @@ import numpy as np
 
 from loft_jax.config import Config
 from loft_jax.data import AnyDataset, Dataset, load_dataset
-from loft_jax.devices import replicate
 from loft_jax.errors import UserError
-from loft_jax.loft import State, split_groups
+from loft_jax.loft import State, put_state, split_groups
 from loft_jax.lottery.masks import MASKS, read_masks, write_masks
 from loft_jax.lottery.selection import (
     Masks,
@@ -142,7 +141,7 @@ class Chain:
             params = experiment.initialise("params", key, self._target.widths(whole(self._target)))
         else:
             params = self._params(0, self._config.rewind_round)
-        return replicate(self._target.start(experiment, params, masks), experiment.mesh)
+        return put_state(self._target.start(experiment, params, masks), experiment.config, experiment.mesh)
 
 
 def check_held_out(config: LotteryConfig, dataset: AnyDataset) -> None:

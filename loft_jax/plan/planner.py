@@ -3,6 +3,7 @@
 Nothing runs on the devices: the arguments are shapes, with the shardings that a run's arrays have.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -64,7 +65,7 @@ def make_plan(
         topology=topology,
         mesh=dict(mesh.shape),
         compiled=compiled,
-        full_state=0 if bill.method.holds_full else nbytes(bill.full),
+        full_state=0 if bill.method.holds_full else nbytes(replace(bill.full, beside=None)),
         pipeline=None if stages is None else (config.gpipe.microbatches, stages),
         hosts=tuple(device.process_index for device in mesh.devices.flat) if topology.hosts > 1 else (),
     )

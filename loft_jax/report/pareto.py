@@ -20,7 +20,7 @@ class Setting:
     Attributes:
       first: number of its first run in its comparison.
       name: for tables and figures.
-      sent: bytes that all devices sent in one run, the mean over seeds.
+      sent: bytes that all devices sent in one run.
       accuracies: test accuracies of the last round, fractions.
     """
 
@@ -42,17 +42,17 @@ class Setting:
 
 def settings_of(comparison: Comparison) -> list[Setting]:
     """Return the settings that have a finished run whose bytes are known, in the order of runs. A seed counts once."""
-    found: dict[str, dict[int, tuple[int, RunFiles]]] = {}
+    # On other meshes the same setting sends other bytes.
+    found: dict[tuple[str, float], dict[int, tuple[int, RunFiles]]] = {}
     for number, run in enumerate(comparison.runs):
-        if run.summary and moved_bytes(run) is not None:
-            setting = run.config.model_copy(update={"seed": 0}).hash()
+        if run.summary and (sent := moved_bytes(run)) is not None:
+            setting = run.config.model_copy(update={"seed": 0}).hash(), sent
             found.setdefault(setting, {}).setdefault(run.config.seed, (number, run))
     methods = [next(iter(some.values()))[1].config.method for some in found.values()]
     settings = []
-    for method, some in zip(methods, found.values(), strict=True):
+    for method, (_, sent), some in zip(methods, found, found.values(), strict=True):
         (first, run), *_ = some.values()
         name = method if methods.count(method) == 1 else f"{method} ({_setting_name(run)})"
-        sent = statistics.mean(moved_bytes(each) or 0.0 for _, each in some.values())
         accuracies = tuple(each.summary["test/accuracy"] for _, each in some.values() if each.summary)
         settings.append(Setting(first, name, sent, accuracies))
     return settings

@@ -110,6 +110,8 @@ def check_same(jobs: Sequence[Job], place: Place) -> None:
         before = result.get("identity")
         if result.get("state") != DONE or not isinstance(before, Mapping):
             continue
+        # A field that there was not yet had no other value than its default.
+        before = {key: value for key, value in job.defaults().items() if key in now} | dict(before)
         differing = [key for key in {**before, **now} if _plain(before.get(key)) != _plain(now.get(key))]
         if differing:
             fields = "; ".join(

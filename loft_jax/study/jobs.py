@@ -57,6 +57,12 @@ class Job:
         settings = {key: v for key, v in flatten(self.config).items() if key not in self.config.resumable_keys()}
         return step | settings | {"seed": self.seed}
 
+    def defaults(self) -> dict[str, Any]:
+        """Return dotted key -> default of what `identity` may name."""
+        fields = type(self.step).model_fields.items()
+        step = {key: field.get_default(call_default_factory=True) for key, field in fields if not field.is_required()}
+        return step | flatten(Config())
+
 
 def expand(study: Study) -> tuple[Job, ...]:
     """List the jobs of a study, in order of worth.

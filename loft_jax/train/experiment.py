@@ -12,9 +12,19 @@ from jax.sharding import Mesh
 from loft_jax.config import Config
 from loft_jax.cost import RoundBill, data_bytes
 from loft_jax.data import AnyDataset, Facts, load_dataset
-from loft_jax.devices import find_chip, jit_once, make_mesh, replicate
+from loft_jax.devices import find_chip, jit_once, make_mesh
 from loft_jax.errors import UserError
-from loft_jax.loft import Evaluator, Images, Method, NormEstimator, State, initial_state, make_images, starting_state
+from loft_jax.loft import (
+    Evaluator,
+    Images,
+    Method,
+    NormEstimator,
+    State,
+    initial_state,
+    make_images,
+    put_state,
+    starting_state,
+)
 from loft_jax.methods import check_data, check_method, make_method
 from loft_jax.models import Network, make_model, needs_images, training_flops
 from loft_jax.storage import load_weights
@@ -89,8 +99,8 @@ class Experiment:
         state = jit_once(self._initialise)()
         if file := self.config.model.weights:
             loaded = load_weights(file, jax.device_get(state.variables))
-            state = replace(state, params=loaded["params"], batch_stats=loaded["batch_stats"])
-        return replicate(state, self.mesh)
+            state = replace(starting_state(loaded, self.config, self.method.groups), kept=state.kept)
+        return put_state(state, self.config, self.mesh)
 
     def state_from(self, params: Tree) -> State:
         """Make the state before the first round from parameters that were trained before, or initialised otherwise.

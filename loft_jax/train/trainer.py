@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from loft_jax.data import data_identity
-from loft_jax.devices import reduce_over_processes, replicate
+from loft_jax.devices import reduce_over_processes
 from loft_jax.errors import Preempted, RunStopped, UserError
-from loft_jax.loft import State
+from loft_jax.loft import State, put_state
 from loft_jax.signals import Preemption
 from loft_jax.storage import RunDirectory, Store, newest_sound, read_state, saved_rounds
 from loft_jax.train.experiment import Experiment
@@ -301,7 +301,7 @@ class Trainer:
         found, expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (saved, like))
         if found != expected:
             raise UserError(f"{self._directory.checkpoints / str(self.done)}: holds the state of another model")
-        full = replicate(State.from_checkpoint(saved), self._experiment.mesh)
+        full = put_state(State.from_checkpoint(saved), self._config, self._experiment.mesh)
         return self._experiment.method.place(full)
 
     def _stop_unless_finite(self, name: str, value: float) -> None:

@@ -101,10 +101,17 @@ RULES = {
         "loft.shared_every=3: with loft.stagger=4 rounds, train.rounds=10 not all shared variables would be averaged "
         "even once; try 2",
     ),
+    "ranks where nothing is split": (
+        "--loft.deal ranked --loft.partition none",
+        "loft.deal=ranked: with loft.partition=none no filters are split, to be dealt; leave it out",
+    ),
+    "outer steps of filters where nothing is split": (
+        "--loft.outer nesterov --loft.outer_filters true --loft.partition none",
+        "loft.outer_filters=True: with loft.partition=none no filters are split, to be stepped; leave it out",
+    ),
     "fragments after the end": (
         "--loft.stagger 4 --loft.sync exchange --train.rounds 3",
-        "loft.shared_every=1: with loft.stagger=4 rounds, train.rounds=3 not all shared variables would be averaged "
-        "even once; lower loft.stagger",
+        "loft.stagger=4: more fragments than train.rounds=3; try 3",
     ),
     "momentum of Adam": (
         "--optimizer.name adam --optimizer.momentum 0.5",

@@ -6,12 +6,15 @@ import numpy as np
 import optax
 import pytest
 from helpers.reference_round import batches_of
+from helpers.runs import assert_same_state
 from helpers.tiny import Run, config, dataset, flat
 
 from loft_jax.cost.compiled import wire_bytes
+from loft_jax.devices.mesh import replicate
 from loft_jax.filters import draw_partition
 from loft_jax.loft.evaluate import Evaluator, NormEstimator
 from loft_jax.loft.optimizer import learning_rate_schedule
+from loft_jax.loft.state import State
 from loft_jax.models.families.mlp import MLP, make_mlp
 from loft_jax.models.linen import LinenSource
 from loft_jax.models.traced import TracedNetwork
@@ -152,3 +155,18 @@ def test_norms_without_statistics_have_none_and_evaluation_uses_those_of_the_bat
     logits = [ist.model.apply(variables, (images[i : i + 6].astype(np.float32) - mean) / std) for i in (0, 6, 12, 18)]
     losses = optax.softmax_cross_entropy_with_integer_labels(jnp.concatenate(logits), labels)[:22]
     np.testing.assert_allclose(found["test/loss"], losses.mean(), rtol=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sync", ["psum", "exchange"])
+def test_a_perceptron_shares_nothing_and_trains_with_small_messages(sync):
+    """What is kept of shared variables is empty, and a checkpoint holds nothing of it."""
+    small = run(loft__wire="int8", loft__sync=sync)
+    small.rounds(2)
+    state = jax.device_get(small.round.full(small.state))
+    saved = state.checkpoint(state.variables)
+    assert saved["training"]["beside"].keys() == {"errors"}
+    small.state = small.round.place(replicate(State.from_checkpoint(saved), small.mesh))
+    assert_same_state(jax.device_get(small.round.full(small.state)), state)
+    small.rounds(1)
+    assert np.isfinite(small.loss)

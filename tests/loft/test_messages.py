@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from loft_jax import create_model
 from loft_jax.cost.hlo import payloads
 from loft_jax.devices.mesh import PER_WORKER, REPLICATED, make_mesh, replicate
+from loft_jax.errors import UserError
 from loft_jax.filters import filter_scores, flatten_paths
 from loft_jax.loft.average import Average
 from loft_jax.loft.beside import parts_of, start_beside
@@ -61,9 +62,9 @@ def test_a_row_is_read_as_it_was_written_up_to_half_a_step(kind, most):
     wire = Wire(kind)
     rows = np.random.default_rng(0).normal(size=(3, 5, 40)).astype(np.float32) * 10.0 ** np.arange(5)[:, None]
     rows[0, 0] = 0
-    messages = wire.encode(jnp.asarray(rows))
-    assert (messages.dtype, messages.shape) == (jnp.uint8, (3, 5, wire.message_bytes(40)))
-    error = np.abs(np.asarray(wire.decode(messages, 40)) - rows)
+    messages = wire.encode("params/a", jnp.asarray(rows))
+    assert (messages.dtype, messages.shape) == (jnp.uint8, (3, 5, wire.message_bytes("params/a", 40)))
+    error = np.abs(np.asarray(wire.decode("params/a", messages, 40)) - rows)
     assert (error <= most * 1.001 * np.abs(rows).max(axis=-1, keepdims=True)).all()
     assert error.max() > 0
     assert (error[0, 0] == 0).all()
@@ -73,9 +74,9 @@ def test_a_row_is_read_as_it_was_written_up_to_half_a_step(kind, most):
 def test_single_numbers_are_sent_whole_and_what_is_not_finite_stays_so(kind):
     wire = Wire(kind)
     single = jnp.asarray(np.random.default_rng(0).normal(size=(6, 1)), jnp.float32)
-    np.testing.assert_array_equal(wire.decode(wire.encode(single), 1), single)
-    assert np.isnan(wire.decode(wire.encode(jnp.full((2, 8), jnp.nan)), 8)).all()
-    assert wire.message_bytes(1) == 4
+    np.testing.assert_array_equal(wire.decode("a", wire.encode("a", single), 1), single)
+    assert np.isnan(wire.decode("a", wire.encode("a", jnp.full((2, 8), jnp.nan)), 8)).all()
+    assert wire.message_bytes("a", 1) == 4
 
 
 @pytest.mark.parametrize("sync", ["exchange", pytest.param("psum", marks=full)])
@@ -325,3 +326,25 @@ def test_four_fragments_send_less_than_a_third_at_once_and_as_much_in_all():
 def test_int8_sends_about_a_quarter():
     (whole,), (small,) = traffics().values(), traffics(loft__wire="int8").values()
     assert small / whole == pytest.approx(0.253, abs=0.002)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sync", ["psum", "exchange"])
+def test_second_moments_are_sent_whole_and_stay_above_zero(sync):
+    adam = {"optimizer__name": "adam", "optimizer__learning_rate": 0.01, "loft__sync": sync}
+    run = Run(config(loft__wire="int8", **adam))
+    state = run.rounds(4)
+    assert np.isfinite(run.loss)
+    assert all((leaf >= 0).all() for leaf in flat(state["second_moment"]).values())
+    assert not any(path.startswith("second_moment") for path in flatten_paths(state["beside"]["errors"]))
+    close(state["params"], Run(config(**adam)).rounds(4)["params"], atol=0.05)
+
+
+def test_settings_of_shared_variables_are_refused_where_there_are_none():
+    kernel = {"params/a": jnp.zeros((3, 4))}
+    for change in ({"loft__shared_every": 2}, NESTEROV):
+        with pytest.raises(UserError, match="the network has no shared variables, because all are split; leave it out"):
+            start_beside(config(**change), (), {})
+    turns = config(loft__partition="none", loft__sync="exchange", loft__stagger=5)
+    with pytest.raises(UserError, match=r"loft\.stagger=5: no variable of the network has more than 4 filters.*try 4"):
+        start_beside(turns, (), kernel)

@@ -18,7 +18,7 @@ from helpers.studies import changed
 from helpers.study_commands import use_stand_ins
 
 from loft_jax.config import run_command
-from loft_jax.storage import RunDirectory
+from loft_jax.storage import RunDirectory, write_object
 from loft_jax.study import __main__ as command, commands, queue
 from loft_jax.study.place import JobFiles
 
@@ -326,6 +326,16 @@ def test_several_processes_share_the_work_and_no_job_is_done_twice(place):
     assert {name: attempts(place, name) for name in names} == dict.fromkeys(names, 1)
     assert len({row["job"] for row in results() if row.get("state") == "done"}) == 18
     assert len(results("start")) == 4
+
+
+def test_a_job_done_before_there_was_a_field_had_its_default(place):
+    write()
+    do("--job", "loft4-seed0-pretrain")
+    path = place / "out/jobs/loft4-seed0-pretrain/result.json"
+    result = json.loads(path.read_text())
+    del result["identity"]["loft.wire"]
+    write_object(path, result)
+    assert do("--job", "loft4-seed0-pretrain")[::2] == (0, "")
 
 
 def test_a_job_done_with_other_settings_is_refused(place):

@@ -17,17 +17,18 @@ def weights():
     return jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.25), state.variables)
 
 
-def started(path, file):
-    config = config_of(model=SMALL | {"weights": str(file)}, train={"rounds": 1})
+def started(path, file, **loft):
+    config = config_of(model=SMALL | {"weights": str(file)}, train={"rounds": 2}, loft=loft)
     train_rounds(path, config, 0)
     return load_checkpoint(path, round=0)["variables"]
 
 
-@pytest.mark.parametrize("prefix", ["params/", ""])
-def test_a_run_starts_from_the_weights_of_a_file(weights, prefix, tmp_path):
+@pytest.mark.parametrize(("prefix", "loft"), [("params/", {}), ("", {"shared_every": 2})])
+def test_a_run_starts_from_the_weights_of_a_file(weights, prefix, loft, tmp_path):
+    """Also where each worker keeps shared variables of its own."""
     flat = {f"{prefix}{path}": leaf for path, leaf in flatten_paths(weights["params"]).items()}
     np.savez(tmp_path / "start.npz", **flat)
-    assert_same_state(started(tmp_path / "run", tmp_path / "start.npz")["params"], weights["params"])
+    assert_same_state(started(tmp_path / "run", tmp_path / "start.npz", **loft)["params"], weights["params"])
 
 
 @pytest.mark.parametrize(
