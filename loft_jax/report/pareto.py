@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from loft_jax.errors import format_value
-from loft_jax.report.chart import FAINT, INK, Chart, run_style, show_with_run
+from loft_jax.report.chart import COLOURS, FAINT, INK, Chart, run_style, show_with_run
 from loft_jax.report.comparison import Comparison
 from loft_jax.report.curves import moved_bytes
 from loft_jax.report.run_files import RunFiles
@@ -78,29 +78,27 @@ def accuracy_by_setting(name: str, comparison: Comparison) -> Chart | None:
         "deviation over seeds. Higher and further left is better; no setting is both than one on the line."
     )
     caption += " Dotted: trains on one device and sends nothing." if silent else ""
-    chart = Chart(name, "What each setting sends, and its accuracy", caption, size=(4.5, 3.6))
+    chart = Chart(name, "What each setting sends, and its accuracy", caption, size=(9, 4), wide=True)
     ax, axis = chart.figure.subplots(), EngFormatter(unit="B")
     best = front(sending)
     ax.step([s.sent for s in best], [100 * s.accuracy for s in best], where="post", color=FAINT, zorder=1)
-    for setting in sending:
-        look = run_style(setting.first) | {"linestyle": "none", "capsize": 2}
+    for number, setting in enumerate(sending):
+        look = run_style(number) | {"linestyle": "none", "capsize": 2}
+        # Colours and markers begin again, hollow.
+        look |= {"markerfacecolor": "none"} if number // len(COLOURS) % 2 else {}
         error = None if setting.deviation is None else [100 * setting.deviation]
         bars = ax.errorbar([setting.sent], [100 * setting.accuracy], error, label=setting.name, **look)
         show_with_run(setting.first, *(artist for artist in bars.get_children() if artist))
         sent = f"{_percent(setting)}, {axis.format_data(setting.sent)}"
         chart.note_points(ax, [setting.sent], [100 * setting.accuracy], [f"{setting.name}: {sent}"], setting.first)
     for setting in silent:
-        line = ax.axhline(100 * setting.accuracy, color=INK, linestyle=":", linewidth=0.8)
+        value = 100 * setting.accuracy
+        line = ax.axhline(value, color=INK, linestyle=":", linewidth=0.8, label=f"{setting.name}: {_percent(setting)}")
         show_with_run(setting.first, line)
-        ax.annotate(
-            f"{setting.name}: {_percent(setting)}",
-            (1, 100 * setting.accuracy),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-        )
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(axis)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("bytes sent in training")
     ax.set_ylabel("test accuracy, %")
     chart.name_lines()
