@@ -269,18 +269,6 @@ def test_a_sync_moves_the_filters_of_its_fragment_and_no_others():
     assert not moved[0] & moved[1]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "name", [n if n in ("int8 exchanged", "all") else pytest.param(n, marks=full) for n in SETTINGS]
-)
-def test_a_state_is_the_same_when_it_has_been_placed_again(name):
-    run = Run(config(**SETTINGS[name]))
-    run.rounds(3)
-    full_state = jax.device_get(run.round.full(run.state))
-    run.state = run.round.place(replicate(State(**as_dict(full_state)), run.mesh))
-    assert_same_state(jax.device_get(run.round.full(run.state)), full_state)
-
-
 @pytest.mark.parametrize("name", [n if n == "all" else pytest.param(n, marks=full) for n in SETTINGS])
 def test_rounds_go_on_from_a_saved_state_as_if_undisturbed(name):
     """After an odd number of rounds, so that averages are due and errors are owed."""
@@ -292,8 +280,14 @@ def test_rounds_go_on_from_a_saved_state_as_if_undisturbed(name):
     assert_same_state(one.rounds(2), other.rounds(2))
 
 
-@pytest.mark.parametrize("name", [n if n == "all" else pytest.param(n, marks=full) for n in SETTINGS])
-@pytest.mark.parametrize("model", ["tiny", pytest.param("two layers", marks=full)])
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("all", "tiny"),
+        *(pytest.param(name, "tiny", marks=full) for name in SETTINGS if name != "all"),
+        *(pytest.param(name, "two layers", marks=full) for name in ("int8", "int8 exchanged", "all")),
+    ],
+)
 def test_compiled_syncs_send_the_bytes_of_the_ledger_as_bytes(name, model):
     run = Run(config(**SETTINGS[name]), **({"model": TwoLayers()} if model == "two layers" else {}))
     syncs = {name: program for name, program in run.round.programs(run.full).items() if program.due}
