@@ -269,7 +269,15 @@ def test_a_sync_moves_the_filters_of_its_fragment_and_no_others():
     assert not moved[0] & moved[1]
 
 
-@pytest.mark.parametrize("name", [n if n == "all" else pytest.param(n, marks=full) for n in SETTINGS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all",
+        *(pytest.param(name, marks=full) for name in ("int8", "int8 exchanged", "outer exchanged")),
+        *(pytest.param(n, marks=pytest.mark.campaign) for n in ("bfloat16", "outer", "rarer averages exchanged")),
+        pytest.param("rarer averages", marks=full),
+    ],
+)
 def test_rounds_go_on_from_a_saved_state_as_if_undisturbed(name):
     """After an odd number of rounds, so that averages are due and errors are owed."""
     one, other = Run(config(**SETTINGS[name])), Run(config(**SETTINGS[name]))
