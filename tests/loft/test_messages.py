@@ -47,7 +47,7 @@ SETTINGS = {
     "outer exchanged": {"loft__outer_filters": True, "loft__sync": "exchange", **NESTEROV},
     "all": ALL,
 }
-full = pytest.mark.full
+full, campaign = pytest.mark.full, pytest.mark.campaign
 
 
 def close(one, other, atol=1e-6):
@@ -79,8 +79,10 @@ def test_single_numbers_are_sent_whole_and_what_is_not_finite_stays_so(kind):
     assert wire.message_bytes("a", 1) == 4
 
 
-@pytest.mark.parametrize("sync", ["exchange", pytest.param("psum", marks=full)])
-@pytest.mark.parametrize("devices", [4, pytest.param(2, marks=full)])
+@pytest.mark.parametrize(
+    ("sync", "devices"),
+    [("exchange", 4), pytest.param("psum", 2, marks=full), pytest.param("exchange", 2, marks=campaign)],
+)
 def test_what_rounding_leaves_out_is_kept_and_nothing_is_lost(sync, devices):
     """Without training, the network and all errors together stay what the network was, and the network near it."""
     run = Run(config(loft__wire="int8", loft__sync=sync, mesh__worker=devices, **STILL))
@@ -145,8 +147,9 @@ def test_all_changes_of_shared_variables_arrive_in_the_end(kind, stagger):
         np.testing.assert_allclose(arrived, start[path] + total[path], rtol=0, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["int8 exchanged", "int8", "all"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("all", marks=full), *(pytest.param(n, marks=campaign) for n in ("int8", "int8 exchanged"))]
+)
 def test_rounds_do_not_depend_on_the_number_of_devices(name):
     one, *others = (Run(config(mesh__worker=devices, **SETTINGS[name])).rounds(3) for devices in (1, 2, 4))
     for other in others:
@@ -187,8 +190,7 @@ def test_outer_steps_of_rate_one_without_momentum_change_nothing(sync):
     close(one.rounds(3)["params"], other.rounds(3)["params"])
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("filters", [True, pytest.param(False, marks=full)])
+@pytest.mark.parametrize("filters", [pytest.param(True, marks=full), pytest.param(False, marks=campaign)])
 def test_outer_steps_are_the_same_whichever_way_filters_come_together(filters):
     own = {**NESTEROV, "loft__outer_filters": filters}
     one, other = (Run(config(loft__sync=sync, **own)) for sync in ("exchange", "psum"))
@@ -274,7 +276,7 @@ def test_a_sync_moves_the_filters_of_its_fragment_and_no_others():
     [
         "all",
         *(pytest.param(name, marks=full) for name in ("int8", "int8 exchanged", "outer exchanged")),
-        *(pytest.param(n, marks=pytest.mark.campaign) for n in ("bfloat16", "outer", "rarer averages exchanged")),
+        *(pytest.param(n, marks=campaign) for n in ("bfloat16", "outer", "rarer averages exchanged")),
         pytest.param("rarer averages", marks=full),
     ],
 )
