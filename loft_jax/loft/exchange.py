@@ -39,7 +39,7 @@ from loft_jax.loft.beside import (
 from loft_jax.loft.fragments import Fragment
 from loft_jax.loft.outer import OuterStep
 from loft_jax.loft.program import RoundProgram
-from loft_jax.loft.state import State
+from loft_jax.loft.state import State, full_specs
 from loft_jax.loft.summed import Summed
 from loft_jax.loft.sync import Masks, own_rows
 from loft_jax.loft.traffic import NO_TRAFFIC, Traffic, variable_sizes
@@ -105,18 +105,7 @@ class Exchange:
         )
         at_rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
         self._place = jax.jit(self._split_filters, out_shardings=at_rest)
-        whole = NamedSharding(mesh, REPLICATED)
-        beside = {part: NamedSharding(mesh, spec) for part, spec in parts_of(config).items()}
-        everywhere = State(
-            batch_stats=whole,
-            beside=beside or None,
-            kept=whole,
-            momentum=whole,
-            owners=whole,
-            params=whole,
-            round=whole,
-            second_moment=whole,
-        )
+        everywhere = jax.tree.map(lambda spec: NamedSharding(mesh, spec), full_specs(config))
         self._full = jax.jit(self._assemble, out_shardings=everywhere)
 
     def place(self, full: State) -> ExchangeState:

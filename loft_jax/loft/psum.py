@@ -1,7 +1,7 @@
 """`loft.sync: psum`: owned slices are summed to the full CNN, which every device holds between rounds."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from loft_jax.loft.beside import AGREED, ERRORS, OUTER, OWN, parts_of, shared_ro
 from loft_jax.loft.fragments import Fragment
 from loft_jax.loft.outer import OuterStep
 from loft_jax.loft.program import RoundProgram
-from loft_jax.loft.state import State
+from loft_jax.loft.state import State, full_specs
 from loft_jax.loft.summed import Summed
 from loft_jax.loft.sync import Masks, own_rows
 from loft_jax.loft.traffic import NO_TRAFFIC, Traffic
@@ -63,8 +63,7 @@ class Psum:
         self._draw = jax.jit(self._draw_masks, out_shardings=NamedSharding(mesh, self.masks_spec))
         parts = parts_of(config)
         self.holds_full, self._parts = OWN not in parts, tuple(parts)
-        everywhere = {field.name: REPLICATED for field in fields(State)}
-        self.state_spec = State(**everywhere | {"beside": parts or None}) if parts else REPLICATED
+        self.state_spec = full_specs(config) if parts else REPLICATED
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.state_spec)
         self._place = jax.jit(self._take_agreed, out_shardings=shardings)
         self._full = jax.jit(self._take_means, out_shardings=shardings)

@@ -1,7 +1,7 @@
 """The state of training in one type: what a checkpoint holds, and what a run starts from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from loft_jax.config import Config
-from loft_jax.devices import distribute, replicate
+from loft_jax.devices import REPLICATED, distribute, replicate
 from loft_jax.filters import MOMENTS, FilterGroup, draw_partition, flatten_paths, unflatten_paths
 from loft_jax.loft.beside import parts_of, start_beside
 from loft_jax.loft.split import split_groups
@@ -122,6 +122,12 @@ def starting_state(variables: Mapping[str, Any], config: Config, groups: Sequenc
         state = state.with_zero_moments(config.optimizer.moments)
     beside = start_beside(config, groups, flatten_paths(state.collections))
     return replace(state, beside=beside and {part: unflatten_paths(tree) for part, tree in beside.items()})
+
+
+def full_specs(config: Config) -> State:
+    """Return the sharding of a full state over the mesh: on every device, but for what is kept beside by worker."""
+    specs: dict[str, Any] = {field.name: REPLICATED for field in fields(State)}
+    return State(**specs | {"beside": parts_of(config) or None})
 
 
 def put_state(state: State, config: Config, mesh: Mesh) -> State:
