@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import NamedSharding
 
 from loft_jax.config.config import Config
 from loft_jax.data.dataset import Dataset
 from loft_jax.data.streaming.dataset import StreamedDataset
-from loft_jax.devices.mesh import make_mesh, replicate
+from loft_jax.devices.mesh import PER_WORKER, make_mesh, replicate
 from loft_jax.devices.setup import jit_once
 from loft_jax.loft.images import make_images
 from loft_jax.loft.state import State, initial_state
@@ -93,6 +94,16 @@ class Run:
     def programs(self) -> dict[str, jax.stages.Lowered]:
         """The round's programs, lowered for the shapes of the state."""
         return {name: program.lower() for name, program in self.round.programs(self.full).items()}
+
+
+def train_alike(one: Run, other: Run) -> tuple[dict[str, Any], jax.Array]:
+    """Train a run for a round, and one under psum with its partition. Returns one state, and the other loss."""
+    owners = jax.device_get(one.round.sync.partition(one.state))
+    state = one.rounds(1)
+    masks = {name: jax.device_put(mask, NamedSharding(other.mesh, PER_WORKER)) for name, mask in owners.items()}
+    _, workers = other.round.train_locally(other.state, masks)
+    other.state, loss = other.round.finish(other.state, masks, workers)
+    return state, loss
 
 
 def as_dict(state: State) -> dict[str, Any]:

@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 from helpers.runs import assert_same_state, config_of, opened, train_rounds
-from helpers.tiny import Run, as_dict, config, flat
+from helpers.tiny import Run, as_dict, config, flat, train_alike
 from helpers.two_layers import TwoLayers
-from jax.sharding import NamedSharding
 
 from loft_jax import FilterGroup, deal_partition, draw_partition
-from loft_jax.devices.mesh import PER_WORKER, WORKER, replicate
+from loft_jax.devices.mesh import WORKER, replicate
 from loft_jax.filters import MOMENTS
 from loft_jax.loft.state import State
 from loft_jax.storage.checkpoints import read_state
@@ -83,11 +82,7 @@ def test_rounds_equal_those_of_psum_given_the_same_partitions(workers, devices, 
     one, other = (Run(make(**mesh, **settings), fused=fused, pruned=pruned) for make in (exchange, config))
     split = {path for group in one.round.groups if group.partitioned for path in group.axes}
     for _ in range(3):
-        owners = jax.device_get(one.round.sync.partition(one.state))
-        state = one.rounds(1)
-        masks = {name: jax.device_put(m, NamedSharding(other.mesh, PER_WORKER)) for name, m in owners.items()}
-        _, workers = other.round.train_locally(other.state, masks)
-        other.state, loss = other.round.finish(other.state, masks, workers)
+        state, loss = train_alike(one, other)
         np.testing.assert_allclose(one.loss, loss, rtol=1e-6)
         expected = flat(as_dict(jax.device_get(other.state)))
         got = flat({name: part for name, part in state.items() if name != "owners"})

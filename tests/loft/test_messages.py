@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 from helpers.runs import assert_same_state
-from helpers.tiny import Run, as_dict, config, flat
+from helpers.tiny import Run, as_dict, config, flat, train_alike
 from helpers.two_layers import TwoLayers
-from jax.sharding import NamedSharding
 
 from loft_jax import create_model
 from loft_jax.cost.hlo import payloads
@@ -195,11 +194,7 @@ def test_outer_steps_are_the_same_whichever_way_filters_come_together(filters):
     own = {**NESTEROV, "loft__outer_filters": filters}
     one, other = (Run(config(loft__sync=sync, **own)) for sync in ("exchange", "psum"))
     for _ in range(3):
-        owners = jax.device_get(one.round.sync.partition(one.state))
-        state = one.rounds(1)
-        masks = {name: jax.device_put(m, NamedSharding(other.mesh, PER_WORKER)) for name, m in owners.items()}
-        _, workers = other.round.train_locally(other.state, masks)
-        other.state, _ = other.round.finish(other.state, masks, workers)
+        state, _ = train_alike(one, other)
     expected = as_dict(jax.device_get(other.round.full(other.state)))
     close(state["params"], expected["params"])
     close(state["beside"], expected["beside"])
